@@ -1,0 +1,41 @@
+# Each target makes its own virtual environment first; PYTHON picks the interpreter (CPython >= 3.11).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types check bench reference clean
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pgnear needs CPython >= 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test,bench]'
+	@touch $@
+
+demo: $(BIN)/.installed ## A PostgreSQL, some data and a pgnear in front of them
+	@exec $(BIN)/pgnear demo $(ARGS)
+
+test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BIN)/.installed ## ruff and the import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(BIN)/.installed ## mypy --strict
+	$(BIN)/mypy
+
+check: lint types test ## Everything that CI runs
+
+bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, pgnear; results go to bench/results/
+	$(BIN)/python -m bench $(ARGS)
+
+reference: $(BIN)/.installed ## Regenerate the configuration table, the example file and the JSON schema
+	$(BIN)/python -m config.reference
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

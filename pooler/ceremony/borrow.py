@@ -1,0 +1,100 @@
+"""Using a pool's connection from a task: for greetings, resets and catalog look-ups.
+
+While it is borrowed the connection is out of the reactor's hands; it goes back registered, idle and clean, or closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from pooler.ceremony.connect import ask
+from pooler.origin import Origin
+from pooler.pool import Pool
+from pooler.settings import DEFAULTS, Settings
+from pooler.transport import TransportClosed
+from protocol import errors
+from protocol.errors import PgError
+
+
+class _Borrower:
+    """A task in the pool's queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.origin: Origin | None = None
+        self.error: PgError | None = None
+        self.decided = trio.Event()
+
+    def granted(self, origin: Origin) -> None:
+        self.origin = origin
+        self.decided.set()
+
+    def refused(self, error: PgError) -> None:
+        self.error = error
+        self.decided.set()
+
+
+@asynccontextmanager
+async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[Origin]:
+    """A connection of `pool` with `settings` set, for the length of the block.
+
+    Raises:
+      PgError: none was to be had in time, or the settings cannot be made.
+    """
+    borrower = _Borrower(settings)
+    origin = pool.acquire(borrower)
+    if origin is None:
+        try:
+            await borrower.decided.wait()
+        except trio.Cancelled:
+            pool.withdraw(borrower)
+            if borrower.origin is not None:
+                pool.release(borrower.origin)
+            raise
+        if borrower.error is not None:
+            raise borrower.error
+        assert borrower.origin is not None
+        origin = borrower.origin
+    origin.transport.unregister()
+    origin.draining = True  # owned by nobody in the reactor
+    try:
+        if origin.settings is not settings:
+            await apply(origin, settings)
+        yield origin
+    except PgError:
+        give_back(pool, origin)
+        raise
+    except TransportClosed as error:
+        origin.close()
+        raise errors.origin_lost(str(error)) from None
+    except BaseException:
+        origin.close()
+        raise
+    else:
+        give_back(pool, origin)
+
+
+def give_back(pool: Pool, origin: Origin) -> None:
+    """Into the reactor's hands again, and free."""
+    origin.draining = False
+    origin.transport.register(origin)
+    pool.release(origin)
+
+
+async def apply(origin: Origin, settings: Settings) -> None:
+    """Make `origin` have `settings`, and note what it reports.
+
+    Raises:
+      PgError: the origin refuses one of them; none of them is made then.
+      TransportClosed: the connection broke.
+    """
+    text = origin.settings.difference_to(settings)[5:-1].decode()
+    for kind, body in await ask(origin.transport, text):
+        if kind == ord("S"):
+            name, value = body[:-1].split(b"\0")[:2]
+            origin.parameters[name.decode()] = value.decode(errors="replace")
+    origin.unnamed = None
+    origin.settings = settings

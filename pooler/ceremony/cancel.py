@@ -1,0 +1,53 @@
+"""Where a cancel goes: from a client's CancelRequest to the origin connection that works for that client, or nowhere.
+
+The origin connection counts the cancels that are on their way to it and is not handed to another client until they have arrived:
+a late cancel never hits the next client's query. Source: PostgreSQL documentation, "Message Flow", section "Canceling Requests in Progress".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from pooler.ceremony.connect import open_transport
+from pooler.logs import get_logger
+from pooler.transport import TransportClosed
+from protocol import startup
+from protocol.errors import PgError
+
+if TYPE_CHECKING:
+    from pooler.origin import Origin
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+
+async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
+    """A client asked, with the key it was given, for its query to be cancelled. A wrong key changes nothing."""
+    service.stats.cancels_received += 1
+    session = service.session_by_key(pid, secret)
+    if session is None or session.cancel_waiting():
+        return
+    origin = session.origin
+    if origin is not None and origin.units:
+        await cancel_origin(service, origin)
+
+
+async def cancel_origin(service: Service, origin: Origin) -> None:
+    """Ask the origin to cancel what `origin` works on; returns when the request has arrived."""
+    origin.cancels += 1
+    service.stats.cancels_forwarded += 1
+    try:
+        with trio.move_on_after(service.config.cancel_wait_timeout):
+            transport = await open_transport(origin.pool.target, service.reactor)
+            try:
+                await transport.send_all(startup.cancel_request(origin.pid, origin.secret))
+                while await transport.receive_some():  # the origin closes once it has delivered the signal
+                    pass
+            finally:
+                transport.close()
+    except (PgError, TransportClosed) as error:
+        log.warning("cancel_failed", pool=origin.pool.name, origin_pid=origin.pid, reason=str(error))
+    finally:
+        origin.pool.cancel_done(origin)

@@ -1,0 +1,175 @@
+"""Connecting to the origin: TCP or unix socket, TLS, startup packet, authentication, first ReadyForQuery.
+
+Used for pool connections (`connect`) and, without authentication, for cancel requests (`ceremony.cancel`). The deadline is the
+caller's. Source: PostgreSQL documentation, "Message Flow", sections "Start-up" and "SSL Session Encryption".
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+
+import trio
+
+from config import Target
+from pooler.ceremony.tls import origin_context
+from pooler.reactor import Reactor
+from pooler.transport import Transport, TransportClosed
+from protocol import errors, startup
+from protocol.auth import OriginAuthenticator, tls_server_end_point
+from protocol.errors import PgError
+from protocol.framing import FrameReader, frame
+
+LOGIN_FRAME_LIMIT = 1 << 20
+"""No message of an origin's login is larger, in bytes."""
+
+
+@dataclass(slots=True)
+class Connected:
+    """An authenticated origin connection, not yet registered with the reactor."""
+
+    transport: Transport
+    pid: int
+    secret: bytes
+    parameters: dict[str, str]
+
+
+async def open_transport(target: Target, reactor: Reactor) -> Transport:
+    """A transport to the origin, encrypted as the target's sslmode says.
+
+    Raises:
+      PgError: 08001, with the reason in words.
+    """
+    try:
+        if target.host.startswith("/"):
+            stream = await trio.open_unix_socket(f"{target.host}/.s.PGSQL.{target.port}")
+            sock = _detach(stream.socket)
+        else:
+            tcp = await trio.open_tcp_stream(target.host, target.port)
+            sock = _detach(tcp.socket)
+    except OSError as error:
+        raise errors.origin_unreachable(_reason(error)) from None
+    transport = Transport(sock, reactor, f"{target.host}:{target.port}")
+    try:
+        if target.sslmode not in ("disable", "allow") and not target.host.startswith("/"):
+            await _encrypt(transport, target)
+    except BaseException:
+        transport.close()
+        raise
+    return transport
+
+
+def _detach(trio_socket: trio.socket.SocketType) -> socket.socket:
+    return socket.socket(fileno=trio_socket.detach())
+
+
+def _reason(error: OSError) -> str:
+    causes = getattr(error.__cause__, "exceptions", ())
+    inner = causes[0] if causes else error.__cause__ or error
+    return getattr(inner, "strerror", None) or str(inner)
+
+
+async def _encrypt(transport: Transport, target: Target) -> None:
+    try:
+        await transport.send_all(startup.ssl_request())
+        answer = await transport.receive_some()
+        if answer == b"S":
+            context = origin_context(target)
+            await transport.handshake(context, server_side=False, server_hostname=target.host)
+        elif answer == b"N" and target.sslmode == "prefer":
+            return
+        elif answer == b"N":
+            raise errors.origin_unreachable(f"it does not offer TLS, and sslmode is {target.sslmode}")
+        elif answer[:1] == b"S":
+            raise errors.origin_unreachable("it sent plaintext behind its answer to SSLRequest")
+        else:
+            raise errors.origin_unreachable("it does not speak PostgreSQL's protocol")
+    except TransportClosed as error:
+        raise errors.origin_unreachable(str(error)) from None
+    except (OSError, ssl.SSLError) as error:
+        raise errors.origin_unreachable(f"sslrootcert cannot be used: {error}") from None
+
+
+async def connect(target: Target, reactor: Reactor) -> Connected:
+    """Open, encrypt and authenticate one connection.
+
+    Raises:
+      PgError: 08001 where the origin cannot be reached or trusted; what the origin itself said where it refused.
+    """
+    transport = await open_transport(target, reactor)
+    try:
+        return await _log_in(transport, target)
+    except TransportClosed as error:
+        transport.close()
+        raise errors.origin_unreachable(f"the connection broke during login: {error}") from None
+    except BaseException:
+        transport.close()
+        raise
+
+
+async def _log_in(transport: Transport, target: Target) -> Connected:
+    parameters = {"user": target.user, "database": target.dbname, **target.options}
+    await transport.send_all(startup.startup_message(parameters))
+    encrypted = transport.tls is not None
+    binding = None
+    if transport.tls is not None:
+        certificate = transport.tls.getpeercert(binary_form=True)
+        binding = tls_server_end_point(certificate) if certificate else None
+    authenticator = OriginAuthenticator(
+        target.user,
+        target.password,
+        channel_binding=binding,
+        cleartext_allowed=encrypted or target.is_local,
+    )
+    reader = FrameReader(LOGIN_FRAME_LIMIT)
+    connected = Connected(transport, 0, b"", {})
+    while True:
+        while (message := reader.next()) is not None:
+            kind, body = message
+            if kind == ord("R"):
+                reply = authenticator.feed(body)
+                if reply is not None:
+                    await transport.send_all(reply)
+            elif kind == ord("E"):
+                raise PgError.from_payload(body)
+            elif kind == ord("S"):
+                name, value = body[:-1].split(b"\0")[:2]
+                connected.parameters[name.decode()] = value.decode(errors="replace")
+            elif kind == ord("K"):
+                connected.pid = int.from_bytes(body[:4], "big")
+                connected.secret = body[4:]
+            elif kind == ord("Z"):
+                return connected
+            elif kind not in b"Nv":
+                raise errors.origin_unreachable(f"unexpected message of type {chr(kind)!r} during login")
+        data = await transport.receive_some()
+        if not data:
+            raise TransportClosed("the origin closed it")
+        reader.feed(data)
+
+
+async def ask(transport: Transport, text: str) -> list[tuple[int, bytes]]:
+    """Send a simple Query on a connection that is in ceremony; the frames of its answer, ReadyForQuery last.
+
+    Raises:
+      TransportClosed: the connection broke.
+      PgError: the origin answered with an error.
+    """
+    await transport.send_all(frame(b"Q", text.encode() + b"\0"))
+    reader = FrameReader(64 << 20)
+    frames: list[tuple[int, bytes]] = []
+    failure: PgError | None = None
+    while True:
+        while (message := reader.next()) is not None:
+            frames.append(message)
+            if message[0] == ord("E"):
+                failure = PgError.from_payload(message[1])
+            elif message[0] == ord("Z"):
+                if failure is not None:
+                    raise failure
+                return frames
+        data = await transport.receive_some()
+        if not data:
+            raise failure or TransportClosed("the origin closed the connection")
+        reader.feed(data)

@@ -1,0 +1,138 @@
+"""Listening sockets and the tasks that accept on them.
+
+An address is HOST:PORT, [IPv6]:PORT or a unix socket's path (`unix:/path` or `/path`). Port 0 takes any free one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import trio
+
+from pooler.ceremony.login import log_in
+from pooler.logs import get_logger
+from pooler.transport import Transport
+from protocol import errors
+
+if TYPE_CHECKING:
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+BACKLOG = 4096
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def open_listener(address: str) -> socket.socket:
+    """A listening, non-blocking socket.
+
+    Raises:
+      OSError: the address is taken or cannot be had; the message names it.
+    """
+    try:
+        if address.startswith(("unix:", "/")):
+            return _listen_unix(address.removeprefix("unix:"))
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(where)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    except OSError as error:
+        reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise OSError(error.errno or 0, f"cannot listen on {address}: {reason}") from None
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_stale(path: str) -> bool:
+    """Whether `path` is a socket that nobody listens on any more."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def address_of(sock: socket.socket) -> str:
+    """Where a listening socket listens, as a person would write it."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return str(name)
+    host, port = name[:2]
+    return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+async def accept_forever(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
+    """Start a login for each connection that comes, until cancelled."""
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        for _ in range(64):  # then the others get their turn
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    log.error("accept_failed", reason=error.strerror, open_clients=len(service.sessions))
+                    await trio.sleep(0.1)
+                break
+            _welcome(service, sock, peer, nursery)
+
+
+def _welcome(service: Service, sock: socket.socket, peer: object, nursery: trio.Nursery) -> None:
+    where = "unix" if sock.family == socket.AF_UNIX else str(peer[0])  # type: ignore[index]
+    transport = Transport(sock, service.reactor, where)
+    stats = service.stats
+    stats.clients_accepted += 1
+    limit = service.config.max_unauthenticated_connections
+    if stats.unauthenticated >= limit:
+        error = errors.too_many_logins(limit)
+        stats.clients_rejected[error.sqlstate] = stats.clients_rejected.get(error.sqlstate, 0) + 1
+        try:
+            sock.send(error.fatal().response())
+        except OSError:
+            pass
+        transport.close()
+        return
+    nursery.start_soon(_log_in, service, transport)
+
+
+async def _log_in(service: Service, transport: Transport) -> None:
+    service.reactor.ceremonies += 1
+    try:
+        await log_in(service, transport)
+    except Exception as error:  # a bug here costs one client its login, not everybody their connection
+        log.exception("internal_error", where="login", error=str(error))
+    finally:
+        service.reactor.ceremonies -= 1

@@ -1,0 +1,260 @@
+"""A client's way from accepted socket to session: SSLRequest, startup packet, authentication, greeting.
+
+One deadline covers all of it. What waits in the pool's queue for the greeting has the pool's own deadline. Source: PostgreSQL documentation,
+"Message Flow", sections "Start-up", "SSL Session Encryption" and "SASL Authentication".
+"""
+
+from __future__ import annotations
+
+import secrets
+from itertools import count
+from typing import TYPE_CHECKING
+
+import trio
+
+from pooler.ceremony.cancel import cancel_for_client
+from pooler.ceremony.greeting import greeting
+from pooler.ceremony.tls import ALPN
+from pooler.logs import get_logger
+from pooler.session import Session
+from pooler.settings import Settings, from_startup
+from pooler.transport import Transport, TransportClosed
+from protocol import errors, startup
+from protocol.auth import AUTHENTICATION_OK, ScramServer
+from protocol.errors import PgError
+from protocol.framing import FrameReader, frame
+
+if TYPE_CHECKING:
+    from pooler.pool import Pool
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+PASSWORD_FRAME_LIMIT = 65536
+"""The largest authentication message of a client, in bytes."""
+
+_pids = count(1)
+_NOT_SETTINGS = ("user", "database", "options", "replication")
+
+
+class _Login:
+    """One client's login; holds the bytes that came and no message took yet."""
+
+    def __init__(self, service: Service, transport: Transport) -> None:
+        self.service = service
+        self.transport = transport
+        self.buffer = b""
+        self.user = ""
+
+    async def read(self, size: int) -> bytes:
+        """Exactly `size` bytes.
+
+        Raises:
+          TransportClosed: the client left first.
+        """
+        while len(self.buffer) < size:
+            data = await self.transport.receive_some()
+            if not data:
+                raise TransportClosed("the client closed the connection during login")
+            self.buffer += data
+        taken, self.buffer = self.buffer[:size], self.buffer[size:]
+        return taken
+
+    async def packet(self) -> bytes:
+        """The next startup-style packet, its length included."""
+        head = await self.read(4)
+        length = int.from_bytes(head, "big")
+        if not 8 <= length <= startup.MAX_STARTUP_BYTES:
+            raise errors.protocol_violation(f"invalid length of startup packet: {length}")
+        return head + await self.read(length - 4)
+
+    async def startup_message(self) -> startup.StartupMessage | startup.CancelRequest:
+        """Everything up to the startup packet, encryption included."""
+        service, transport = self.service, self.transport
+        tls = service.tls
+        head = await self.read(1)
+        self.buffer = head + self.buffer
+        if head == b"\x16" and tls is not None:  # a TLS ClientHello: direct TLS
+            await self._encrypt()
+            chosen = transport.tls.selected_alpn_protocol() if transport.tls else None
+            if chosen != ALPN:
+                raise errors.protocol_violation("received direct SSL connection request without ALPN protocol negotiation extension")
+        for _ in range(3):
+            request = startup.parse_startup(await self.packet())
+            if isinstance(request, startup.GSSENCRequest):
+                self._nothing_behind()
+                await transport.send_all(b"N")
+            elif isinstance(request, startup.SSLRequest):
+                if transport.tls is not None:
+                    raise errors.protocol_violation("SSLRequest on a connection that is encrypted already")
+                self._nothing_behind()
+                if tls is None:
+                    await transport.send_all(b"N")
+                else:
+                    await transport.send_all(b"S")
+                    await self._encrypt()
+            else:
+                return request
+        raise errors.protocol_violation("too many encryption requests")
+
+    def _nothing_behind(self) -> None:
+        """Bytes sent in plaintext behind an encryption request are an attacker's or a bug's (CVE-2021-23214)."""
+        if self.buffer:
+            raise errors.plaintext_after_ssl_request()
+
+    async def _encrypt(self) -> None:
+        assert self.service.tls is not None
+        received, self.buffer = self.buffer, b""
+        await self.transport.handshake(self.service.tls.context, server_side=True, received=received)
+
+    async def authenticate(self, user: str) -> None:
+        """SCRAM-SHA-256, with channel binding where there is TLS; or nothing, where trust was asked for.
+
+        Raises:
+          PgError: 28P01; an unknown user fails as late and as slowly as a wrong password.
+        """
+        service, transport = self.service, self.transport
+        if service.config.auth == "trust":
+            return
+        binding = service.tls.channel_binding if service.tls is not None and transport.tls is not None else None
+        server = ScramServer(service.verifiers.get(user), user, channel_binding=binding)
+        await transport.send_all(server.start())
+        reader = FrameReader(PASSWORD_FRAME_LIMIT)
+        reader.feed(self.buffer)
+        done = False
+        while not done:
+            message = reader.next()
+            if message is None:
+                data = await transport.receive_some()
+                if not data:
+                    raise TransportClosed("the client closed the connection during authentication")
+                reader.feed(data)
+                continue
+            if message[0] != ord("p"):
+                raise errors.protocol_violation(f"expected a SASL response, got message type {chr(message[0])!r}")
+            reply, done = server.feed(message[1])
+            if reply:
+                await transport.send_all(reply)
+        self.buffer = reader.rest
+
+
+async def log_in(service: Service, transport: Transport) -> None:
+    """Take an accepted connection to its session, or tell the client why not and close."""
+    login = _Login(service, transport)
+    stats = service.stats
+    stats.unauthenticated += 1
+    counted = True
+    try:
+        with trio.move_on_after(service.config.client_login_timeout) as deadline:
+            request = await login.startup_message()
+            if isinstance(request, startup.CancelRequest):
+                await cancel_for_client(service, request.pid, request.secret)
+                transport.close()
+                return
+            login.user = request.parameters.get("user", "")
+            pool = _admit(service, transport, request)
+            await login.authenticate(login.user)
+        if deadline.cancelled_caught:
+            raise errors.login_timeout(service.config.client_login_timeout)
+        stats.unauthenticated -= 1
+        counted = False
+        await _welcome(service, pool, login, request)
+    except PgError as error:
+        if error.sqlstate == "28P01":
+            stats.login_failures += 1
+        _rejected(service, error.sqlstate)
+        log.warning("login_failed", client=transport.peer, user=login.user, sqlstate=error.sqlstate, reason=error.message)
+        await _say(transport, error)
+    except TransportClosed as error:
+        log.debug("login_broken", client=transport.peer, user=login.user, reason=str(error))
+        transport.close()
+    except BaseException:
+        transport.close()
+        raise
+    finally:
+        if counted:
+            stats.unauthenticated -= 1
+
+
+def _rejected(service: Service, sqlstate: str) -> None:
+    rejected = service.stats.clients_rejected
+    rejected[sqlstate] = rejected.get(sqlstate, 0) + 1
+
+
+async def _say(transport: Transport, error: PgError) -> None:
+    """Tell the client, if it still listens, and close."""
+    with trio.move_on_after(1):
+        try:
+            await transport.send_all(error.fatal().response())
+        except TransportClosed:
+            pass
+    transport.close()
+
+
+def _admit(service: Service, transport: Transport, request: startup.StartupMessage) -> Pool:
+    """The pool for this request.
+
+    Raises:
+      PgError: the request cannot be served, whoever asks.
+    """
+    parameters = request.parameters
+    if request.major != 3:
+        raise errors.unsupported_protocol(request.major, request.minor)
+    user = parameters.get("user", "")
+    if not user:
+        raise errors.no_user()
+    if service.config.tls == "require" and transport.tls is None and not transport.local:
+        raise errors.tls_required()
+    if parameters.get("replication", "off").lower() not in ("off", "false", "no", "0", ""):
+        raise errors.replication_not_supported()
+    if service.draining:
+        raise errors.admin_shutdown()
+    if len(service.sessions) >= service.config.max_client_connections:
+        raise errors.too_many_clients(service.config.max_client_connections)
+    database = parameters.get("database") or user
+    pool = service.pools.get(database)
+    if pool is None:
+        # Said only after authentication, so that names cannot be probed; see `_welcome`.
+        pool = service.no_pool(database)
+    return pool
+
+
+def wanted_settings(parameters: dict[str, str]) -> Settings:
+    """The settings that a startup packet asks for: its parameters, and `-c` and `--` in its `options`.
+
+    Raises:
+      PgError: `options` cannot be read.
+    """
+    wanted: dict[str, str] = {}
+    for name, value in startup.parse_options(parameters.get("options", "")):
+        wanted[name.lower()] = value
+    for name, value in parameters.items():
+        if name not in _NOT_SETTINGS and not name.startswith("_pq_."):
+            wanted[name.lower()] = value
+    return from_startup(wanted)
+
+
+async def _welcome(service: Service, pool: Pool, login: _Login, request: startup.StartupMessage) -> None:
+    """Greet the client with what the origin would say, and hand it to the reactor."""
+    transport = login.transport
+    database = request.parameters.get("database") or login.user
+    if database not in service.pools:
+        raise errors.unknown_database(database)
+    settings = wanted_settings(request.parameters)
+    statuses = await greeting(pool, settings)
+    minor = min(request.minor, 2)
+    unknown = [name for name in request.parameters if name.startswith("_pq_.")]
+    parts = []
+    if request.minor > minor or unknown:
+        parts.append(startup.negotiate_protocol_version(minor, unknown))
+    parts.append(AUTHENTICATION_OK)
+    for name, value in statuses.items():
+        parts.append(frame(b"S", name.encode() + b"\0" + value.encode() + b"\0"))
+    key = (next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4))
+    parts.append(frame(b"K", key[0].to_bytes(4, "big") + key[1]))
+    parts.append(b"Z\0\0\0\5I")
+    await transport.send_all(b"".join(parts))
+    session = Session(service, pool, transport, login.user, database, settings, key)
+    service.remember(session)
+    log.debug("client_connected", client=transport.peer, user=login.user, database=database, tls=transport.tls is not None)
+    session.start(login.buffer)

@@ -1,0 +1,41 @@
+"""Making an origin connection clean again after a client left something on it: ROLLBACK, then DISCARD ALL where state is left.
+
+When in doubt the connection is closed, not reused.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from pooler.ceremony.borrow import give_back
+from pooler.ceremony.connect import ask
+from pooler.logs import get_logger
+from pooler.origin import IDLE, Origin
+from pooler.pool import Pool
+from pooler.settings import DEFAULTS
+from pooler.transport import TransportClosed
+from protocol.errors import PgError
+
+log = get_logger(__name__)
+
+
+async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
+    """Roll back and discard, then give the connection back to `pool`; or close it."""
+    origin.transport.unregister()
+    try:
+        with trio.fail_after(deadline_seconds):
+            if origin.status != IDLE:
+                await ask(origin.transport, "ROLLBACK")
+                origin.status = IDLE
+            await ask(origin.transport, "DISCARD ALL")
+            origin.settings = DEFAULTS
+            origin.prepared.clear()
+            origin.unnamed = None
+    except (PgError, TransportClosed, trio.TooSlowError) as error:
+        log.info("origin_reset_failed", pool=pool.name, origin_pid=origin.pid, reason=str(error) or type(error).__name__)
+        origin.close()
+    except BaseException:
+        origin.close()
+        raise
+    else:
+        give_back(pool, origin)

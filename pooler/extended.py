@@ -1,0 +1,439 @@
+"""The extended query protocol: what a client's Parse/Bind/Describe/Execute/Close become on a shared origin connection.
+
+A batch is what a client sent up to a Sync or Flush. `submit` takes one through:
+
+    1. read the frames into operations (names, statements)
+    2. if the session is unlinked and the batch is one cacheable read: look in the cache, and answer from it
+    3. link, then translate: statement names become pgnear's own, a Parse that this connection has is not sent (its ParseComplete
+       is made up), one that it lacks is sent first (its ParseComplete is swallowed), and each message leaves a step
+       that says what to do with its answer
+
+Source: PostgreSQL documentation, "Message Flow", section "Extended Query".
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pooler.cache.keys import has_temporal_parameter
+from pooler.cache.store import Entry, Store
+from pooler.statements import ORIGIN_PREFIX, Prepared
+from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Capture, Step, Unit
+from protocol import errors, framing
+
+if TYPE_CHECKING:
+    from pooler.origin import Origin
+    from pooler.session import Session
+
+_PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
+_SYNC = ord("S")
+_STATEMENT = ord("S")
+SYNC_FRAME = b"S\0\0\0\4"
+FLUSH_FRAME = b"H\0\0\0\4"
+READY_IDLE = b"Z\0\0\0\5I"
+PARSE_COMPLETE = b"1\0\0\0\4"
+BIND_COMPLETE = b"2\0\0\0\4"
+CLOSE_COMPLETE = b"3\0\0\0\4"
+NO_PARAMETERS = b"\0\0"
+ALL_TEXT = b"\0\0\0\0\0\0"
+"""A Bind's tail with no parameter formats, no parameters and no result formats."""
+_header = Struct("!ci").pack
+
+Operation = tuple[Any, ...]
+
+
+def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int, int]], terminator: int) -> bool:
+    """Handle the frames of `batch` in `data`, which began at `start` and end with `terminator` (0: none yet).
+
+    Returns False where the session must wait for a connection; the batch is then given again.
+
+    Raises:
+      ValueError: a message ended before its last field.
+      PgError: a bound was passed.
+    """
+    operations = [_read(session, data, frame) for frame in batch]
+    end = batch[-1][2] if batch else start
+    capture = None
+    if session.origin is None:
+        if terminator == _SYNC:
+            if not batch:
+                session.answer(READY_IDLE)
+                return True
+            if _only_closes(operations):
+                _close_locally(session, operations)
+                return True
+            if session.service.cache is not None:
+                lookup = _lookup(session, data, operations)
+                if lookup is True:
+                    return True
+                capture = lookup
+        if not session.link(start):
+            return False
+    origin = session.origin
+    assert origin is not None
+    unit = _open_unit(session, origin)
+    if unit.failed:  # the origin skips to the Sync; so do we
+        operations = []
+    translation = _Translation(session, origin, unit, data)
+    for operation in operations:
+        translation.add(operation)
+    if terminator == _SYNC:
+        unit.synced = True
+    scripted = translation.scripted or unit.steps is not None or terminator != _SYNC
+    if scripted:
+        unit.script(translation.steps)
+    if capture is not None:
+        session.capture(unit, capture)
+    if translation.changed or not operations:
+        session.send_later(b"".join(translation.messages))
+        if terminator:
+            session.send_later(SYNC_FRAME if terminator == _SYNC else FLUSH_FRAME)
+    else:
+        session.send_later(data[start : end + 5] if terminator else data[start:end])
+    if not unit.synced and unit is not origin.units[-1]:
+        raise errors.protocol_violation("messages were sent behind an unfinished COPY")
+    return True
+
+
+def _open_unit(session: Session, origin: Origin) -> Unit:
+    """The unit this batch belongs to: the one that waits for its Sync, or a new one."""
+    if origin.units and not origin.units[-1].synced:
+        return origin.units[-1]
+    unit = Unit(perf_counter(), session.service.stats.bypass_latency)
+    unit.synced = False
+    session.push(unit)
+    return unit
+
+
+def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operation:
+    """One frame as (kind, start, end, fields...)."""
+    kind, start, end = frame
+    body = start + 5
+    if kind == _BIND:
+        portal_end = data.index(b"\0", body, end)
+        name_end = data.index(b"\0", portal_end + 1, end)
+        return kind, start, end, data[body:portal_end], data[portal_end + 1 : name_end], name_end + 1
+    if kind == _EXECUTE:
+        portal_end = data.index(b"\0", body, end)
+        return kind, start, end, data[body:portal_end], data[portal_end + 1 : end]
+    if kind == _PARSE:
+        name_end = data.index(b"\0", body, end)
+        text_end = data.index(b"\0", name_end + 1, end)
+        text = data[name_end + 1 : text_end]
+        service = session.service
+        prepared = service.prepared.intern(text, data[text_end + 1 : end], service.classifier(text))
+        return kind, start, end, data[body:name_end], prepared
+    if body >= end:
+        raise ValueError
+    return kind, start, end, data[body], data[body + 1 : data.index(b"\0", body + 1, end)]
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def simple_key(session: Session, text: bytes) -> Any:
+    """The cache key of a simple Query with `text`, or None where it may not be cached."""
+    return _key(session, session.service.prepared.intern(text, NO_PARAMETERS, session.service.classifier(text)), ALL_TEXT)
+
+
+def _key(session: Session, prepared: Prepared, tail: bytes) -> Any:
+    """Everything that decides the answer (invariant 4), or None where it may not be cached."""
+    pool = session.pool
+    if pool.catalog is None or pool.catalog.allows(prepared.statement) is not None:
+        return None
+    return (session.user, session.settings.label, prepared.text, prepared.types, tail)
+
+
+def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Capture | bool | None:
+    """True: answered from the cache. A Capture: cacheable, to be stored. None: not for the cache."""
+    shape = _read_shape(session, data, operations)
+    if shape is None:
+        return None
+    prepared, tail, described = shape
+    if not prepared.statement.cacheable or has_temporal_parameter(tail):
+        return None
+    if tail[:4] == b"\0\0\0\0" and tail != ALL_TEXT and tail[4:6] == b"\0\1" and tail[6:] == b"\0\0":
+        tail = ALL_TEXT  # one result format, text, says the same as none
+    key = _key(session, prepared, tail)
+    if key is None:
+        return None
+    cache = session.service.cache
+    assert cache is not None
+    started = perf_counter()
+    entry = cache.get(session.namespace, key, started)
+    if entry is None or (described and entry.row_description is None):
+        return Capture(session.namespace, key, cache.epoch(session.namespace))
+    _answer(session, operations, entry)
+    session.service.stats.hit_latency.observe(perf_counter() - started)
+    return True
+
+
+def _read_shape(
+    session: Session, data: bytes, operations: list[Operation]
+) -> tuple[Prepared, bytes, bool] | None:
+    """(statement, Bind's tail, portal described?) of a batch that is one whole read."""
+    prepared: Prepared | None = None
+    tail: bytes | None = None
+    parsed: bytes | None = None
+    described = executed = False
+    for operation in operations:
+        kind = operation[0]
+        if executed:
+            return None
+        if kind == _PARSE and parsed is None and tail is None:
+            parsed = operation[3]
+            if parsed and parsed in session.statements:
+                return None
+            prepared = operation[4]
+        elif kind == _BIND and tail is None and not operation[3]:
+            name = operation[4]
+            if parsed is None:
+                prepared = session.statements.get(name)
+            elif name != parsed:
+                return None
+            tail = data[operation[5] : operation[2]]
+        elif kind == _DESCRIBE:
+            if operation[3] == _STATEMENT or tail is None or operation[4]:
+                return None  # a statement's description has other format codes than a portal's
+            described = True
+        elif kind == _EXECUTE and tail is not None and not operation[3] and operation[4] == b"\0\0\0\0":
+            executed = True
+        else:
+            return None
+    if prepared is None or tail is None or not executed:
+        return None
+    return prepared, tail, described
+
+
+def _answer(session: Session, operations: list[Operation], entry: Entry) -> None:
+    parts = []
+    for operation in operations:
+        kind = operation[0]
+        if kind == _PARSE:
+            session.remember(operation[3], operation[4])
+            parts.append(PARSE_COMPLETE)
+        elif kind == _BIND:
+            parts.append(BIND_COMPLETE)
+        elif kind == _DESCRIBE:
+            assert entry.row_description is not None
+            parts.append(entry.row_description)
+    parts += (entry.rows, entry.tag, READY_IDLE)
+    session.answer(b"".join(parts))
+
+
+def store(cache: Store, capture: Capture, now: float) -> None:
+    """Keep a captured answer, unless its tables may have changed since its query was sent."""
+    if capture.tag is not None and cache.epoch(capture.namespace) == capture.epoch:
+        cache.put(capture.namespace, capture.key, b"".join(capture.rows), capture.row_description, capture.tag, now)
+
+
+# ---- without an origin --------------------------------------------------------------------------------------------------
+
+
+def _only_closes(operations: list[Operation]) -> bool:
+    return all(operation[0] == _CLOSE and operation[3] in b"SP" for operation in operations)
+
+
+def _close_locally(session: Session, operations: list[Operation]) -> None:
+    """Outside a transaction there are no portals, and statements are ours: nothing to ask an origin."""
+    for operation in operations:
+        if operation[3] == _STATEMENT:
+            session.statements.pop(operation[4], None)
+    session.answer(CLOSE_COMPLETE * len(operations) + READY_IDLE)
+
+
+# ---- translation --------------------------------------------------------------------------------------------------------
+
+
+class _Translation:
+    """Messages for one origin connection, and the steps that follow their answers.
+
+    Attributes:
+      messages: what to send. changed: whether that differs from what the client sent.
+      scripted: whether the answers must be followed one by one.
+    """
+
+    __slots__ = ("changed", "data", "messages", "origin", "scripted", "session", "steps", "unit")
+
+    def __init__(self, session: Session, origin: Origin, unit: Unit, data: bytes) -> None:
+        self.session = session
+        self.origin = origin
+        self.unit = unit
+        self.data = data
+        self.messages: list[bytes] = []
+        self.steps: list[Step] = []
+        self.changed = False
+        self.scripted = False
+
+    def add(self, operation: Operation) -> None:
+        kind = operation[0]
+        if kind == _BIND:
+            self._bind(operation)
+        elif kind == _EXECUTE:
+            self._pass(operation, EXECUTE)
+        elif kind == _DESCRIBE:
+            self._describe(operation)
+        elif kind == _PARSE:
+            self._parse(operation)
+        else:
+            self._close(operation)
+
+    def _pass(self, operation: Operation, step: int, argument: Any = None) -> None:
+        self.messages.append(self.data[operation[1] : operation[2]])
+        self.steps.append((step, True, argument, None))
+
+    def _parse(self, operation: Operation) -> None:
+        name, prepared = operation[3], operation[4]
+        session, origin = self.session, self.origin
+        if not name:
+            undo = self._remember(name, prepared)
+            before, origin.unnamed = origin.unnamed, prepared
+            self.messages.append(self.data[operation[1] : operation[2]])
+
+            def undo_unnamed() -> None:
+                origin.unnamed = None if origin.unnamed is prepared else before
+                undo()
+
+            self.steps.append((PARSE, True, None, undo_unnamed))
+            # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
+            return
+        self.scripted = self.changed = True
+        if name in session.statements:
+            self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
+            return
+        undo = self._remember(name, prepared)
+        if prepared in origin.prepared:
+            origin.prepared.move_to_end(prepared)
+            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
+            return
+
+        def undo_named() -> None:
+            origin.prepared.pop(prepared, None)
+            undo()
+
+        self._make_room()
+        origin.prepared[prepared] = None
+        self.messages.append(prepared.parse_frame(prepared.name))
+        self.steps.append((PARSE, True, None, undo_named))
+
+    def _remember(self, name: bytes, prepared: Prepared) -> Any:
+        statements = self.session.statements
+        before = statements.get(name)
+        self.session.remember(name, prepared)
+
+        def undo() -> None:
+            if before is None:
+                statements.pop(name, None)
+            else:
+                statements[name] = before
+
+        return undo
+
+    def _make_room(self) -> None:
+        """Close the connection's least recently used statement where it has as many as it may."""
+        origin = self.origin
+        while len(origin.prepared) >= origin.pool.max_prepared:
+            oldest, _ = origin.prepared.popitem(last=False)
+
+            def undo(oldest: Prepared = oldest) -> None:
+                origin.prepared[oldest] = None
+                origin.prepared.move_to_end(oldest, last=False)
+
+            self.messages.append(oldest.close_frame())
+            self.steps.append((CLOSE, False, None, undo))
+
+    def _have(self, name: bytes) -> Prepared | None:
+        """The client's statement `name`, present on the origin connection from here on; None if there is none."""
+        prepared = self.session.statements.get(name)
+        origin = self.origin
+        if prepared is None:
+            return None
+        if not name:
+            if origin.unnamed is not prepared:
+                self._replay(prepared, b"")
+                origin.unnamed = prepared
+        elif prepared in origin.prepared:
+            origin.prepared.move_to_end(prepared)
+        else:
+            self._make_room()
+            self._replay(prepared, prepared.name)
+            origin.prepared[prepared] = None
+        return prepared
+
+    def _replay(self, prepared: Prepared, name: bytes) -> None:
+        """A Parse that the client does not know of."""
+        origin = self.origin
+
+        def undo() -> None:
+            if name:
+                origin.prepared.pop(prepared, None)
+            else:
+                origin.unnamed = None
+
+        self.messages.append(prepared.parse_frame(name))
+        self.steps.append((PARSE, False, None, undo))
+        self.scripted = self.changed = True
+        self.session.service.stats.statements_replayed += 1
+
+    def _bind(self, operation: Operation) -> None:
+        _, start, end, portal, name, rest = operation
+        prepared = self._have(name)
+        if prepared is None:
+            self._missing(name)
+            return
+        if name:
+            body = portal + b"\0" + prepared.name + b"\0" + self.data[rest:end]
+            self.messages.append(_header(b"B", len(body) + 4) + body)
+            self.changed = True
+        else:
+            self.messages.append(self.data[start:end])
+        self.steps.append((BIND, True, None, None))
+        statement = prepared.statement
+        self.session.mind(statement, self.unit)
+
+    def _describe(self, operation: Operation) -> None:
+        _, _, _, what, name = operation
+        if what != _STATEMENT:
+            self._pass(operation, DESCRIBE)
+            return
+        prepared = self._have(name)
+        if prepared is None:
+            self._missing(name)
+            return
+        self.scripted = True
+        if name:
+            self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
+            self.changed = True
+            self.steps.append((DESCRIBE, True, prepared, None))
+        else:
+            self._pass(operation, DESCRIBE, prepared)
+
+    def _close(self, operation: Operation) -> None:
+        _, _, _, what, name = operation
+        if what != _STATEMENT:
+            self._pass(operation, CLOSE)
+            return
+        self.scripted = self.changed = True
+        statements = self.session.statements
+        prepared = statements.pop(name, None)
+
+        def undo() -> None:
+            if prepared is not None:
+                statements[name] = prepared
+
+        self.steps.append((MADE_UP, True, CLOSE_COMPLETE, undo))
+
+    def _missing(self, name: bytes) -> None:
+        self._fail(errors.undefined_prepared_statement(name.decode(errors="replace")).response())
+
+    def _fail(self, response: bytes) -> None:
+        """Make the origin fail here too, so that its transaction and its skipping to Sync are as they should be.
+
+        What it is sent is a Bind of a statement that no connection has; its error is replaced by `response`.
+        """
+        body = b"\0" + ORIGIN_PREFIX + b"none\0" + ALL_TEXT
+        self.messages.append(_header(b"B", len(body) + 4) + body)
+        self.steps.append((FAIL, False, response, None))
+        self.scripted = self.changed = True

@@ -1,0 +1,292 @@
+"""One origin connection in traffic: reads the origin's frames and passes them to the session it is linked to.
+
+Lives here: the walk over backend frames, the queue of units, what this connection has set and prepared. Not here: connecting and
+authenticating (`ceremony.connect`), who gets the connection (`pool`), what a client asked (`session`).
+
+States of an origin connection:
+
+    idle      in its pool; no session, no units
+    linked    `session` is set; `units` are owed to it
+    draining  its session is gone and `units` are still owed; their answers are dropped
+    closed    never again
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pooler.settings import DEFAULTS, Settings
+from pooler.transport import Transport, TransportClosed
+from pooler.unit import ALL, ERROR, PARAMETER_STATUS, READY, Unit
+from protocol.errors import PgError
+from protocol.framing import length_at
+
+if TYPE_CHECKING:
+    from pooler.pool import Pool
+    from pooler.session import Session
+    from pooler.statements import Prepared
+
+IDLE, IN_TRANSACTION, FAILED_TRANSACTION = b"ITE"
+
+
+class Origin:
+    """An authenticated connection to the origin, registered with the reactor.
+
+    Attributes:
+      settings: what is set on it, as far as pgnear set it.
+      prepared: named statements that it has, least recently used first.
+      unnamed: what its unnamed statement is, if it is known.
+      status: the last ReadyForQuery's status byte.
+      cancels: cancel requests under way; it is not handed on while there are any.
+    """
+
+    __slots__ = (
+        "_missing",
+        "_out",
+        "_partial",
+        "_stream",
+        "cancels",
+        "closed",
+        "created",
+        "draining",
+        "fatal",
+        "idle_since",
+        "parameters",
+        "pid",
+        "pool",
+        "prepared",
+        "secret",
+        "session",
+        "settings",
+        "status",
+        "transport",
+        "units",
+        "unnamed",
+    )
+
+    def __init__(
+        self, transport: Transport, pool: Pool, pid: int, secret: bytes, parameters: dict[str, str]
+    ) -> None:
+        self.transport = transport
+        self.pool = pool
+        self.pid = pid
+        self.secret = secret
+        self.parameters = parameters
+        self.settings: Settings = DEFAULTS
+        self.prepared: OrderedDict[Prepared, None] = OrderedDict()
+        self.unnamed: Prepared | None = None
+        self.session: Session | None = None
+        self.units: deque[Unit] = deque()
+        self.status = IDLE
+        self.created = self.idle_since = monotonic()
+        self.cancels = 0
+        self.draining = False
+        self.closed = False
+        self.fatal: PgError | None = None
+        self._partial = b""
+        self._missing = 0  # bytes until a buffered frame is whole
+        self._stream = 0  # bytes left of a frame that passes without being looked at
+        self._out: list[bytes] = []
+
+    # ---- from the origin ------------------------------------------------------------------------------------------------
+
+    def readable(self) -> None:
+        try:
+            data = self.transport.receive()
+        except TransportClosed as error:
+            self.lost(str(error))
+            return
+        if data is None:
+            return
+        if not data:
+            self.lost("the origin closed the connection")
+            return
+        if self._missing > len(data):
+            self._partial += data
+            self._missing -= len(data)
+            return
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        self._missing = 0
+        self._walk(data)
+
+    def _walk(self, data: bytes) -> None:
+        end = len(data)
+        position = min(self._stream, end)
+        self._stream -= position
+        start = 0  # of the run that passes to the client unchanged
+        out = self._out
+        units = self.units
+        notable = units[0].notable if units else ALL
+        while end - position >= 5:
+            kind = data[position]
+            length = length_at(data, position + 1)[0]
+            frame_end = position + 1 + length
+            if length < 4:
+                self.lost(f"the origin sent a message of type {kind} with length {length}")
+                return
+            if kind not in notable:
+                if frame_end > end:
+                    self._stream = frame_end - end
+                    position = end
+                    break
+                position = frame_end
+                continue
+            if frame_end > end:
+                if length > self.pool.max_message_bytes:
+                    self.lost(f"the origin sent a message of {length} bytes, over max_message_bytes")
+                    return
+                self._missing = frame_end - end
+                break
+            if start < position:
+                out.append(data[start:position])
+            if kind == READY:
+                forward = self._ready(data[position + 5])
+                if self.closed:
+                    return
+                notable = units[0].notable if units else ALL
+            else:
+                forward = self._notice(kind, data[position:frame_end])
+                notable = units[0].notable if units else ALL
+            start = position if forward else frame_end
+            position = frame_end
+        if start < position:
+            out.append(data[start:position])
+        if position < end:
+            self._partial = data[position:]
+        self._deliver()
+
+    def emit(self, frame: bytes) -> None:
+        """Put a frame of pgnear's own among those of the origin, at the place the walk has reached."""
+        self._out.append(frame)
+
+    def _notice(self, kind: int, frame: bytes) -> bool:
+        unit = self.units[0] if self.units else None
+        if kind == PARAMETER_STATUS:
+            name, value = frame[5:-1].split(b"\0")[:2]
+            self.parameters[name.decode()] = value.decode(errors="replace")
+            return unit is not None and not unit.swallow
+        if kind == ERROR and (b"\0VFATAL\0" in frame[5:80] or b"\0VPANIC\0" in frame[5:80]):
+            self.fatal = PgError.from_payload(frame[5:])
+            return False
+        if unit is None:
+            # Between units only notices and notifications come; they are for whoever holds the connection.
+            return self.session is not None and kind != ERROR
+        if unit.steps:
+            made_up = unit.take_made_up()
+            if made_up:
+                self._out.append(made_up)
+        session = self.session
+        forward = unit.notice(self, kind, frame)
+        if session is not None and not unit.swallow:
+            session.notice(unit, kind, frame)
+        return forward
+
+    def _ready(self, status: int) -> bool:
+        """ReadyForQuery: the unit at the head is complete."""
+        self.status = status
+        if not self.units:
+            self.lost("the origin sent a ReadyForQuery that nobody asked for")
+            return False
+        unit = self.units.popleft()
+        session = self.session
+        if unit.swallow:
+            if unit.error is not None:
+                self._settings_failed(unit.error)
+            return False
+        if unit.steps:
+            self._out.append(unit.take_made_up())
+            unit.undo()
+        if session is not None:
+            session.completed(unit, status)
+        return True
+
+    def _settings_failed(self, error: PgError) -> None:
+        """The settings this session wants could not be made: it must not go on with other ones."""
+        session = self.session
+        self.close()
+        if session is not None:
+            session.origin_lost(
+                PgError(
+                    error.sqlstate,
+                    f"pgnear could not restore this session's settings: {error.message}",
+                    detail=error.detail,
+                    hint="Reconnect; the setting or role may no longer exist.",
+                )
+            )
+
+    def _deliver(self) -> None:
+        out = self._out
+        session = self.session
+        if session is None:
+            out.clear()
+            if self.draining and not self.units:
+                self.pool.drained(self)
+            return
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            session.deliver(data)
+        if not self.units and self.session is session:
+            session.settled()
+
+    def flush_made_up(self) -> None:
+        """Give the client the made-up answers that wait for no frame of the origin."""
+        if self.units and self.units[0].steps and not self._partial and not self._stream:
+            made_up = self.units[0].take_made_up()
+            if made_up and self.session is not None:
+                self.session.deliver(made_up)
+
+    # ---- to the origin ------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Send whole messages; their units are in the queue.
+
+        Raises:
+          TransportClosed: the connection broke.
+        """
+        self.transport.send(data)
+
+    def writable(self) -> None:
+        try:
+            self.transport.flush()
+        except TransportClosed as error:
+            self.lost(str(error))
+            return
+        if self.session is not None and self.transport.pending <= self.pool.high_water // 2:
+            self.session.origin_drained()
+
+    # ---- its end --------------------------------------------------------------------------------------------------------
+
+    def lost(self, reason: str) -> None:
+        """The connection broke or lied: it is closed, and its session hears why."""
+        if self.closed:
+            return
+        session = self.session
+        idle = session is None and not self.draining
+        self.close()
+        self.pool.lost(self, reason, idle=idle)
+        if session is not None:
+            session.origin_lost_because(self, reason)
+
+    def crashed(self, error: Exception) -> None:
+        self.lost("an internal error of pgnear; see its log")
+
+    def close(self) -> None:
+        """Close at once and leave the pool; the session, if any, is not told."""
+        if self.closed:
+            return
+        self.closed = True
+        for unit in self.units:
+            unit.undo()
+        self._out.clear()
+        self.transport.close()
+        self.session = None
+        self.pool.remove(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "linked" if self.session else "draining" if self.draining else "idle"
+        return f"<Origin pid={self.pid} {state} units={len(self.units)} status={chr(self.status)}>"

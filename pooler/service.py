@@ -1,0 +1,285 @@
+"""The running pgnear: configuration in, listening sockets, pools, cache and sessions, until somebody stops it.
+
+Lives here: what exists once per process, and the order in which it starts and ends. Not here: how any of it works.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+
+import trio
+
+from config import Config
+from pooler.admin.http import serve_http
+from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.cache.store import Store
+from pooler.ceremony.borrow import borrowed
+from pooler.ceremony.cancel import cancel_origin
+from pooler.ceremony.connect import ask, connect
+from pooler.ceremony.listen import accept_forever, address_of, open_listener
+from pooler.ceremony.reset import reset
+from pooler.ceremony.tls import server_tls
+from pooler.logs import get_logger
+from pooler.origin import Origin
+from pooler.pool import Pool
+from pooler.reactor import Reactor
+from pooler.session import Session
+from pooler.sql.statement import Classifier
+from pooler.statements import PreparedStatements
+from pooler.stats import Stats
+from protocol import errors
+from protocol.auth import ScramVerifier
+from protocol.errors import PgError
+
+log = get_logger(__name__)
+
+TICK_SECONDS = 0.1
+CATALOG_SECONDS = 30.0
+LEAVE_SECONDS = 5.0
+"""How long what a client sent before its Terminate may take before it is cancelled."""
+
+
+class Service:
+    """Everything that exists once. Made by `serve`."""
+
+    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+        self.config = config
+        self.nursery = nursery
+        self.stats = Stats()
+        self.reactor = Reactor()
+        self.tls = server_tls(config)
+        self.verifiers = {
+            name: ScramVerifier.parse(entry.verifier) if entry.verifier else ScramVerifier.from_password(entry.secret)
+            for name, entry in config.client_users().items()
+        }
+        cache = config.cache
+        self.cache = Store(cache.max_bytes, cache.max_entry_bytes, ttl=cache.ttl) if cache.enabled else None
+        self.classifier = Classifier(parse_always=cache.enabled)
+        self.prepared = PreparedStatements()
+        self.pools = {
+            name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()
+        }
+        self.sessions: set[Session] = set()
+        self.draining = False
+        self.listen_addresses: list[str] = []
+        self.http_address: str | None = None
+        self._by_pid: dict[int, Session] = {}
+
+    # ---- sessions -------------------------------------------------------------------------------------------------------
+
+    def remember(self, session: Session) -> None:
+        self.sessions.add(session)
+        self._by_pid[session.key[0]] = session
+
+    def forget(self, session: Session) -> None:
+        self.sessions.discard(session)
+        self._by_pid.pop(session.key[0], None)
+
+    def session_by_key(self, pid: int, secret: bytes) -> Session | None:
+        session = self._by_pid.get(pid)
+        return session if session is not None and session.has_key(secret) else None
+
+    def leave_later(self, session: Session) -> None:
+        """`session` said Terminate while answers are owed; it is cut off if they take too long."""
+        self.nursery.start_soon(self._cut_off, session)
+
+    async def _cut_off(self, session: Session) -> None:
+        await trio.sleep(LEAVE_SECONDS)
+        session.end(abrupt=True)
+
+    def cancel_abandoned(self, origin: Origin) -> None:
+        """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
+        origin.session = None
+        origin.draining = True
+        self.nursery.start_soon(self._cancel_and_close, origin)
+
+    async def _cancel_and_close(self, origin: Origin) -> None:
+        await cancel_origin(self, origin)
+        origin.close()
+
+    # ---- ceremonies that pools ask for ------------------------------------------------------------------------------------
+
+    def connect(self, pool: Pool) -> None:
+        self.nursery.start_soon(self._connect, pool)
+
+    async def _connect(self, pool: Pool) -> None:
+        self.reactor.ceremonies += 1
+        try:
+            connected = None
+            with trio.move_on_after(self.config.origin_connect_timeout):
+                connected = await connect(pool.target, self.reactor)
+            if connected is None:
+                raise errors.origin_unreachable(f"no answer within {self.config.origin_connect_timeout:g} s (origin_connect_timeout)")
+        except PgError as error:
+            log.error("origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail)
+            pool.connect_failed(error)
+        except BaseException:
+            pool.connecting_count -= 1
+            raise
+        else:
+            origin = Origin(connected.transport, pool, connected.pid, connected.secret, connected.parameters)
+            connected.transport.register(origin)
+            log.debug("origin_connected", pool=pool.name, origin_pid=origin.pid, tls=connected.transport.tls is not None)
+            pool.connected(origin)
+        finally:
+            self.reactor.ceremonies -= 1
+
+    def reset(self, pool: Pool, origin: Origin) -> None:
+        self.nursery.start_soon(reset, pool, origin, self.config.origin_connect_timeout)
+
+    # ---- time -----------------------------------------------------------------------------------------------------------
+
+    async def keep_house(self) -> None:
+        """Ageing, wait deadlines and warm connections, for as long as the process lives."""
+        retry_at: dict[str, float] = {}
+        while True:
+            now = time.monotonic()
+            for name, pool in self.pools.items():
+                pool.tick(now)
+                if pool.missing and now >= retry_at.get(name, 0.0):
+                    retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
+                    for _ in range(pool.missing):
+                        pool.open_one()
+            if self.cache is not None:
+                self.cache.sweep(time.perf_counter(), 1000)
+            await trio.sleep(TICK_SECONDS)
+
+    async def keep_catalog(self, pool: Pool) -> None:
+        """What the cache must know of the database's tables and functions, looked up anew from time to time.
+
+        Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
+        """
+        while True:
+            try:
+                async with borrowed(pool) as origin:
+                    with trio.fail_after(self.config.origin_connect_timeout):
+                        frames = await ask(origin.transport, CATALOG_QUERY)
+                pool.catalog = Catalog.from_frames(frames)
+                wait = CATALOG_SECONDS
+            except (PgError, trio.TooSlowError) as error:
+                pool.catalog = None
+                wait = 1.0
+                log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
+            with trio.move_on_after(wait):
+                await pool.catalog_stale.wait()
+            pool.catalog_stale = trio.Event()
+
+    # ---- the end --------------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Let transactions finish for `drain_timeout`, then say goodbye to everybody."""
+        self.draining = True
+        with trio.move_on_after(self.config.drain_timeout):
+            while any(session.busy for session in self.sessions):
+                await trio.sleep(0.02)
+        for session in list(self.sessions):
+            session.shutdown()
+        for pool in self.pools.values():
+            pool.close()
+
+
+def raise_file_limit() -> None:
+    """Each client is a file descriptor: take as many as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else 1 << 20
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            log.warning("file_limit", soft=soft, hard=hard)
+
+
+async def serve(config: Config, *, started: Callable[[Service], None] | None = None, stop: trio.Event | None = None) -> None:
+    """Run pgnear until cancelled, or until `stop` is set: then it drains first.
+
+    `started` is called once every address is bound and listened on.
+
+    Raises:
+      OSError: an address cannot be had; the message says which.
+      ssl.SSLError, ValueError: the certificate or key cannot be used.
+    """
+    raise_file_limit()
+    listeners: list[socket.socket] = []
+    try:
+        listeners += (open_listener(address) for address in config.listen)
+        async with trio.open_nursery() as nursery:
+            service = Service(config, nursery)
+            service.listen_addresses = [address_of(listener) for listener in listeners]
+            if config.http:
+                service.http_address = await nursery.start(serve_http, service, config.http)
+                log.info("http_listening", address=service.http_address)
+            nursery.start_soon(service.reactor.run)
+            nursery.start_soon(service.keep_house)
+            if service.cache is not None:
+                for pool in service.pools.values():
+                    nursery.start_soon(service.keep_catalog, pool)
+            gc.collect()
+            gc.freeze()
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(accept_forever, service, listener, nursery)
+                for address in service.listen_addresses:
+                    log.info("listening", address=address, databases=sorted(service.pools), tls=config.tls, auth=config.auth)
+                if started is not None:
+                    started(service)
+                if stop is not None:
+                    await stop.wait()
+                    accepting.cancel_scope.cancel()
+                else:
+                    await trio.sleep_forever()
+            for listener in listeners:
+                listener.close()
+            await service.drain()
+            nursery.cancel_scope.cancel()
+    finally:
+        for listener in listeners:
+            name = listener.getsockname() if listener.fileno() >= 0 and listener.family == socket.AF_UNIX else None
+            listener.close()
+            if name:
+                _unlink(name)
+
+
+def _unlink(path: str) -> None:
+    import os
+
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def run(config: Config) -> int:
+    """Serve until SIGINT or SIGTERM; a second signal ends at once. The exit status."""
+
+    async def until_signalled() -> None:
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+                async def watch() -> None:
+                    async for number in signals:
+                        if stop.is_set():
+                            nursery.cancel_scope.cancel()
+                        log.info("stopping", signal=signal.Signals(number).name)
+                        stop.set()
+
+                nursery.start_soon(watch)
+                await serve(config, stop=stop)
+                nursery.cancel_scope.cancel()
+        log.info("stopped")
+
+    try:
+        trio.run(until_signalled)
+    except* (OSError, ssl.SSLError, ValueError) as group:
+        error = group.exceptions[0]
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        log.error("cannot_start", reason=getattr(error, "strerror", None) or str(error))
+        return 1
+    return 0

@@ -1,0 +1,83 @@
+"""What the running pooler counts: plain integers, bumped on the hot path and read at scrape time.
+
+No metric object lives here: `pooler.admin.metrics` turns these numbers into Prometheus samples when somebody asks. Every
+attribute is a total since the process started unless its comment says it is a gauge.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+LATENCY_BOUNDS: tuple[float, ...] = (
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Upper bounds in seconds of the latency buckets; one more bucket, without a bound, follows them."""
+
+
+class Histogram:
+    """Counts of observations in seconds, by `LATENCY_BOUNDS`; not cumulative until it is read."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_BOUNDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class Stats:
+    """The process's totals. One instance, shared by every session, pool and ceremony."""
+
+    __slots__ = (
+        "bytes_from_clients",
+        "bytes_to_clients",
+        "cancels_forwarded",
+        "cancels_received",
+        "clients_accepted",
+        "clients_rejected",
+        "hit_latency",
+        "login_failures",
+        "bypass_latency",
+        "miss_latency",
+        "origin_connect_failures",
+        "origin_connections_lost",
+        "origin_connections_opened",
+        "pins",
+        "pool_timeouts",
+        "query_errors",
+        "retries",
+        "settings_replayed",
+        "statements_replayed",
+        "transactions_rolled_back",
+        "unauthenticated",
+    )
+
+    def __init__(self) -> None:
+        self.bytes_from_clients = 0
+        self.bytes_to_clients = 0
+        self.cancels_forwarded = 0
+        self.cancels_received = 0
+        self.clients_accepted = 0
+        self.clients_rejected: dict[str, int] = {}  # by reason
+        self.login_failures = 0
+        self.unauthenticated = 0  # gauge: connections that have not logged in yet
+        self.hit_latency = Histogram()  # answered from the cache
+        self.miss_latency = Histogram()  # cacheable, answered by the origin
+        self.bypass_latency = Histogram()  # never a candidate for the cache
+        self.origin_connect_failures = 0
+        self.origin_connections_lost = 0
+        self.origin_connections_opened = 0
+        self.pins: dict[str, int] = {}  # by reason
+        self.pool_timeouts = 0
+        self.query_errors = 0  # ErrorResponses passed from an origin to a client
+        self.retries = 0
+        self.settings_replayed = 0
+        self.statements_replayed = 0
+        self.transactions_rolled_back = 0

@@ -1,0 +1,303 @@
+"""One socket, with TLS over memory BIOs where it is on, an output buffer, and two faces.
+
+The async face (`receive_some`, `send_all`, `handshake`) is for ceremony; the synchronous one (`receive`, `send`) for traffic. A
+transport is used through one face at a time: whoever hands it to the reactor stops awaiting it. Not here: frames (`protocol.framing`) and whose
+bytes these are (`session`, `origin`).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import trio
+
+from pooler.reactor import Handler, Reactor
+
+CHUNK_BYTES = 65536
+"""The most that one read takes from the kernel, and so the most plaintext one read can give."""
+
+
+class TransportClosed(Exception):
+    """The peer is gone: a read or write failed, or a TLS record could not be trusted."""
+
+
+class Transport:
+    """A non-blocking connected socket.
+
+    Args:
+      sock: connected (or accepted); becomes non-blocking and owned by the transport.
+      reactor: where the transport is registered once traffic begins.
+    """
+
+    __slots__ = (
+        "_incoming",
+        "_out",
+        "_outgoing",
+        "_primed",
+        "_reading",
+        "_registered",
+        "closed",
+        "fd",
+        "peer",
+        "reactor",
+        "sock",
+        "tls",
+    )
+
+    def __init__(self, sock: socket.socket, reactor: Reactor, peer: str = "") -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.reactor = reactor
+        self.tls: ssl.SSLObject | None = None
+        self._incoming: ssl.MemoryBIO | None = None
+        self._outgoing: ssl.MemoryBIO | None = None
+        self._out = bytearray()
+        self._primed = False  # the handshake may have left application data in the BIO
+        self._reading = True
+        self._registered = False
+        self.closed = False
+
+    # ---- traffic ------------------------------------------------------------------------------------------------------
+
+    def register(self, handler: Handler) -> None:
+        """Give the transport to the reactor, which calls `handler` from now on."""
+        self.reactor.add(self.fd, handler)
+        self._registered = True
+        self._reading = True
+        if self._out:
+            self.reactor.interest(self.fd, True, True)
+
+    def unregister(self) -> None:
+        """Take the transport back from the reactor, for ceremony."""
+        if self._registered:
+            self._registered = False
+            self.reactor.remove(self.fd)
+
+    def receive(self) -> bytes | None:
+        """What has arrived: plaintext bytes, b"" at the peer's end, None when there is nothing yet.
+
+        Raises:
+          TransportClosed: the connection broke.
+        """
+        if self._primed:
+            self._primed = False
+            data = self._read_plaintext()
+            if data is not None:
+                return data
+        try:
+            data = self.sock.recv(CHUNK_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            raise TransportClosed(error.strerror or str(error)) from None
+        if self.tls is None:
+            return data
+        assert self._incoming is not None
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return self._read_plaintext()
+
+    def _read_plaintext(self) -> bytes | None:
+        assert self.tls is not None
+        parts = []
+        try:
+            while part := self.tls.read(CHUNK_BYTES):
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            self._flush_tls()  # answers to key updates, session tickets
+            return b"".join(parts) if parts else None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass
+        except ssl.SSLError as error:
+            raise TransportClosed(f"TLS: {error.reason or error}") from None
+        # The end of the stream: what came before it is given first, the next read reports the end again.
+        return b"".join(parts)
+
+    def send(self, data: bytes) -> None:
+        """Send now what the kernel takes and keep the rest; `pending` says how much that is.
+
+        Raises:
+          TransportClosed: the connection broke; nothing more will be sent.
+        """
+        if self.tls is not None:
+            data = self._encrypt(data)
+        if self._out:
+            self._out += data
+            return
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            raise TransportClosed(error.strerror or str(error)) from None
+        if sent < len(data):
+            self._out += memoryview(data)[sent:]
+            self.reactor.interest(self.fd, self._reading, True)
+
+    def _encrypt(self, data: bytes) -> bytes:
+        assert self.tls is not None
+        assert self._outgoing is not None
+        try:
+            if data:
+                self.tls.write(data)
+        except ssl.SSLError as error:
+            raise TransportClosed(f"TLS: {error.reason or error}") from None
+        return self._outgoing.read()
+
+    def _flush_tls(self) -> None:
+        assert self._outgoing is not None
+        if self._outgoing.pending and self._registered:
+            data = self._outgoing.read()
+            tls, self.tls = self.tls, None
+            try:
+                self.send(data)
+            finally:
+                self.tls = tls
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the kernel to take them."""
+        return len(self._out)
+
+    def flush(self) -> None:
+        """The socket is writable: send what waits.
+
+        Raises:
+          TransportClosed: the connection broke.
+        """
+        if self._out:
+            try:
+                sent = self.sock.send(self._out)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise TransportClosed(error.strerror or str(error)) from None
+            del self._out[:sent]
+        if not self._out:
+            self.reactor.interest(self.fd, self._reading, False)
+
+    def pause(self) -> None:
+        """Stop reading: the other side of this stream is full."""
+        if self._reading:
+            self._reading = False
+            self.reactor.interest(self.fd, False, bool(self._out))
+
+    def resume(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self.reactor.interest(self.fd, True, bool(self._out))
+
+    def close(self) -> None:
+        """Unregister and close, at once; safe to call twice. Bytes that the kernel has are still delivered."""
+        if self.closed:
+            return
+        self.closed = True
+        self.unregister()
+        trio.lowlevel.notify_closing(self.sock)
+        self.sock.close()
+        self._out.clear()
+
+    def has_news(self) -> bool:
+        """Whether a read would give something now: bytes, the peer's end or an error."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    # ---- ceremony -----------------------------------------------------------------------------------------------------
+
+    async def receive_some(self) -> bytes:
+        """The next bytes, b"" at the peer's end.
+
+        Raises:
+          TransportClosed: the connection broke.
+        """
+        while True:
+            data = self.receive()
+            if data is not None:
+                await trio.lowlevel.checkpoint()
+                return data
+            await trio.lowlevel.wait_readable(self.sock)
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything.
+
+        Raises:
+          TransportClosed: the connection broke.
+        """
+        if self.tls is not None:
+            data = self._encrypt(data)
+        await self._send_raw(data)
+
+    async def _send_raw(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                sent = self.sock.send(view)
+            except (BlockingIOError, InterruptedError):
+                await trio.lowlevel.wait_writable(self.sock)
+            except OSError as error:
+                raise TransportClosed(error.strerror or str(error)) from None
+            else:
+                view = view[sent:]
+        await trio.lowlevel.checkpoint()
+
+    async def handshake(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        received: bytes = b"",
+    ) -> None:
+        """Turn TLS on. `received`: bytes of the peer's hello that were read already.
+
+        Raises:
+          TransportClosed: the handshake failed; the message says why.
+        """
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        if received:
+            self._incoming.write(received)
+        tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await self._send_raw(self._outgoing.read())
+                data = await self.receive_some()
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+            except ssl.SSLCertVerificationError as error:
+                await self._try_send_alert()
+                raise TransportClosed(f"TLS certificate not accepted: {error.verify_message}") from None
+            except (ssl.SSLError, ssl.CertificateError) as error:
+                await self._try_send_alert()
+                reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+                raise TransportClosed(f"TLS handshake failed: {reason}") from None
+        await self._send_raw(self._outgoing.read())
+        self.tls = tls
+        self._primed = True
+
+    async def _try_send_alert(self) -> None:
+        assert self._outgoing is not None
+        try:
+            await self._send_raw(self._outgoing.read())
+        except TransportClosed:
+            pass

@@ -1,0 +1,98 @@
+"""Splits a byte stream into frames: one type byte, a length that counts itself, a body.
+
+Only headers are looked at; what a body means is in `protocol.messages`. Two faces of one rule: `frame_end` for the walkers on
+the hot path, which keep their own buffers, and `FrameReader` for ceremony, which wants whole messages.
+
+Source: PostgreSQL documentation, "Frontend/Backend Protocol", sections "Message Formats" and "Messaging Overview".
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from protocol.errors import PgError
+
+HEADER_BYTES = 5
+"""Type byte and length of every message after the startup packet."""
+
+length_at = Struct("!i").unpack_from
+"""`length_at(data, position)[0]`: the length field; it counts its own 4 bytes, not the type byte."""
+
+
+class FrameError(PgError):
+    """A length that cannot be: under 4, or over the limit that the reader was given."""
+
+
+def bad_length(kind: int, length: int, limit: int) -> FrameError:
+    """The error for a frame of type `kind` whose length field says `length` bytes where `limit` are allowed."""
+    name = chr(kind) if 32 <= kind < 127 else f"\\x{kind:02x}"
+    if length < 4:
+        return FrameError("08P01", f"invalid message length {length} in a message of type '{name}'")
+    return FrameError(
+        "54000",
+        f"a message of type '{name}' declares {length} bytes, more than the {limit} that are allowed",
+        hint="Raise max_message_bytes, or send the value in parts (COPY).",
+    )
+
+
+def frame_end(data: bytes, position: int, limit: int) -> int:
+    """The position behind the frame that begins at `position`, which may lie behind the end of `data`.
+
+    `data` must hold the frame's 5 header bytes.
+
+    Raises:
+      FrameError: the length is under 4 or over `limit` bytes.
+    """
+    length: int = length_at(data, position + 1)[0]
+    if 4 <= length <= limit:
+        return position + 1 + length
+    raise bad_length(data[position], length, limit)
+
+
+class FrameReader:
+    """Collects bytes and gives whole frames, in order, as (type, body).
+
+    Args:
+      limit: the largest length field that is accepted, in bytes.
+    """
+
+    __slots__ = ("_buffer", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next(self) -> tuple[int, bytes] | None:
+        """The next whole frame as (type byte, body), or None until more bytes have come.
+
+        Raises:
+          FrameError: the frame's length is impossible or over the limit.
+        """
+        buffer = self._buffer
+        if len(buffer) < HEADER_BYTES:
+            return None
+        end = frame_end(buffer, 0, self._limit)  # type: ignore[arg-type]
+        if end > len(buffer):
+            return None
+        frame = (buffer[0], bytes(buffer[HEADER_BYTES:end]))
+        del buffer[:end]
+        return frame
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes that no frame has taken yet."""
+        return bytes(self._buffer)
+
+
+def frame(kind: bytes, body: bytes) -> bytes:
+    """One frame: `kind` (one byte), the length, `body`."""
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def query(text: str | bytes) -> bytes:
+    """A Query frame with `text`, which must hold no NUL."""
+    raw = text.encode() if isinstance(text, str) else text
+    return frame(b"Q", raw + b"\0")
