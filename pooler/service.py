@@ -69,6 +69,7 @@ class Service:
         self.draining = False
         self.listen_addresses: list[str] = []
         self.http_address: str | None = None
+        self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
 
     # ---- sessions -------------------------------------------------------------------------------------------------------
@@ -167,8 +168,13 @@ class Service:
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
             with trio.move_on_after(wait):
-                await pool.catalog_stale.wait()
-            pool.catalog_stale = trio.Event()
+                await self._catalog_stale[pool.name].wait()
+            self._catalog_stale[pool.name] = trio.Event()
+
+    def catalog_changed(self, pool: Pool) -> None:
+        """DDL passed: nothing of `pool` is cached until its catalog has been read anew."""
+        pool.catalog = None
+        self._catalog_stale[pool.name].set()
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ States of a session, each seen from two attributes:
 from __future__ import annotations
 
 from collections.abc import Callable
+from hmac import compare_digest
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,9 @@ log = get_logger(__name__)
 QUERY, PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, FUNCTION_CALL, TERMINATE = b"QPBDECSHFX"
 COPY_DATA, COPY_DONE, COPY_FAIL = b"dcf"
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
+
+_SCHEMA_TAGS = (b"CREATE", b"ALTER", b"DROP", b"COMMENT", b"GRANT", b"REVOKE", b"SELECT INTO", b"IMPORT", b"DO", b"CALL")
+"""Completions after which a name may mean something else than the cache's catalog says."""
 
 READY_IDLE = b"Z\0\0\0\5I"
 PARTIAL_BATCH_BYTES = 262144
@@ -446,9 +450,11 @@ class Session:
     def notice(self, unit: Unit, kind: int, frame: bytes) -> None:
         """A notable frame of `unit` passed."""
         if kind == COMMAND_COMPLETE:
+            tag = frame[5:-1]
             if self.writes:
                 self._invalidate()
-            tag = frame[5:-1]
+                if tag.startswith(_SCHEMA_TAGS):
+                    self.service.catalog_changed(self.pool)
             if tag == b"ROLLBACK":
                 self._tag_rollback = True
         elif kind == ERROR:
@@ -622,6 +628,10 @@ class Session:
     def shutdown(self) -> None:
         """The process ends."""
         self.fatal(errors.admin_shutdown())
+
+    def has_key(self, secret: bytes) -> bool:
+        """Whether `secret` is the one this client was given to cancel with."""
+        return compare_digest(self.key[1], secret)
 
     @property
     def busy(self) -> bool:

@@ -205,6 +205,11 @@ class Transport:
         self.sock.close()
         self._out.clear()
 
+    @property
+    def local(self) -> bool:
+        """Whether the peer is on this machine, by unix socket: nothing crosses a network."""
+        return self.sock.family == socket.AF_UNIX
+
     def has_news(self) -> bool:
         """Whether a read would give something now: bytes, the peer's end or an error."""
         try:

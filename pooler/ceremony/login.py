@@ -25,7 +25,6 @@ from protocol.errors import PgError
 from protocol.framing import FrameReader, frame
 
 if TYPE_CHECKING:
-    from pooler.pool import Pool
     from pooler.service import Service
 
 log = get_logger(__name__)
@@ -152,13 +151,13 @@ async def log_in(service: Service, transport: Transport) -> None:
                 transport.close()
                 return
             login.user = request.parameters.get("user", "")
-            pool = _admit(service, transport, request)
+            _admit(service, transport, request)
             await login.authenticate(login.user)
         if deadline.cancelled_caught:
             raise errors.login_timeout(service.config.client_login_timeout)
         stats.unauthenticated -= 1
         counted = False
-        await _welcome(service, pool, login, request)
+        await _welcome(service, login, request)
     except PgError as error:
         if error.sqlstate == "28P01":
             stats.login_failures += 1
@@ -191,11 +190,13 @@ async def _say(transport: Transport, error: PgError) -> None:
     transport.close()
 
 
-def _admit(service: Service, transport: Transport, request: startup.StartupMessage) -> Pool:
-    """The pool for this request.
+def _admit(service: Service, transport: Transport, request: startup.StartupMessage) -> None:
+    """Turn away what cannot be served, whoever asks.
+
+    An unknown database is not among that: it is said only after authentication, so that names cannot be probed.
 
     Raises:
-      PgError: the request cannot be served, whoever asks.
+      PgError: why not.
     """
     parameters = request.parameters
     if request.major != 3:
@@ -211,12 +212,6 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
         raise errors.admin_shutdown()
     if len(service.sessions) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
-    database = parameters.get("database") or user
-    pool = service.pools.get(database)
-    if pool is None:
-        # Said only after authentication, so that names cannot be probed; see `_welcome`.
-        pool = service.no_pool(database)
-    return pool
 
 
 def wanted_settings(parameters: dict[str, str]) -> Settings:
@@ -234,11 +229,12 @@ def wanted_settings(parameters: dict[str, str]) -> Settings:
     return from_startup(wanted)
 
 
-async def _welcome(service: Service, pool: Pool, login: _Login, request: startup.StartupMessage) -> None:
+async def _welcome(service: Service, login: _Login, request: startup.StartupMessage) -> None:
     """Greet the client with what the origin would say, and hand it to the reactor."""
     transport = login.transport
     database = request.parameters.get("database") or login.user
-    if database not in service.pools:
+    pool = service.pools.get(database)
+    if pool is None:
         raise errors.unknown_database(database)
     settings = wanted_settings(request.parameters)
     statuses = await greeting(pool, settings)
