@@ -280,12 +280,17 @@ def run(config: Config) -> int:
                 nursery.cancel_scope.cancel()
         log.info("stopped")
 
+    status = 0
     try:
         trio.run(until_signalled)
     except* (OSError, ssl.SSLError, ValueError) as group:
-        error = group.exceptions[0]
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        log.error("cannot_start", reason=getattr(error, "strerror", None) or str(error))
-        return 1
-    return 0
+        log.error("cannot_start", reason=_first_reason(group))
+        status = 1
+    return status
+
+
+def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return getattr(error, "strerror", None) or str(error)

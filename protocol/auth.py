@@ -1,0 +1,242 @@
+"""Authentication as sans-I/O state machines: SCRAM-SHA-256 and -PLUS on both sides, md5 and cleartext towards an origin.
+
+The SCRAM arithmetic is scramp's; here is how it travels in PostgreSQL's messages. Source: PostgreSQL documentation, "SASL
+Authentication"; RFC 5802, RFC 7677, RFC 5929 (tls-server-end-point).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography import x509
+from scramp import ScramClient, ScramException, ScramMechanism
+
+from protocol.errors import PgError, auth_failed, origin_unreachable, protocol_violation
+
+SCRAM = "SCRAM-SHA-256"
+SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
+AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
+_BINDING = "tls-server-end-point"
+_OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
+
+
+def tls_server_end_point(certificate: bytes) -> bytes:
+    """The channel binding data of a certificate in DER: its hash, SHA-256 where its own is MD5 or SHA-1 (RFC 5929)."""
+    algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
+    name = algorithm.name if algorithm is not None else "sha256"
+    return hashlib.new("sha256" if name in ("md5", "sha1") else name, certificate).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class ScramVerifier:
+    """What a server keeps of a password: enough to check it, not enough to log in with."""
+
+    iterations: int
+    salt: bytes = field(repr=False)
+    stored_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
+
+    @classmethod
+    def from_password(cls, password: str, iterations: int = 4096) -> ScramVerifier:
+        """Raises ValueError for a password that SASLprep does not admit."""
+        try:
+            salt, stored, server, count = ScramMechanism(SCRAM).make_auth_info(password, iteration_count=iterations)
+        except ScramException as error:
+            raise ValueError(str(error)) from None
+        return cls(count, salt, stored, server)
+
+    @classmethod
+    def parse(cls, text: str) -> ScramVerifier:
+        """A verifier as PostgreSQL stores it in pg_authid: `SCRAM-SHA-256$<iterations>:<salt>$<stored>:<server>`.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        try:
+            mechanism, head, keys = text.split("$")
+            count, salt = head.split(":")
+            stored, server = keys.split(":")
+            raw = [base64.b64decode(part, validate=True) for part in (salt, stored, server)]
+        except ValueError:
+            raise ValueError("not of the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>") from None
+        if mechanism != SCRAM or not count.isdigit() or len(raw[1]) != 32 or len(raw[2]) != 32:
+            raise ValueError("not a SCRAM-SHA-256 verifier")
+        return cls(int(count), *raw)
+
+    @classmethod
+    def doomed(cls, user: str) -> ScramVerifier:
+        """For a user who does not exist: nothing matches it, and its salt is the same each time they ask."""
+        salt = hmac.digest(_MOCK_SECRET, user.encode(), "sha256")[:16]
+        return cls(4096, salt, secrets.token_bytes(32), secrets.token_bytes(32))
+
+
+_MOCK_SECRET = secrets.token_bytes(32)
+
+
+def _authentication(code: int, data: bytes = b"") -> bytes:
+    return b"R" + (8 + len(data)).to_bytes(4, "big") + code.to_bytes(4, "big") + data
+
+
+class ScramServer:
+    """One client's SCRAM exchange.
+
+    Args:
+      verifier: the user's, or None for one who does not exist; that fails after the same work.
+      channel_binding: the own certificate's `tls_server_end_point`, or None without TLS.
+    """
+
+    def __init__(self, verifier: ScramVerifier | None, user: str, channel_binding: bytes | None) -> None:
+        self._known = verifier is not None
+        self._verifier = verifier or ScramVerifier.doomed(user)
+        self._user = user
+        self._channel_binding = channel_binding
+        self._server: Any = None
+
+    def start(self) -> bytes:
+        """The AuthenticationSASL frame: the mechanisms on offer."""
+        mechanisms = ([SCRAM_PLUS] if self._channel_binding is not None else []) + [SCRAM]
+        return _authentication(_SASL, b"".join(name.encode() + b"\0" for name in mechanisms) + b"\0")
+
+    def feed(self, payload: bytes) -> tuple[bytes, bool]:
+        """Take a SASLInitialResponse or SASLResponse; (frame to send, authenticated?).
+
+        Raises:
+          PgError: 28P01 where the proof is wrong, 08P01 for a message that is no SCRAM.
+        """
+        if self._server is None:
+            return self._first(payload), False
+        return self._final(payload), True
+
+    def _first(self, payload: bytes) -> bytes:
+        name, separator, rest = payload.partition(b"\0")
+        mechanism = name.decode("ascii", errors="replace")
+        length = int.from_bytes(rest[:4], "big")
+        if not separator or len(rest) < 4 or length != len(rest) - 4:
+            raise protocol_violation("malformed SASLInitialResponse")
+        if mechanism not in (SCRAM, SCRAM_PLUS) or (mechanism == SCRAM_PLUS and self._channel_binding is None):
+            raise protocol_violation("client selected an invalid SASL authentication mechanism")
+        message = self._text(rest[4:])
+        if mechanism == SCRAM_PLUS and not message.startswith("p="):
+            raise protocol_violation("SCRAM-SHA-256-PLUS was selected without channel binding")
+        if mechanism == SCRAM and message.startswith("p="):
+            raise protocol_violation("SCRAM-SHA-256 was selected with channel binding")
+        if message.startswith("y") and self._channel_binding is not None:
+            # The client could bind and thinks the server cannot: somebody has taken -PLUS out of the offer.
+            raise PgError("28000", "the client supports SCRAM channel binding but thinks the server does not")
+        verifier = self._verifier
+        binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
+        self._server = ScramMechanism(mechanism).make_server(
+            lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
+            channel_binding=binding,
+        )
+        try:
+            self._set_client_first(message)
+            return _authentication(_SASL_CONTINUE, self._server.get_server_first().encode())
+        except ScramException as error:
+            raise protocol_violation(f"malformed SCRAM message: {error}") from None
+
+    def _set_client_first(self, message: str) -> None:
+        """Give scramp the client's first message.
+
+        libpq leaves the SCRAM user name empty, as the startup packet has it, and scramp refuses an empty name. So scramp
+        reads a stand-in, and the text that both sides sign is put back.
+        """
+        header, separator, bare = message.partition(",n=,")
+        if not separator:
+            self._server.set_client_first(message)
+            return
+        self._server.set_client_first(f"{header},n=*,{bare}")
+        self._server.client_first_bare = f"n=,{bare}"
+
+    def _final(self, payload: bytes) -> bytes:
+        try:
+            self._server.set_client_final(self._text(payload))
+            final = self._server.get_server_final()
+        except ScramException:
+            raise auth_failed(self._user) from None
+        if not self._known:
+            raise auth_failed(self._user)
+        return _authentication(_SASL_FINAL, final.encode())
+
+    @staticmethod
+    def _text(raw: bytes) -> str:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise protocol_violation("malformed SCRAM message: not UTF-8") from None
+
+
+class OriginAuthenticator:
+    """pgnear's side of logging in to an origin; fed with Authentication messages until AuthenticationOk.
+
+    Args:
+      channel_binding: the origin certificate's `tls_server_end_point`, or None without TLS.
+      cleartext_allowed: whether a cleartext password may be sent: over TLS, or to this machine.
+    """
+
+    def __init__(
+        self, user: str, password: str, *, channel_binding: bytes | None, cleartext_allowed: bool
+    ) -> None:
+        self._user = user
+        self._password = password
+        self._channel_binding = channel_binding
+        self._cleartext_allowed = cleartext_allowed
+        self._client: Any = None
+        self._verified = True
+
+    def feed(self, payload: bytes) -> bytes | None:
+        """Take an Authentication message's body; the answer to send, or None.
+
+        Raises:
+          PgError: the origin asks for what is not supported or not safe, or could not prove that it knows the password.
+        """
+        code, data = int.from_bytes(payload[:4], "big"), payload[4:]
+        if code == _OK:
+            if not self._verified:
+                raise origin_unreachable("it said AuthenticationOk without finishing SCRAM")
+            return None
+        if code == _CLEARTEXT:
+            if not self._cleartext_allowed:
+                raise origin_unreachable("it asks for a cleartext password on an unencrypted connection")
+            return self._response(self._password.encode() + b"\0")
+        if code == _MD5:
+            return self._response(self._md5(data[:4]) + b"\0")
+        try:
+            if code == _SASL:
+                return self._start_scram(data)
+            if code == _SASL_CONTINUE and self._client is not None:
+                self._client.set_server_first(data.decode())
+                return self._response(self._client.get_client_final().encode())
+            if code == _SASL_FINAL and self._client is not None:
+                self._client.set_server_final(data.decode())
+                self._verified = True
+                return None
+        except (ScramException, UnicodeDecodeError) as error:
+            raise origin_unreachable(f"SCRAM failed: {error}") from None
+        raise origin_unreachable(f"it asks for authentication method {code}, which pgnear does not know")
+
+    def _start_scram(self, data: bytes) -> bytes:
+        offered = [name.decode("ascii", errors="replace") for name in data.split(b"\0") if name]
+        plus = SCRAM_PLUS in offered and self._channel_binding is not None
+        if not plus and SCRAM not in offered:
+            raise origin_unreachable(f"it offers only {', '.join(offered) or 'no'} authentication")
+        name = SCRAM_PLUS if plus else SCRAM
+        # Without -PLUS in the offer the client says "y": it could bind. libpq does the same.
+        binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
+        self._client = ScramClient([name], self._user, self._password, channel_binding=binding)
+        self._verified = False
+        first = self._client.get_client_first().encode()
+        return self._response(name.encode() + b"\0" + len(first).to_bytes(4, "big") + first)
+
+    def _md5(self, salt: bytes) -> bytes:
+        inner = hashlib.md5((self._password + self._user).encode(), usedforsecurity=False).hexdigest()
+        return b"md5" + hashlib.md5(inner.encode() + salt, usedforsecurity=False).hexdigest().encode()
+
+    @staticmethod
+    def _response(data: bytes) -> bytes:
+        return b"p" + (len(data) + 4).to_bytes(4, "big") + data
