@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import trio
 
-from config import Config
+from config import Config, User
 from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.store import Store
@@ -55,8 +55,7 @@ class Service:
         self.reactor = Reactor()
         self.tls = server_tls(config)
         self.verifiers = {
-            name: ScramVerifier.parse(entry.verifier) if entry.verifier else ScramVerifier.from_password(entry.secret)
-            for name, entry in config.client_users().items()
+            name: _verifier(user) for name, user in config.client_users().items()
         }
         cache = config.cache
         self.cache = Store(cache.max_bytes, cache.max_entry_bytes, ttl=cache.ttl) if cache.enabled else None
@@ -188,6 +187,13 @@ class Service:
             session.shutdown()
         for pool in self.pools.values():
             pool.close()
+
+
+def _verifier(user: User) -> ScramVerifier:
+    if user.verifier is not None:
+        return ScramVerifier.parse(user.verifier.get_secret_value())
+    assert user.password is not None
+    return ScramVerifier.from_password(user.password.get_secret_value())
 
 
 def raise_file_limit() -> None:

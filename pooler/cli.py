@@ -1,0 +1,125 @@
+"""The command `pgnear`: serve, demo, check-config.
+
+Exit statuses: 0 done, 1 failed while running, 2 wrong usage or configuration. No traceback reaches the user.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import config
+from pooler import __version__, logs
+
+app = typer.Typer(
+    name="pgnear",
+    help="A PostgreSQL connection pooler with a query cache: makes a far-away database near.",
+    epilog="Example: pgnear serve --origin 'postgresql://app:secret@db.example.com/shop', then connect to 127.0.0.1:6432.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"pgnear {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _pgnear(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _load_or_exit(file: Path | None, flags: dict[str, Any]) -> config.Config:
+    try:
+        return config.load(file=file, flags=flags)
+    except config.ConfigError as error:
+        for problem in error.problems:
+            typer.echo(f"pgnear: {problem}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def serve(
+    origin: Annotated[
+        str | None,
+        typer.Option(help="The origin database: postgresql://user:password@host:5432/database", show_default=False),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", envvar="PGNEAR_CONFIG", help="A TOML file with settings.", show_default=False),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT, [IPv6]:PORT or unix:/path; may be given again. Default 127.0.0.1:6432."),
+    ] = None,
+    pool_size: Annotated[int | None, typer.Option(help="Origin connections per database. Default 20.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Only pool; answer nothing from memory.")] = False,
+    http: Annotated[
+        str | None, typer.Option(help="Serve /metrics, /healthz and /readyz on HOST:PORT. Default off.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
+) -> None:
+    """Pool and cache one or more origin databases.
+
+    Every setting can also be given as PGNEAR_<NAME> in the environment (PGNEAR_CACHE__TTL=5min) or in a file; a flag wins over the
+    environment, the environment over the file.
+    """
+    flags = {
+        "origin": origin,
+        "listen": listen or None,
+        "pool_size": pool_size,
+        "cache.enabled": False if no_cache else None,
+        "http": http,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    settings = _load_or_exit(config_file, flags)
+    logs.configure(settings.log.format, settings.log.level)
+    from pooler import service  # only this command needs all of it
+
+    raise typer.Exit(service.run(settings))
+
+
+@app.command("check-config")
+def check_config(file: Annotated[Path, typer.Argument(help="The TOML file to check.")]) -> None:
+    """Say everything that is wrong in FILE (with the environment applied), or that nothing is."""
+    settings = _load_or_exit(file, {})
+    names = ", ".join(sorted(settings.targets()))
+    typer.echo(f"{file}: ok (databases: {names}; listening on {', '.join(settings.listen)})")
+
+
+@app.command()
+def demo(
+    port: Annotated[int, typer.Option(help="Where pgnear listens on 127.0.0.1.", min=0, max=65535)] = 6432,
+    data: Annotated[
+        Path | None, typer.Option(help="Keep the database in this directory; without it, it is removed at the end.")
+    ] = None,
+    http: Annotated[str, typer.Option(help="Where /metrics is served.")] = "127.0.0.1:9432",
+) -> None:
+    """Start a PostgreSQL with some data and a pgnear in front of it, and show what happens."""
+    try:
+        from pooler import demo as demonstration
+    except ModuleNotFoundError as error:
+        typer.echo(f"pgnear: the demo needs {error.name}; install pgnear[demo]", err=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(demonstration.run(port=port, data=data, http=http))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
