@@ -17,7 +17,7 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler.cache.keys import has_temporal_parameter
+from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
 from pooler.cache.store import Entry, Store
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Capture, Step, Unit
@@ -37,8 +37,6 @@ PARSE_COMPLETE = b"1\0\0\0\4"
 BIND_COMPLETE = b"2\0\0\0\4"
 CLOSE_COMPLETE = b"3\0\0\0\4"
 NO_PARAMETERS = b"\0\0"
-ALL_TEXT = b"\0\0\0\0\0\0"
-"""A Bind's tail with no parameter formats, no parameters and no result formats."""
 _header = Struct("!ci").pack
 
 Operation = tuple[Any, ...]
@@ -154,9 +152,7 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Captu
     prepared, tail, described = shape
     if not prepared.statement.cacheable or has_temporal_parameter(tail):
         return None
-    if tail[:4] == b"\0\0\0\0" and tail != ALL_TEXT and tail[4:6] == b"\0\1" and tail[6:] == b"\0\0":
-        tail = ALL_TEXT  # one result format, text, says the same as none
-    key = _key(session, prepared, tail)
+    key = _key(session, prepared, normal_tail(tail))
     if key is None:
         return None
     cache = session.service.cache

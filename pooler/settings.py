@@ -64,7 +64,7 @@ class Settings:
         if "session_authorization" in changed and (mine.get("role") or theirs.get("role")):
             changed.add("role")
         ordered = sorted(changed, key=lambda name: (_FIRST.get(name, 9), name))
-        return ";".join(theirs.get(name) or f"RESET {_quote_name(name)}" for name in ordered)
+        return "\n;".join(theirs.get(name) or f"RESET {_quote_name(name)}" for name in ordered)
 
     def __repr__(self) -> str:
         return f"<Settings {', '.join(name for name, _ in self.items) or 'none'}>"
