@@ -1,0 +1,80 @@
+"""The HTTP endpoint: /metrics, /healthz and /readyz, served by hypercorn in a trio task beside the traffic."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from pooler.admin.metrics import registry
+from pooler.ceremony.listen import address_of, open_listener
+
+if TYPE_CHECKING:
+    from pooler.service import Service
+
+
+def application(service: Service) -> Starlette:
+    """The ASGI application for `service`."""
+    metrics_registry = registry(service)
+
+    async def index(request: Request) -> Response:
+        return PlainTextResponse("pgnear: /metrics /healthz /readyz\n")
+
+    async def healthz(request: Request) -> Response:
+        """Alive: this process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(request: Request) -> Response:
+        """Ready for clients: every origin was reached, and no shutdown has begun."""
+        reasons = [
+            f"pool {name}: {pool.last_failure.message if pool.last_failure else 'not connected yet'}"
+            for name, pool in service.pools.items()
+            if not pool.ready
+        ]
+        if service.draining:
+            reasons.append("draining")
+        return JSONResponse(
+            {"status": "not ready" if reasons else "ready", "reasons": reasons}, status_code=503 if reasons else 200
+        )
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(metrics_registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+        ]
+    )
+
+
+async def serve_http(
+    service: Service, address: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; reports the bound address once it listens.
+
+    Raises:
+      OSError: the address cannot be had; the message says which.
+    """
+    listener = open_listener(address)
+    bound = address_of(listener)
+    configuration = HypercornConfig()
+    configuration.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
+    configuration.graceful_timeout = 0.5
+    configuration.accesslog = None
+    silent = logging.getLogger("pgnear.http")
+    silent.addHandler(logging.NullHandler())
+    silent.propagate = False
+    configuration.errorlog = silent
+    task_status.started(bound)
+    await serve(application(service), configuration, shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]

@@ -1,0 +1,160 @@
+"""Turns the running service's plain integers into Prometheus samples, when somebody asks.
+
+Labels are pool names, outcomes, SQLSTATEs and pin reasons: all from closed lists or the configuration, never from clients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pooler.stats import LATENCY_BOUNDS, Histogram
+
+if TYPE_CHECKING:
+    from pooler.cache.store import Store
+    from pooler.pool import Pool
+    from pooler.service import Service
+
+
+def registry(service: Service) -> CollectorRegistry:
+    """A registry with everything there is to know about `service`."""
+    made = CollectorRegistry()
+    made.register(ServiceCollector(service))
+    ProcessCollector(registry=made)
+    return made
+
+
+class ServiceCollector(Collector):
+    """Reads the service at scrape time."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # registering must not read a service that is still being built
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        yield from _clients(service)
+        yield from _queries(service)
+        yield from _pools(list(service.pools.values()))
+        yield from _origins(service)
+        if service.cache is not None:
+            yield from _cache(service.cache)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"pgnear_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"pgnear_{name}", text, value=value)
+
+
+def _by_label(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(f"pgnear_{name}", text, labels=[label])
+    for key, value in sorted(values.items()):
+        family.add_metric([key], value)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
+
+
+def _clients(service: Service) -> Iterator[Metric]:
+    stats = service.stats
+    yield _gauge("clients", "Clients that are logged in.", len(service.sessions))
+    pinned = sum(1 for session in service.sessions if session.pinned)
+    yield _gauge("clients_pinned", "Clients that keep their origin connection because of session state.", pinned)
+    yield _gauge("clients_unauthenticated", "Connections that have not logged in yet.", stats.unauthenticated)
+    yield _counter("clients_accepted", "Connections accepted from clients.", stats.clients_accepted)
+    yield _counter("login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures)
+    yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
+    yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
+
+
+def _queries(service: Service) -> Iterator[Metric]:
+    stats = service.stats
+    latency = HistogramMetricFamily(
+        "pgnear_query_seconds",
+        "Time from a query's arrival to its ReadyForQuery: answered from the cache (hit), cacheable but fetched (miss), "
+        "never a candidate (bypass).",
+        labels=["outcome"],
+    )
+    for outcome, histogram in (
+        ("hit", stats.hit_latency),
+        ("miss", stats.miss_latency),
+        ("bypass", stats.bypass_latency),
+    ):
+        latency.add_metric([outcome], _buckets(histogram), histogram.total)
+    yield latency
+    yield _counter("query_errors", "ErrorResponses that the origin gave to clients' queries.", stats.query_errors)
+    yield _counter("cancels_received", "CancelRequests from clients.", stats.cancels_received)
+    yield _counter("cancels_forwarded", "Cancel requests sent to the origin.", stats.cancels_forwarded)
+    yield _counter("settings_replayed", "Times a session's settings were made on another connection.", stats.settings_replayed)
+    yield _counter(
+        "statements_replayed", "Prepared statements that were prepared again on another connection.", stats.statements_replayed
+    )
+
+
+def _pools(pools: list[Pool]) -> Iterator[Metric]:
+    now = time.monotonic()
+    gauges = (
+        ("pool_size", "Origin connections the pool may have.", lambda pool: pool.size),
+        ("pool_idle", "Origin connections that wait for work.", lambda pool: pool.idle_count),
+        ("pool_busy", "Origin connections that work for a client or are being reset.", lambda pool: pool.busy_count),
+        ("pool_connecting", "Origin connections that are being opened.", lambda pool: pool.connecting_count),
+        ("pool_waiting", "Clients that wait for an origin connection.", lambda pool: pool.waiting_count),
+        (
+            "pool_oldest_wait_seconds",
+            "How long the client at the head of the queue has waited.",
+            lambda pool: pool.oldest_wait_seconds(now),
+        ),
+        ("pool_ready", "Whether the last attempt to connect to the origin succeeded.", lambda pool: int(pool.ready)),
+    )
+    for name, text, read in gauges:
+        family = GaugeMetricFamily(f"pgnear_{name}", text, labels=["pool"])
+        for pool in pools:
+            family.add_metric([pool.name], read(pool))
+        yield family
+    waits = HistogramMetricFamily(
+        "pgnear_pool_wait_seconds", "How long clients that had to wait for a connection waited.", labels=["pool"]
+    )
+    for pool in pools:
+        waits.add_metric([pool.name], _buckets(pool.wait_histogram), pool.wait_histogram.total)
+    yield waits
+
+
+def _origins(service: Service) -> Iterator[Metric]:
+    stats = service.stats
+    yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
+    yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
+    yield _counter("origin_connect_failures", "Connections to the origin that could not be made.", stats.origin_connect_failures)
+    yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
+    yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
+    yield _counter(
+        "transactions_rolled_back", "Transactions rolled back because their client left.", stats.transactions_rolled_back
+    )
+
+
+def _cache(cache: Store) -> Iterator[Metric]:
+    yield _gauge("cache_entries", "Answers in the cache.", cache.entries)
+    yield _gauge("cache_bytes", "Bytes the cache is accounted with.", cache.bytes)
+    yield _gauge("cache_max_bytes", "Bytes it may have (cache.max_bytes).", cache.max_bytes)
+    yield _counter("cache_hits", "Look-ups that found an answer.", cache.hits)
+    yield _counter("cache_misses", "Look-ups that found none.", cache.misses)
+    yield _counter("cache_stores", "Answers stored.", cache.stores)
+    yield _counter("cache_evictions", "Answers dropped to make room.", cache.evictions)
+    yield _counter("cache_expired", "Answers dropped because of their age or an invalidation.", cache.expired)
+    yield _counter("cache_invalidations", "Times a write emptied a database's entries.", cache.invalidations)
