@@ -1,7 +1,7 @@
 """From file, environment and flags to one `Config`, or to everything that is wrong at once.
 
-Precedence: flag, environment (`PGNEAR_POOL_SIZE`, `PGNEAR_CACHE__TTL`), file, default. Each value remembers where it came from, so that a
-problem names the flag, the variable or the line.
+Precedence: flag, environment (`PGNEAR_POOL_SIZE`, `PGNEAR_CACHE__TTL`), file, default. Each value remembers where it
+came from, so that a problem names the flag, the variable or the line.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _problems_of_the_rest(
-    merged: dict[str, Any], error: ValidationError, origins: dict[str, str]
-) -> list[Problem]:
+def _problems_of_the_rest(merged: dict[str, Any], error: ValidationError, origins: dict[str, str]) -> list[Problem]:
     """What the rules over several settings find once the values that are wrong by themselves are left out."""
     bad = [item["loc"] for item in error.errors() if item["loc"]]
     if not bad:

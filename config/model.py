@@ -1,7 +1,7 @@
 """Every setting of pgnear: its name, type, unit, default and when to change it.
 
-The descriptions are the documentation: the README's table, `pgnear.example.toml` and `schema.json` are generated from here by
-`python -m config.reference`. Rules that concern several settings at once are at the end of `Config`.
+The descriptions are the documentation: the README's table, `pgnear.example.toml` and `schema.json` are generated from
+here by `python -m config.reference`. Rules that concern several settings at once are at the end of `Config`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from config import url
 from config.url import Target, is_local
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
-_SIZE_UNITS = {"": 1, "b": 1, "kb": 1024, "kib": 1024, "mb": 1024**2, "mib": 1024**2, "gb": 1024**3, "gib": 1024**3}
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1024,
+    "kib": 1024,
+    "mb": 1024**2,
+    "mib": 1024**2,
+    "gb": 1024**3,
+    "gib": 1024**3,
+}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?", re.IGNORECASE)
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -65,7 +74,8 @@ class User(_Model):
 
     password: SecretStr | None = Field(None, description="The user's password.")
     verifier: SecretStr | None = Field(
-        None, description="Instead of a password: its SCRAM verifier, as in the origin's pg_authid.rolpassword."
+        None,
+        description="Instead of a password: its SCRAM verifier, as in the origin's pg_authid.rolpassword.",
     )
 
     @model_validator(mode="after")
@@ -91,13 +101,19 @@ class Cache(_Model):
 
     enabled: bool = Field(True, description="Answer repeated reads from memory. Turn off to only pool.")
     ttl: Seconds = Field(
-        60.0, gt=0, description="How long an answer may be served. A write through pgnear ends it at once; lower it if others write."
+        60.0,
+        gt=0,
+        description="How long an answer may be served; a write through pgnear ends it. Lower it if others write.",
     )
     max_bytes: Size = Field(
-        128 * 1024**2, ge=1024**2, description="Memory for all answers together. Raise it when evictions are frequent."
+        128 * 1024**2,
+        ge=1024**2,
+        description="Memory for all answers together. Raise it when evictions are frequent.",
     )
     max_entry_bytes: Size = Field(
-        1024**2, ge=1024, description="The largest answer that is kept; larger ones are passed on and forgotten."
+        1024**2,
+        ge=1024,
+        description="The largest answer that is kept; larger ones are passed on and forgotten.",
     )
 
 
@@ -126,18 +142,18 @@ class Config(_Model):
         min_length=1,
         description="Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/path; several are separated by commas.",
     )
-    http: Address | None = Field(
-        None, description="Where /metrics, /healthz and /readyz are served; off where unset."
-    )
+    http: Address | None = Field(None, description="Where /metrics, /healthz and /readyz are served; off where unset.")
     tls: Literal["disable", "allow", "require"] = Field(
         "allow", description="TLS for clients. require turns plaintext clients away (unix sockets excepted)."
     )
     tls_cert_file: Path | None = Field(
-        None, description="The certificate chain shown to clients, PEM. Unset: a self-signed one is made at start."
+        None,
+        description="The certificate chain shown to clients, PEM. Unset: a self-signed one is made at start.",
     )
     tls_key_file: Path | None = Field(None, description="Its private key, PEM.")
     auth: Literal["scram-sha-256", "trust"] = Field(
-        "scram-sha-256", description="How clients prove who they are. trust is only for loopback and unix sockets."
+        "scram-sha-256",
+        description="How clients prove who they are. trust is only for loopback and unix sockets.",
     )
     users: dict[str, User] = Field(
         default_factory=dict, description="Who may connect; unset: the origin URL's user with its password."
@@ -146,15 +162,23 @@ class Config(_Model):
         False, description="Permit an unencrypted connection to an origin on another machine."
     )
     pool_size: int = Field(
-        20, ge=1, le=10000, description="Origin connections per database. Two to four per core of the origin is plenty."
+        20,
+        ge=1,
+        le=10000,
+        description="Origin connections per database. Two to four per core of the origin is plenty.",
     )
     min_pool_size: int = Field(
-        2, ge=0, le=10000, description="Connections that are opened at start and kept, so that no query waits for one."
+        2,
+        ge=0,
+        le=10000,
+        description="Connections that are opened at start and kept, so that no query waits for one.",
     )
     pool_wait_timeout: Seconds = Field(
         10.0, gt=0, description="How long a query waits for a free connection before it fails with 53300."
     )
-    max_client_connections: int = Field(10000, ge=1, description="Clients connected at once; more are refused with 53300.")
+    max_client_connections: int = Field(
+        10000, ge=1, description="Clients connected at once; more are refused with 53300."
+    )
     max_unauthenticated_connections: int = Field(
         256, ge=1, description="Connections at once that have not logged in yet; more are refused."
     )
@@ -163,7 +187,9 @@ class Config(_Model):
         10.0, gt=0, description="How long connecting to the origin may take, TLS and login included."
     )
     origin_idle_timeout: Seconds = Field(
-        600.0, ge=0, description="Idle connections above min_pool_size are closed after so long; 0 keeps them."
+        600.0,
+        ge=0,
+        description="Idle connections above min_pool_size are closed after so long; 0 keeps them.",
     )
     origin_lifetime: Seconds = Field(
         3600.0, ge=0, description="A connection is replaced at this age, between two transactions; 0 never."
@@ -175,24 +201,31 @@ class Config(_Model):
         10.0, gt=0, description="How long a cancel request may take to reach the origin."
     )
     max_message_bytes: Size = Field(
-        128 * 1024**2, ge=65536, le=1024**3, description="The largest single message from a client. COPY and results have no limit."
+        128 * 1024**2,
+        ge=65536,
+        le=1024**3,
+        description="The largest single message from a client. COPY and results have no limit.",
     )
     buffer_high_water: Size = Field(
         256 * 1024, ge=16384, description="Bytes that wait for a slow reader before the other side is paused."
     )
     max_prepared_statements: int = Field(
-        200, ge=1, description="Prepared statements kept on each origin connection; the least recently used goes."
+        200,
+        ge=1,
+        description="Prepared statements kept on each origin connection; the least recently used goes.",
     )
     max_client_statements: int = Field(5000, ge=1, description="Prepared statements that one client may have.")
-    cache: Cache = Field(default_factory=Cache, description="The query cache.")
-    log: Log = Field(default_factory=Log, description="Logging.")
+    cache: Cache = Field(default=Cache(), description="The query cache.")
+    log: Log = Field(default=Log(), description="Logging.")
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
         problems = []
         targets: dict[str, Target] = {}
         if self.origin is None and not self.databases:
-            problems.append("origin: nothing to connect to; give --origin, PGNEAR_ORIGIN or origin = \"postgresql://...\"")
+            problems.append(
+                'origin: nothing to connect to; give --origin, PGNEAR_ORIGIN or origin = "postgresql://..."'
+            )
         for key, name, secret, size in self._urls():
             try:
                 target = url.parse(secret.get_secret_value(), database=name, pool_size=size)
@@ -208,7 +241,9 @@ class Config(_Model):
         if self.auth == "trust":
             for address in self.listen:
                 if not address.startswith(("unix:", "/")) and not is_local(address.rpartition(":")[0].strip("[]")):
-                    problems.append(f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket")
+                    problems.append(
+                        f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket"
+                    )
         if self.tls_key_file is not None and self.tls_cert_file is None:
             problems.append("tls_cert_file: missing, though tls_key_file is set")
         for file_key in ("tls_cert_file", "tls_key_file"):
@@ -216,7 +251,9 @@ class Config(_Model):
             if path is not None and not path.is_file():
                 problems.append(f"{file_key}: {path} is not a file")
         if self.auth != "trust" and not self.users and targets and not next(iter(targets.values())).password:
-            problems.append("users: the origin URL has no password that clients could log in with; add a user, or auth = \"trust\"")
+            problems.append(
+                'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -232,7 +269,10 @@ class Config(_Model):
 
     def targets(self) -> dict[str, Target]:
         """Where each pool's connections lead, by the database name that clients ask for."""
-        parsed = (url.parse(secret.get_secret_value(), database=name, pool_size=size) for _, name, secret, size in self._urls())
+        parsed = (
+            url.parse(secret.get_secret_value(), database=name, pool_size=size)
+            for _, name, secret, size in self._urls()
+        )
         return {target.database: target for target in parsed}
 
     def client_users(self) -> dict[str, User]:

@@ -87,6 +87,4 @@ def parse(url: str, *, database: str | None = None, pool_size: int = 20) -> Targ
     options = {name: query.pop(name) for name in _OPTIONS if name in query}
     if query:
         raise ValueError(f"has unknown parameters: {', '.join(sorted(query))}")
-    return Target(
-        database or dbname, host, port, user, password, dbname, sslmode, sslrootcert, options, pool_size
-    )
+    return Target(database or dbname, host, port, user, password, dbname, sslmode, sslrootcert, options, pool_size)

@@ -16,7 +16,7 @@ from pooler import __version__, logs
 app = typer.Typer(
     name="pgnear",
     help="A PostgreSQL connection pooler with a query cache: makes a far-away database near.",
-    epilog="Example: pgnear serve --origin 'postgresql://app:secret@db.example.com/shop', then connect to 127.0.0.1:6432.",
+    epilog="Example: pgnear serve --origin postgresql://app:secret@db.example.com/shop, then use 127.0.0.1:6432.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,8 +72,8 @@ def serve(
 ) -> None:
     """Pool and cache one or more origin databases.
 
-    Every setting can also be given as PGNEAR_<NAME> in the environment (PGNEAR_CACHE__TTL=5min) or in a file; a flag wins over the
-    environment, the environment over the file.
+    Every setting can also be given as PGNEAR_<NAME> in the environment (PGNEAR_CACHE__TTL=5min) or in a file; a flag
+    wins over the environment, the environment over the file.
     """
     flags = {
         "origin": origin,
@@ -103,7 +103,8 @@ def check_config(file: Annotated[Path, typer.Argument(help="The TOML file to che
 def demo(
     port: Annotated[int, typer.Option(help="Where pgnear listens on 127.0.0.1.", min=0, max=65535)] = 6432,
     data: Annotated[
-        Path | None, typer.Option(help="Keep the database in this directory; without it, it is removed at the end.")
+        Path | None,
+        typer.Option(help="Keep the database in this directory; without it, it is removed at the end."),
     ] = None,
     http: Annotated[str, typer.Option(help="Where /metrics is served.")] = "127.0.0.1:9432",
 ) -> None:

@@ -54,7 +54,9 @@ def run(*, port: int, data: Path | None, http: str) -> int:
         print(f"pgnear: {error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest is quick; a second Ctrl-C must not leave a server behind
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the rest is quick; a second Ctrl-C must not leave a server behind
         postgres.stop()
     print("Stopped." if data is None else f"Stopped; the database is kept in {data}.")
     return 0

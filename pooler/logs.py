@@ -21,7 +21,9 @@ def configure(format: Literal["auto", "console", "json"] = "auto", level: str = 
         structlog.processors.format_exc_info,
     ]
     if console:
-        processors.append(structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False))
+        processors.append(
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
+        )
     else:
         processors.append(structlog.processors.JSONRenderer())
     structlog.configure(

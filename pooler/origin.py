@@ -1,7 +1,7 @@
 """One origin connection in traffic: reads the origin's frames and passes them to the session it is linked to.
 
-Lives here: the walk over backend frames, the queue of units, what this connection has set and prepared. Not here: connecting and
-authenticating (`ceremony.connect`), who gets the connection (`pool`), what a client asked (`session`).
+Lives here: the walk over backend frames, the queue of units, what this connection has set and prepared. Not here:
+connecting and authenticating (`ceremony.connect`), who gets the connection (`pool`), what a client asked (`session`).
 
 States of an origin connection:
 
@@ -66,9 +66,7 @@ class Origin:
         "unnamed",
     )
 
-    def __init__(
-        self, transport: Transport, pool: Pool, pid: int, secret: bytes, parameters: dict[str, str]
-    ) -> None:
+    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, parameters: dict[str, str]) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
@@ -90,7 +88,7 @@ class Origin:
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
 
-    # ---- from the origin ------------------------------------------------------------------------------------------------
+    # ---- from the origin ---------------------------------------------------------------------------------------------
 
     def readable(self) -> None:
         try:
@@ -240,7 +238,7 @@ class Origin:
             if made_up and self.session is not None:
                 self.session.deliver(made_up)
 
-    # ---- to the origin ------------------------------------------------------------------------------------------------
+    # ---- to the origin -----------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
         """Send whole messages; their units are in the queue.
@@ -259,7 +257,7 @@ class Origin:
         if self.session is not None and self.transport.pending <= self.pool.high_water // 2:
             self.session.origin_drained()
 
-    # ---- its end --------------------------------------------------------------------------------------------------------
+    # ---- its end -----------------------------------------------------------------------------------------------------
 
     def lost(self, reason: str) -> None:
         """The connection broke or lied: it is closed, and its session hears why."""

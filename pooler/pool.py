@@ -1,10 +1,10 @@
 """The origin connections of one database and role, and who gets them.
 
-Lives here: every decision about them (idle, busy, waiting, limits, ageing), in plain synchronous code with no I/O of its own. Opening
-and resetting connections is ceremony, which the pool only asks for through `PoolCeremonies`.
+Lives here: every decision about them (idle, busy, waiting, limits, ageing), in plain synchronous code with no I/O of
+its own. Opening and resetting connections is ceremony, which the pool only asks for through `PoolCeremonies`.
 
-A waiter is granted a connection in the order it asked (first in, first out); a connection that becomes free goes to the waiter at
-the head before anybody else can see it.
+A waiter is granted a connection in the order it asked (first in, first out); a connection that becomes free goes to
+the waiter at the head before anybody else can see it.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class Pool:
       target: where the connections lead.
     """
 
-    def __init__(
-        self, name: str, target: Target, config: Config, stats: Stats, ceremonies: PoolCeremonies
-    ) -> None:
+    def __init__(self, name: str, target: Target, config: Config, stats: Stats, ceremonies: PoolCeremonies) -> None:
         self.name = name
         self.target = target
         self.config = config
@@ -87,7 +85,7 @@ class Pool:
         self.greetings: dict[Settings, dict[str, str]] = {}  # ParameterStatus values by startup settings
         self._ceremonies = ceremonies
 
-    # ---- what it looks like -------------------------------------------------------------------------------------------
+    # ---- what it looks like ------------------------------------------------------------------------------------------
 
     @property
     def idle_count(self) -> int:
@@ -105,7 +103,7 @@ class Pool:
         """Seconds that the waiter at the head has waited, at `now` (monotonic)."""
         return now - self.waiting[0][0] if self.waiting else 0.0
 
-    # ---- asking for a connection ----------------------------------------------------------------------------------------
+    # ---- asking for a connection -------------------------------------------------------------------------------------
 
     def acquire(self, waiter: Waiter) -> Origin | None:
         """A connection now, or None: then `waiter` is in the queue and is granted one or refused later."""
@@ -151,7 +149,7 @@ class Pool:
         self.connecting_count += 1
         self._ceremonies.connect(self)
 
-    # ---- connections that come and go -----------------------------------------------------------------------------------
+    # ---- connections that come and go --------------------------------------------------------------------------------
 
     def connected(self, origin: Origin) -> None:
         """A new connection is authenticated and registered."""
@@ -237,7 +235,11 @@ class Pool:
         """`origin` broke. Called after `remove`."""
         self.stats.origin_connections_lost += 1
         log.warning(
-            "origin_connection_lost", pool=self.name, origin_pid=origin.pid, idle=idle, reason=_why(origin, reason)
+            "origin_connection_lost",
+            pool=self.name,
+            origin_pid=origin.pid,
+            idle=idle,
+            reason=_why(origin, reason),
         )
 
     def remove(self, origin: Origin) -> None:
@@ -248,7 +250,7 @@ class Pool:
         self.closes += 1
         self._grow()
 
-    # ---- time ------------------------------------------------------------------------------------------------------------
+    # ---- time --------------------------------------------------------------------------------------------------------
 
     def _too_old(self, origin: Origin, now: float) -> bool:
         lifetime = self.config.origin_lifetime

@@ -1,11 +1,12 @@
-"""The one task that moves traffic: waits for an epoll descriptor in trio, then dispatches every ready socket in a batch.
+"""The one task that moves traffic: waits for an epoll descriptor in trio, then dispatches every ready socket in a
+batch.
 
 Lives here: registration of sockets, dispatch, the turn-taking between traffic and trio. Not here: what the bytes mean
 (`session`, `origin`), buffers and TLS (`transport`), anything that waits (`ceremony`).
 
-After a batch with work in it the reactor polls on for a bounded time before it goes back to trio: under load that saves one
-pass through trio's scheduler a batch, and an idle process still sleeps in trio. While a ceremony is under way the poll does not
-block, so a login never waits for traffic by more than one batch.
+After a batch with work in it the reactor polls on for a bounded time before it goes back to trio: under load that
+saves one pass through trio's scheduler a batch, and an idle process still sleeps in trio. While a ceremony is under
+way the poll does not block, so a login never waits for traffic by more than one batch.
 """
 
 from __future__ import annotations

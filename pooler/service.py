@@ -54,16 +54,12 @@ class Service:
         self.stats = Stats()
         self.reactor = Reactor()
         self.tls = server_tls(config)
-        self.verifiers = {
-            name: _verifier(user) for name, user in config.client_users().items()
-        }
+        self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
         self.cache = Store(cache.max_bytes, cache.max_entry_bytes, ttl=cache.ttl) if cache.enabled else None
         self.classifier = Classifier(parse_always=cache.enabled)
         self.prepared = PreparedStatements()
-        self.pools = {
-            name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()
-        }
+        self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
         self.sessions: set[Session] = set()
         self.draining = False
         self.listen_addresses: list[str] = []
@@ -71,7 +67,7 @@ class Service:
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
 
-    # ---- sessions -------------------------------------------------------------------------------------------------------
+    # ---- sessions ----------------------------------------------------------------------------------------------------
 
     def remember(self, session: Session) -> None:
         self.sessions.add(session)
@@ -103,7 +99,7 @@ class Service:
         await cancel_origin(self, origin)
         origin.close()
 
-    # ---- ceremonies that pools ask for ------------------------------------------------------------------------------------
+    # ---- ceremonies that pools ask for -------------------------------------------------------------------------------
 
     def connect(self, pool: Pool) -> None:
         self.nursery.start_soon(self._connect, pool)
@@ -115,9 +111,17 @@ class Service:
             with trio.move_on_after(self.config.origin_connect_timeout):
                 connected = await connect(pool.target, self.reactor)
             if connected is None:
-                raise errors.origin_unreachable(f"no answer within {self.config.origin_connect_timeout:g} s (origin_connect_timeout)")
+                raise errors.origin_unreachable(
+                    f"no answer within {self.config.origin_connect_timeout:g} s (origin_connect_timeout)"
+                )
         except PgError as error:
-            log.error("origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail)
+            log.error(
+                "origin_connect_failed",
+                pool=pool.name,
+                sqlstate=error.sqlstate,
+                reason=error.message,
+                detail=error.detail,
+            )
             pool.connect_failed(error)
         except BaseException:
             pool.connecting_count -= 1
@@ -125,7 +129,12 @@ class Service:
         else:
             origin = Origin(connected.transport, pool, connected.pid, connected.secret, connected.parameters)
             connected.transport.register(origin)
-            log.debug("origin_connected", pool=pool.name, origin_pid=origin.pid, tls=connected.transport.tls is not None)
+            log.debug(
+                "origin_connected",
+                pool=pool.name,
+                origin_pid=origin.pid,
+                tls=connected.transport.tls is not None,
+            )
             pool.connected(origin)
         finally:
             self.reactor.ceremonies -= 1
@@ -133,7 +142,7 @@ class Service:
     def reset(self, pool: Pool, origin: Origin) -> None:
         self.nursery.start_soon(reset, pool, origin, self.config.origin_connect_timeout)
 
-    # ---- time -----------------------------------------------------------------------------------------------------------
+    # ---- time --------------------------------------------------------------------------------------------------------
 
     async def keep_house(self) -> None:
         """Ageing, wait deadlines and warm connections, for as long as the process lives."""
@@ -175,13 +184,13 @@ class Service:
         pool.catalog = None
         self._catalog_stale[pool.name].set()
 
-    # ---- the end --------------------------------------------------------------------------------------------------------
+    # ---- the end -----------------------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
         """Let transactions finish for `drain_timeout`, then say goodbye to everybody."""
         self.draining = True
         with trio.move_on_after(self.config.drain_timeout):
-            while any(session.busy for session in self.sessions):
+            while any(session.busy for session in self.sessions):  # noqa: ASYNC110 (sessions are not tasks)
                 await trio.sleep(0.02)
         for session in list(self.sessions):
             session.shutdown()
@@ -207,7 +216,9 @@ def raise_file_limit() -> None:
             log.warning("file_limit", soft=soft, hard=hard)
 
 
-async def serve(config: Config, *, started: Callable[[Service], None] | None = None, stop: trio.Event | None = None) -> None:
+async def serve(
+    config: Config, *, started: Callable[[Service], None] | None = None, stop: trio.Event | None = None
+) -> None:
     """Run pgnear until cancelled, or until `stop` is set: then it drains first.
 
     `started` is called once every address is bound and listened on.
@@ -237,7 +248,13 @@ async def serve(config: Config, *, started: Callable[[Service], None] | None = N
                 for listener in listeners:
                     accepting.start_soon(accept_forever, service, listener, nursery)
                 for address in service.listen_addresses:
-                    log.info("listening", address=address, databases=sorted(service.pools), tls=config.tls, auth=config.auth)
+                    log.info(
+                        "listening",
+                        address=address,
+                        databases=sorted(service.pools),
+                        tls=config.tls,
+                        auth=config.auth,
+                    )
                 if started is not None:
                     started(service)
                 if stop is not None:

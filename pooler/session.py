@@ -40,14 +40,27 @@ log = get_logger(__name__)
 
 QUERY, PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, FUNCTION_CALL, TERMINATE = b"QPBDECSHFX"
 COPY_DATA, COPY_DONE, COPY_FAIL = b"dcf"
+_BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
-_SCHEMA_TAGS = (b"CREATE", b"ALTER", b"DROP", b"COMMENT", b"GRANT", b"REVOKE", b"SELECT INTO", b"IMPORT", b"DO", b"CALL")
+_SCHEMA_TAGS = (
+    b"CREATE",
+    b"ALTER",
+    b"DROP",
+    b"COMMENT",
+    b"GRANT",
+    b"REVOKE",
+    b"SELECT INTO",
+    b"IMPORT",
+    b"DO",
+    b"CALL",
+)
 """Completions after which a name may mean something else than the cache's catalog says."""
 
 READY_IDLE = b"Z\0\0\0\5I"
 PARTIAL_BATCH_BYTES = 262144
-"""Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are."""
+"""Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
+"""
 
 
 class Session:
@@ -114,7 +127,7 @@ class Session:
         if not self.closed:
             self.readable()
 
-    # ---- from the client ----------------------------------------------------------------------------------------------
+    # ---- from the client ---------------------------------------------------------------------------------------------
 
     def readable(self) -> None:
         try:
@@ -180,7 +193,7 @@ class Session:
                 if frame_end - kept < PARTIAL_BATCH_BYTES:
                     continue
                 handled = self.skipping or self._guard(data, extended.submit, kept, batch, 0)
-            elif kind == SYNC or kind == FLUSH:
+            elif kind in _BATCH_ENDS:
                 if self.skipping:
                     if kind == SYNC:
                         self.skipping = False
@@ -293,7 +306,7 @@ class Session:
         self._to_origin.append(data if frame_end == len(data) and not position else data[position:frame_end])
         return True
 
-    # ---- what a statement means for the session ---------------------------------------------------------------------------
+    # ---- what a statement means for the session ----------------------------------------------------------------------
 
     def mind(self, statement: Statement, unit: Unit) -> None:
         """Note what `statement`, now on its way, may do to the session and to the cache."""
@@ -314,7 +327,13 @@ class Session:
             self.pinned = reason
             stats = self.service.stats
             stats.pins[reason] = stats.pins.get(reason, 0) + 1
-            log.info("client_pinned", user=self.user, database=self.database, reason=reason, client=self.transport.peer)
+            log.info(
+                "client_pinned",
+                user=self.user,
+                database=self.database,
+                reason=reason,
+                client=self.transport.peer,
+            )
 
     def capture(self, unit: Unit, capture: Capture) -> None:
         """Copy the unit's answer for the cache."""
@@ -342,7 +361,7 @@ class Session:
         self._out.append(data)
         self._out_bytes += len(data)
 
-    # ---- the link -----------------------------------------------------------------------------------------------------
+    # ---- the link ----------------------------------------------------------------------------------------------------
 
     def link(self, position: int) -> bool:
         """Have an origin connection, settings included. False: in the queue now; handle the message again when granted.
@@ -445,7 +464,7 @@ class Session:
         if not self.waiting and self.transport.pending <= self.pool.high_water:
             self.transport.resume()
 
-    # ---- from the origin ------------------------------------------------------------------------------------------------
+    # ---- from the origin ---------------------------------------------------------------------------------------------
 
     def notice(self, unit: Unit, kind: int, frame: bytes) -> None:
         """A notable frame of `unit` passed."""
@@ -506,11 +525,7 @@ class Session:
         assert origin is not None
         if change.all:
             # Role and session user are no part of RESET ALL.
-            kept = {
-                name: value
-                for name, value in self.settings.items
-                if name in ("role", "session_authorization")
-            }
+            kept = {name: value for name, value in self.settings.items if name in ("role", "session_authorization")}
             origin.settings = Settings.of(kept)
             self.settings = Settings.of({**dict(self.startup.items), **kept})
             return
@@ -583,12 +598,16 @@ class Session:
             if self.transport.pending > self.pool.high_water:
                 self.transport.pause()
 
-    # ---- its end --------------------------------------------------------------------------------------------------------
+    # ---- its end -----------------------------------------------------------------------------------------------------
 
     def _refuse(self, error: PgError) -> None:
         """The client broke the protocol or a bound: it is told, and its connection ends."""
         log.warning(
-            "client_refused", user=self.user, client=self.transport.peer, sqlstate=error.sqlstate, reason=error.message
+            "client_refused",
+            user=self.user,
+            client=self.transport.peer,
+            sqlstate=error.sqlstate,
+            reason=error.message,
         )
         if self.origin is not None:
             self._flush_origin(b"")
@@ -636,7 +655,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether something is under way that a drain waits for."""
-        return self.waiting or self.origin is not None and not (self.pinned and not self.origin.units)
+        return self.waiting or (self.origin is not None and not (self.pinned and not self.origin.units))
 
     def end(self, *, abrupt: bool) -> None:
         """The client left: by Terminate, or (abrupt) without a word."""

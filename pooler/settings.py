@@ -1,10 +1,11 @@
 """What a session wants set and what an origin connection has set: immutable, interned, compared by identity.
 
-Lives here: `Settings`, the statements that turn one into another. Not here: reading a SET (`pooler.sql`), deciding when to
-send the difference (`session`).
+Lives here: `Settings`, the statements that turn one into another. Not here: reading a SET (`pooler.sql`), deciding
+when to send the difference (`session`).
 
-A setting is kept as the SQL statement that makes it so: two clients that wrote the same SET share it, and nothing is lost in
-translating lists, identifiers and quoting. A setting that is absent has the origin's default for the role and database.
+A setting is kept as the SQL statement that makes it so: two clients that wrote the same SET share it, and nothing is
+lost in translating lists, identifiers and quoting. A setting that is absent has the origin's default for the role and
+database.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prepared statements as pgnear knows them: one object per distinct text and parameter types, whoever prepared it.
 
-A client's name leads to a `Prepared`; an origin connection knows which of them it has. Both hold the object; when nobody does
-it is gone. Not here: which Parse is sent when (`session`).
+A client's name leads to a `Prepared`; an origin connection knows which of them it has. Both hold the object; when
+nobody does it is gone. Not here: which Parse is sent when (`session`).
 """
 
 from __future__ import annotations

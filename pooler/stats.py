@@ -1,7 +1,7 @@
 """What the running pooler counts: plain integers, bumped on the hot path and read at scrape time.
 
-No metric object lives here: `pooler.admin.metrics` turns these numbers into Prometheus samples when somebody asks. Every
-attribute is a total since the process started unless its comment says it is a gauge.
+No metric object lives here: `pooler.admin.metrics` turns these numbers into Prometheus samples when somebody asks.
+Every attribute is a total since the process started unless its comment says it is a gauge.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Stats:
     """The process's totals. One instance, shared by every session, pool and ceremony."""
 
     __slots__ = (
+        "bypass_latency",
         "bytes_from_clients",
         "bytes_to_clients",
         "cancels_forwarded",
@@ -44,7 +45,6 @@ class Stats:
         "clients_rejected",
         "hit_latency",
         "login_failures",
-        "bypass_latency",
         "miss_latency",
         "origin_connect_failures",
         "origin_connections_lost",

@@ -1,8 +1,9 @@
 """One socket, with TLS over memory BIOs where it is on, an output buffer, and two faces.
 
-The async face (`receive_some`, `send_all`, `handshake`) is for ceremony; the synchronous one (`receive`, `send`) for traffic. A
-transport is used through one face at a time: whoever hands it to the reactor stops awaiting it. Not here: frames (`protocol.framing`) and whose
-bytes these are (`session`, `origin`).
+The async face (`receive_some`, `send_all`, `handshake`) is for ceremony; the synchronous one (`receive`, `send`) for
+traffic. A
+transport is used through one face at a time: whoever hands it to the reactor stops awaiting it. Not here: frames
+(`protocol.framing`) and whose bytes these are (`session`, `origin`).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Transport:
         self._registered = False
         self.closed = False
 
-    # ---- traffic ------------------------------------------------------------------------------------------------------
+    # ---- traffic -----------------------------------------------------------------------------------------------------
 
     def register(self, handler: Handler) -> None:
         """Give the transport to the reactor, which calls `handler` from now on."""
@@ -220,7 +221,7 @@ class Transport:
             return True
         return True
 
-    # ---- ceremony -----------------------------------------------------------------------------------------------------
+    # ---- ceremony ----------------------------------------------------------------------------------------------------
 
     async def receive_some(self) -> bytes:
         """The next bytes, b"" at the peer's end.
@@ -275,9 +276,7 @@ class Transport:
         self._outgoing = ssl.MemoryBIO()
         if received:
             self._incoming.write(received)
-        tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
-        )
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
         while True:
             try:
                 tls.do_handshake()

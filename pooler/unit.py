@@ -1,7 +1,8 @@
 """What an origin connection still owes: one `Unit` for everything up to one ReadyForQuery.
 
-Lives here: which answers of a unit the client gets, which are swallowed because pgnear asked for them, which are made up because the
-origin was never asked. Not here: reading frames (`origin`), choosing what to send (`session`, `extended`).
+Lives here: which answers of a unit the client gets, which are swallowed because pgnear asked for them, which are made
+up because the origin was never asked. Not here: reading frames (`origin`), choosing what to send (`session`,
+`extended`).
 
 A plain unit (most of them) looks at few frames: everything else passes in runs. A unit with `steps` follows each
 message that was sent; one with `capture` copies the rows for the cache; one with `swallow` is pgnear's own.
@@ -30,7 +31,8 @@ PLAIN = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH})
 WATCHFUL = PLAIN | {COMMAND_COMPLETE}
 """The same for a session with a write or a SET under way: completions matter too."""
 SCRIPTED = WATCHFUL | {
-    BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_DATA, PARAMETER_DESCRIPTION, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
+    BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_DATA, PARAMETER_DESCRIPTION, PARSE_COMPLETE, PORTAL_SUSPENDED,
+    ROW_DESCRIPTION,
 }  # fmt: skip
 
 # What a step waits for. A step is (kind, forward?, made-up bytes | None, undo | None).

@@ -1,7 +1,8 @@
-"""Authentication as sans-I/O state machines: SCRAM-SHA-256 and -PLUS on both sides, md5 and cleartext towards an origin.
+"""Authentication as sans-I/O state machines: SCRAM-SHA-256 and -PLUS on both sides, md5 and cleartext towards an
+origin.
 
-The SCRAM arithmetic is scramp's; here is how it travels in PostgreSQL's messages. Source: PostgreSQL documentation, "SASL
-Authentication"; RFC 5802, RFC 7677, RFC 5929 (tls-server-end-point).
+The SCRAM arithmetic is scramp's; here is how it travels in PostgreSQL's messages. Source: PostgreSQL documentation,
+"SASL Authentication"; RFC 5802, RFC 7677, RFC 5929 (tls-server-end-point).
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ class ScramServer:
     def _set_client_first(self, message: str) -> None:
         """Give scramp the client's first message.
 
-        libpq leaves the SCRAM user name empty, as the startup packet has it, and scramp refuses an empty name. So scramp
-        reads a stand-in, and the text that both sides sign is put back.
+        libpq leaves the SCRAM user name empty, as the startup packet has it, and scramp refuses an empty name. So
+        scramp reads a stand-in, and the text that both sides sign is put back.
         """
         header, separator, bare = message.partition(",n=,")
         if not separator:
@@ -179,9 +180,7 @@ class OriginAuthenticator:
       cleartext_allowed: whether a cleartext password may be sent: over TLS, or to this machine.
     """
 
-    def __init__(
-        self, user: str, password: str, *, channel_binding: bytes | None, cleartext_allowed: bool
-    ) -> None:
+    def __init__(self, user: str, password: str, *, channel_binding: bytes | None, cleartext_allowed: bool) -> None:
         self._user = user
         self._password = password
         self._channel_binding = channel_binding

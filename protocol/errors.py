@@ -1,8 +1,8 @@
 """ErrorResponse and NoticeResponse, and every error that pgnear itself raises.
 
-An error of pgnear's reads like one of PostgreSQL's: severity, SQLSTATE, message, and where they help a detail and a hint that names the
-setting. The functions at the end are the whole list; nothing else in pgnear makes up a SQLSTATE. Source: PostgreSQL documentation, "Error and
-Notice Message Fields" and "PostgreSQL Error Codes".
+An error of pgnear's reads like one of PostgreSQL's: severity, SQLSTATE, message, and where they help a detail and a
+hint that names the setting. The functions at the end are the whole list; nothing else in pgnear makes up a SQLSTATE.
+Source: PostgreSQL documentation, "Error and Notice Message Fields" and "PostgreSQL Error Codes".
 """
 
 from __future__ import annotations
@@ -59,22 +59,30 @@ class PgError(Exception):
 
 
 def error_response(
-    sqlstate: str, message: str, *, severity: str = "ERROR", detail: str | None = None, hint: str | None = None
+    sqlstate: str,
+    message: str,
+    *,
+    severity: str = "ERROR",
+    detail: str | None = None,
+    hint: str | None = None,
 ) -> bytes:
     """A whole ErrorResponse frame."""
     return _response(b"E", severity, sqlstate, message, detail, hint)
 
 
 def notice_response(
-    sqlstate: str, message: str, *, severity: str = "NOTICE", detail: str | None = None, hint: str | None = None
+    sqlstate: str,
+    message: str,
+    *,
+    severity: str = "NOTICE",
+    detail: str | None = None,
+    hint: str | None = None,
 ) -> bytes:
     """A whole NoticeResponse frame."""
     return _response(b"N", severity, sqlstate, message, detail, hint)
 
 
-def _response(
-    kind: bytes, severity: str, sqlstate: str, message: str, detail: str | None, hint: str | None
-) -> bytes:
+def _response(kind: bytes, severity: str, sqlstate: str, message: str, detail: str | None, hint: str | None) -> bytes:
     fields = (("S", severity), ("V", severity), ("C", sqlstate), ("M", message), ("D", detail), ("H", hint))
     body = b"".join(
         code.encode() + value.replace("\0", "").encode(errors="replace") + b"\0"

@@ -1,7 +1,7 @@
 """Splits a byte stream into frames: one type byte, a length that counts itself, a body.
 
-Only headers are looked at; what a body means is in `protocol.messages`. Two faces of one rule: `frame_end` for the walkers on
-the hot path, which keep their own buffers, and `FrameReader` for ceremony, which wants whole messages.
+Only headers are looked at; what a body means is in `protocol.messages`. Two faces of one rule: `frame_end` for the
+walkers on the hot path, which keep their own buffers, and `FrameReader` for ceremony, which wants whole messages.
 
 Source: PostgreSQL documentation, "Frontend/Backend Protocol", sections "Message Formats" and "Messaging Overview".
 """

@@ -1,6 +1,7 @@
 """What comes before the first message with a type byte: encryption requests, cancel requests, the startup packet.
 
-Source: PostgreSQL documentation, "Message Formats" (SSLRequest, GSSENCRequest, CancelRequest, StartupMessage, NegotiateProtocolVersion).
+Source: PostgreSQL documentation, "Message Formats" (SSLRequest, GSSENCRequest, CancelRequest, StartupMessage,
+NegotiateProtocolVersion).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _parameters(body: bytes) -> dict[str, str]:
     try:
         texts = [field.decode() for field in fields[:-2]]
     except UnicodeDecodeError:
-        raise PgError("22021", "invalid byte sequence for encoding \"UTF8\" in startup packet") from None
+        raise PgError("22021", 'invalid byte sequence for encoding "UTF8" in startup packet') from None
     names = texts[::2]
     if not all(names):
         raise protocol_violation("invalid startup packet layout: expected terminator as last byte")
@@ -95,9 +96,7 @@ def parse_options(options: str) -> list[tuple[str, str]]:
         word = words.pop(0)
         if word == "-c" and words:
             assignment = words.pop(0)
-        elif word.startswith("-c"):
-            assignment = word[2:]
-        elif word.startswith("--"):
+        elif word.startswith(("-c", "--")):
             assignment = word[2:]
         else:
             raise PgError("42601", f"invalid command-line argument for server process: {word}")

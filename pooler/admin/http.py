@@ -42,7 +42,8 @@ def application(service: Service) -> Starlette:
         if service.draining:
             reasons.append("draining")
         return JSONResponse(
-            {"status": "not ready" if reasons else "ready", "reasons": reasons}, status_code=503 if reasons else 200
+            {"status": "not ready" if reasons else "ready", "reasons": reasons},
+            status_code=503 if reasons else 200,
         )
 
     async def metrics(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """Turns the running service's plain integers into Prometheus samples, when somebody asks.
 
-Labels are pool names, outcomes, SQLSTATEs and pin reasons: all from closed lists or the configuration, never from clients.
+Labels are pool names, outcomes, SQLSTATEs and pin reasons: all from closed lists or the configuration, never from
+clients.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def _clients(service: Service) -> Iterator[Metric]:
     yield _gauge("clients_pinned", "Clients that keep their origin connection because of session state.", pinned)
     yield _gauge("clients_unauthenticated", "Connections that have not logged in yet.", stats.unauthenticated)
     yield _counter("clients_accepted", "Connections accepted from clients.", stats.clients_accepted)
-    yield _counter("login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures)
+    yield _counter(
+        "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
+    )
     yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
     yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
 
@@ -88,7 +91,7 @@ def _queries(service: Service) -> Iterator[Metric]:
     stats = service.stats
     latency = HistogramMetricFamily(
         "pgnear_query_seconds",
-        "Time from a query's arrival to its ReadyForQuery: answered from the cache (hit), cacheable but fetched (miss), "
+        "Time from a query's arrival to its ReadyForQuery: from the cache (hit), cacheable but fetched (miss), "
         "never a candidate (bypass).",
         labels=["outcome"],
     )
@@ -102,9 +105,15 @@ def _queries(service: Service) -> Iterator[Metric]:
     yield _counter("query_errors", "ErrorResponses that the origin gave to clients' queries.", stats.query_errors)
     yield _counter("cancels_received", "CancelRequests from clients.", stats.cancels_received)
     yield _counter("cancels_forwarded", "Cancel requests sent to the origin.", stats.cancels_forwarded)
-    yield _counter("settings_replayed", "Times a session's settings were made on another connection.", stats.settings_replayed)
     yield _counter(
-        "statements_replayed", "Prepared statements that were prepared again on another connection.", stats.statements_replayed
+        "settings_replayed",
+        "Times a session's settings were made on another connection.",
+        stats.settings_replayed,
+    )
+    yield _counter(
+        "statements_replayed",
+        "Prepared statements that were prepared again on another connection.",
+        stats.statements_replayed,
     )
 
 
@@ -113,7 +122,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
     gauges = (
         ("pool_size", "Origin connections the pool may have.", lambda pool: pool.size),
         ("pool_idle", "Origin connections that wait for work.", lambda pool: pool.idle_count),
-        ("pool_busy", "Origin connections that work for a client or are being reset.", lambda pool: pool.busy_count),
+        (
+            "pool_busy",
+            "Origin connections that work for a client or are being reset.",
+            lambda pool: pool.busy_count,
+        ),
         ("pool_connecting", "Origin connections that are being opened.", lambda pool: pool.connecting_count),
         ("pool_waiting", "Clients that wait for an origin connection.", lambda pool: pool.waiting_count),
         (
@@ -121,7 +134,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             "How long the client at the head of the queue has waited.",
             lambda pool: pool.oldest_wait_seconds(now),
         ),
-        ("pool_ready", "Whether the last attempt to connect to the origin succeeded.", lambda pool: int(pool.ready)),
+        (
+            "pool_ready",
+            "Whether the last attempt to connect to the origin succeeded.",
+            lambda pool: int(pool.ready),
+        ),
     )
     for name, text, read in gauges:
         family = GaugeMetricFamily(f"pgnear_{name}", text, labels=["pool"])
@@ -129,7 +146,9 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             family.add_metric([pool.name], read(pool))
         yield family
     waits = HistogramMetricFamily(
-        "pgnear_pool_wait_seconds", "How long clients that had to wait for a connection waited.", labels=["pool"]
+        "pgnear_pool_wait_seconds",
+        "How long clients that had to wait for a connection waited.",
+        labels=["pool"],
     )
     for pool in pools:
         waits.add_metric([pool.name], _buckets(pool.wait_histogram), pool.wait_histogram.total)
@@ -140,11 +159,17 @@ def _origins(service: Service) -> Iterator[Metric]:
     stats = service.stats
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
-    yield _counter("origin_connect_failures", "Connections to the origin that could not be made.", stats.origin_connect_failures)
+    yield _counter(
+        "origin_connect_failures",
+        "Connections to the origin that could not be made.",
+        stats.origin_connect_failures,
+    )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
     yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
     yield _counter(
-        "transactions_rolled_back", "Transactions rolled back because their client left.", stats.transactions_rolled_back
+        "transactions_rolled_back",
+        "Transactions rolled back because their client left.",
+        stats.transactions_rolled_back,
     )
 
 

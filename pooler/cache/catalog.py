@@ -1,7 +1,7 @@
 """What the origin's own catalog says about the names in a statement: whether a read through them is surely pure.
 
-One query reads it all; `Catalog.allows` then decides without I/O. Names are judged whatever schema the search_path would lead to: a name is only
-trusted if every relation that bears it is.
+One query reads it all; `Catalog.allows` then decides without I/O. Names are judged whatever schema the search_path
+would lead to: a name is only trusted if every relation that bears it is.
 """
 
 from __future__ import annotations

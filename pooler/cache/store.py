@@ -1,6 +1,8 @@
-"""The answers in memory: bounded in bytes, least recently used out first, gone at once when their namespace is invalidated.
+"""The answers in memory: bounded in bytes, least recently used out first, gone at once when their namespace is
+invalidated.
 
-An answer is rows, not a message sequence, so that it serves any shape in which a driver asks. Epochs close the race between a read in
+An answer is rows, not a message sequence, so that it serves any shape in which a driver asks. Epochs close the race
+between a read in
 flight and a write: whoever stores compares the epoch with the one its query was sent in.
 """
 
@@ -81,9 +83,7 @@ class Store:
         self.hits += 1
         return entry
 
-    def put(
-        self, namespace: str, key: Any, rows: bytes, row_description: bytes | None, tag: bytes, now: float
-    ) -> None:
+    def put(self, namespace: str, key: Any, rows: bytes, row_description: bytes | None, tag: bytes, now: float) -> None:
         """Keep an answer, and make room for it where that is needed."""
         size = len(rows) + len(row_description or b"") + len(tag) + _key_bytes(key) + ENTRY_OVERHEAD_BYTES
         if len(rows) > self.max_entry_bytes or size > self.max_bytes:

@@ -1,7 +1,8 @@
 """Where a cancel goes: from a client's CancelRequest to the origin connection that works for that client, or nowhere.
 
-The origin connection counts the cancels that are on their way to it and is not handed to another client until they have arrived:
-a late cancel never hits the next client's query. Source: PostgreSQL documentation, "Message Flow", section "Canceling Requests in Progress".
+The origin connection counts the cancels that are on their way to it and is not handed to another client until they
+have arrived: a late cancel never hits the next client's query. Source: PostgreSQL documentation, "Message Flow",
+section "Canceling Requests in Progress".
 """
 
 from __future__ import annotations

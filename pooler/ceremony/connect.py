@@ -1,7 +1,8 @@
 """Connecting to the origin: TCP or unix socket, TLS, startup packet, authentication, first ReadyForQuery.
 
-Used for pool connections (`connect`) and, without authentication, for cancel requests (`ceremony.cancel`). The deadline is the
-caller's. Source: PostgreSQL documentation, "Message Flow", sections "Start-up" and "SSL Session Encryption".
+Used for pool connections (`connect`) and, without authentication, for cancel requests (`ceremony.cancel`). The
+deadline is the caller's. Source: PostgreSQL documentation, "Message Flow", sections "Start-up" and "SSL Session
+Encryption".
 """
 
 from __future__ import annotations

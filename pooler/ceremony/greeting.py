@@ -1,7 +1,7 @@
 """What a client is told at login: the ParameterStatus values its private connection would have reported.
 
-The first client with a given set of startup settings has them tried on an origin connection, so that a bad one fails the login
-with the origin's own words; the values are remembered for those who come after.
+The first client with a given set of startup settings has them tried on an origin connection, so that a bad one fails
+the login with the origin's own words; the values are remembered for those who come after.
 """
 
 from __future__ import annotations

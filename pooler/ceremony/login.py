@@ -1,7 +1,7 @@
 """A client's way from accepted socket to session: SSLRequest, startup packet, authentication, greeting.
 
-One deadline covers all of it. What waits in the pool's queue for the greeting has the pool's own deadline. Source: PostgreSQL documentation,
-"Message Flow", sections "Start-up", "SSL Session Encryption" and "SASL Authentication".
+One deadline covers all of it. What waits in the pool's queue for the greeting has the pool's own deadline. Source:
+PostgreSQL documentation, "Message Flow", sections "Start-up", "SSL Session Encryption" and "SASL Authentication".
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class _Login:
             await self._encrypt()
             chosen = transport.tls.selected_alpn_protocol() if transport.tls else None
             if chosen != ALPN:
-                raise errors.protocol_violation("received direct SSL connection request without ALPN protocol negotiation extension")
+                raise errors.protocol_violation(
+                    "received direct SSL connection request without ALPN protocol negotiation extension"
+                )
         for _ in range(3):
             request = startup.parse_startup(await self.packet())
             if isinstance(request, startup.GSSENCRequest):
@@ -157,12 +159,19 @@ async def log_in(service: Service, transport: Transport) -> None:
             raise errors.login_timeout(service.config.client_login_timeout)
         stats.unauthenticated -= 1
         counted = False
+        assert isinstance(request, startup.StartupMessage)
         await _welcome(service, login, request)
     except PgError as error:
         if error.sqlstate == "28P01":
             stats.login_failures += 1
         _rejected(service, error.sqlstate)
-        log.warning("login_failed", client=transport.peer, user=login.user, sqlstate=error.sqlstate, reason=error.message)
+        log.warning(
+            "login_failed",
+            client=transport.peer,
+            user=login.user,
+            sqlstate=error.sqlstate,
+            reason=error.message,
+        )
         await _say(transport, error)
     except TransportClosed as error:
         log.debug("login_broken", client=transport.peer, user=login.user, reason=str(error))
@@ -252,5 +261,11 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     await transport.send_all(b"".join(parts))
     session = Session(service, pool, transport, login.user, database, settings, key)
     service.remember(session)
-    log.debug("client_connected", client=transport.peer, user=login.user, database=database, tls=transport.tls is not None)
+    log.debug(
+        "client_connected",
+        client=transport.peer,
+        user=login.user,
+        database=database,
+        tls=transport.tls is not None,
+    )
     session.start(login.buffer)

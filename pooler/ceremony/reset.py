@@ -1,4 +1,5 @@
-"""Making an origin connection clean again after a client left something on it: ROLLBACK, then DISCARD ALL where state is left.
+"""Making an origin connection clean again after a client left something on it: ROLLBACK, then DISCARD ALL where state
+is left.
 
 When in doubt the connection is closed, not reused.
 """
@@ -32,7 +33,12 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
             origin.prepared.clear()
             origin.unnamed = None
     except (PgError, TransportClosed, trio.TooSlowError) as error:
-        log.info("origin_reset_failed", pool=pool.name, origin_pid=origin.pid, reason=str(error) or type(error).__name__)
+        log.info(
+            "origin_reset_failed",
+            pool=pool.name,
+            origin_pid=origin.pid,
+            reason=str(error) or type(error).__name__,
+        )
         origin.close()
     except BaseException:
         origin.close()

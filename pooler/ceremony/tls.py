@@ -89,17 +89,15 @@ def _make_certificate() -> tuple[bytes, bytes]:
     )
     return (
         certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 
 def origin_context(target: Target) -> ssl.SSLContext:
     """How certificates of the origin are judged, by libpq's sslmode words.
 
-    `verify-full`: chain and name; `verify-ca`: chain; `require` verifies the chain too where a root certificate is given (as libpq
-    does); `prefer` and `allow` encrypt without judging.
+    `verify-full`: chain and name; `verify-ca`: chain; `require` verifies the chain too where a root certificate is
+    given (as libpq does); `prefer` and `allow` encrypt without judging.
 
     Raises:
       OSError, ssl.SSLError: the root certificate cannot be read.

@@ -1,1 +1,1 @@
-"""What a statement's text means, by PostgreSQL's own parser (postgast). Pure functions; imports nothing else of pooler."""
+"""What a statement's text means, by PostgreSQL's own parser (postgast). Pure functions."""

@@ -1,7 +1,9 @@
-"""What one statement text means to a pooler and to a cache: its session effects, whether it writes, whether it may be cached.
+"""What one statement text means to a pooler and to a cache: its session effects, whether it writes, whether it may be
+cached.
 
-`Classifier` is what the hot path calls: it screens with one regular expression, remembers by text, and parses only what it must.
-`classify` is the exact answer. Both fail closed: what cannot be understood pins, writes and is not cached.
+`Classifier` is what the hot path calls: it screens with one regular expression, remembers by text, and parses only
+what it must. `classify` is the exact answer. Both fail closed: what cannot be understood pins, writes and is not
+cached.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Effect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SettingChange:
-    """One SET or RESET. `apply_sql`, the client's own text, makes it so; None: back to the default. `all`: RESET ALL."""
+    """One SET or RESET. `apply_sql`, the client's text, makes it so; None: back to the default. `all`: RESET ALL."""
 
     name: str
     apply_sql: str | None
@@ -49,7 +51,8 @@ class Statement:
       discard_all: it is DISCARD ALL, which ends every pin.
       deallocates: the prepared statement that it deallocates, as the client named it.
       reads_only: it writes nothing that a cached answer could depend on.
-      cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and `operators`.
+      cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
+      `operators`.
       why_not: where it is not cacheable, the reason.
     """
 
@@ -73,8 +76,8 @@ UNKNOWN = Statement(why_not="not examined: the cache is off")
 _SCREEN = re.compile(
     rb"""(?: ^ | ; | \*/ | \n ) \s*
          (?: set | reset | listen | declare | prepare | execute | deallocate | discard | load ) \b
-       | \b (?: temp | temporary | pg_temp\w* | \w*advisory\w* | set_config | currval | lastval | setseed | dblink\w* ) \b
-       | pg_temp | u&\"
+       | \b (?: temp | temporary | pg_temp\w* | \w*advisory\w* | set_config | currval | lastval | setseed | dblink\w*
+       ) \b | pg_temp | u&\"
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -84,18 +87,65 @@ _ESCAPED = re.compile(rb"\b[eEuU]&?'")
 
 # What a cacheable statement may be made of; anything else keeps it out of the cache.
 _CACHEABLE_NODES = frozenset(
-    """
-    A_ArrayExpr A_Const A_Expr A_Indices A_Indirection A_Star Alias ArrayExpr BitString BoolExpr Boolean BooleanTest CaseExpr
-    CaseWhen CoalesceExpr CollateClause ColumnRef CommonTableExpr Float FuncCall GroupingSet Integer JoinExpr List MinMaxExpr
-    NamedArgExpr NullTest ParamRef RangeFunction RangeSubselect RangeVar ResTarget RowExpr SelectStmt SortBy String SubLink
-    TypeCast TypeName WindowDef WithClause Node
-    """.split()
+    [
+        "A_ArrayExpr",
+        "A_Const",
+        "A_Expr",
+        "A_Indices",
+        "A_Indirection",
+        "A_Star",
+        "Alias",
+        "ArrayExpr",
+        "BitString",
+        "BoolExpr",
+        "Boolean",
+        "BooleanTest",
+        "CaseExpr",
+        "CaseWhen",
+        "CoalesceExpr",
+        "CollateClause",
+        "ColumnRef",
+        "CommonTableExpr",
+        "Float",
+        "FuncCall",
+        "GroupingSet",
+        "Integer",
+        "JoinExpr",
+        "List",
+        "MinMaxExpr",
+        "NamedArgExpr",
+        "NullTest",
+        "ParamRef",
+        "RangeFunction",
+        "RangeSubselect",
+        "RangeVar",
+        "ResTarget",
+        "RowExpr",
+        "SelectStmt",
+        "SortBy",
+        "String",
+        "SubLink",
+        "TypeCast",
+        "TypeName",
+        "WindowDef",
+        "WithClause",
+        "Node",
+    ]
 )
 _HARMLESS = frozenset(
-    """
-    VariableShowStmt FetchStmt ClosePortalStmt ListenStmt UnlistenStmt NotifyStmt DeallocateStmt DiscardStmt CheckPointStmt
-    LoadStmt VacuumStmt
-    """.split()
+    [
+        "VariableShowStmt",
+        "FetchStmt",
+        "ClosePortalStmt",
+        "ListenStmt",
+        "UnlistenStmt",
+        "NotifyStmt",
+        "DeallocateStmt",
+        "DiscardStmt",
+        "CheckPointStmt",
+        "LoadStmt",
+        "VacuumStmt",
+    ]
 )
 _WITH_HOLD = 0x0020
 
@@ -108,7 +158,11 @@ def classify(text: bytes) -> Statement:
     except Exception:
         tripped = _SCREEN.search(text) is not None
         effect = Effect.PIN if tripped else Effect.NONE
-        return Statement(effect=effect, pin_reason="unparsable" if tripped else "", why_not="the parser does not understand it")
+        return Statement(
+            effect=effect,
+            pin_reason="unparsable" if tripped else "",
+            why_not="the parser does not understand it",
+        )
     own = decoded.strip().rstrip("; \t\r\n")
     facts = [_examine(statement, own) for statement in statements]
     if not facts:
@@ -121,7 +175,11 @@ def classify(text: bytes) -> Statement:
         pins.append("SET among several statements")
     why_not = facts[0].why_not if len(facts) == 1 else "several statements"
     return Statement(
-        effect=Effect.PIN if pins or any(fact.discard_all for fact in facts) else Effect.FOLLOW if changes else Effect.NONE,
+        effect=Effect.PIN
+        if pins or any(fact.discard_all for fact in facts)
+        else Effect.FOLLOW
+        if changes
+        else Effect.NONE,
         settings=tuple(changes),
         pin_reason=pins[0] if pins else "",
         discard_all=len(facts) == 1 and facts[0].discard_all,
@@ -202,7 +260,12 @@ def _examine(node: Message, text: str) -> _Facts:
 def _examine_set(statement: Any, text: str, facts: _Facts) -> None:
     kind = _enum_name(statement, "kind")
     name = statement.name.lower()
-    if statement.is_local or name in ("transaction", "transaction snapshot", "transaction_isolation", "transaction_read_only"):
+    if statement.is_local or name in (
+        "transaction",
+        "transaction snapshot",
+        "transaction_isolation",
+        "transaction_read_only",
+    ):
         return  # ends with its transaction
     if kind == "VAR_RESET_ALL":
         facts.change = SettingChange("", None, all=True)
@@ -341,7 +404,8 @@ class Classifier:
     """`classify`, remembered. Call it with a text.
 
     Args:
-      parse_always: everything is classified, because a cache must know; otherwise only texts that may have session effects are.
+      parse_always: everything is classified, because a cache must know; otherwise only texts that may have session
+      effects are.
       max_entries: how many texts, and how many shapes, are remembered.
     """
 
