@@ -1,16 +1,24 @@
 """`pgnear demo`: an embedded PostgreSQL, some data worth a query, a pgnear in front, and a live line of what happens.
 
-Not here: starting PostgreSQL (`embedded`), the sample's rows (`sample.sql`).
+Lives here: the order of events, from the port that must be free to the last goodbye, and what is shown. Not here:
+starting PostgreSQL (`embedded`), the sample's rows (`sample.sql`).
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from importlib.resources import as_file, files
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from importlib.resources import files
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 from rich.console import Console
@@ -19,180 +27,293 @@ from rich.text import Text
 
 import config
 from pooler import logs
-from pooler.ceremony.listen import open_listener
-from pooler.embedded import EmbeddedPostgres, PostgresFailed, free_port, installed
+from pooler.ceremony.listen import address_of, open_listener
+from pooler.embedded import EmbeddedPostgres, PostgresFailed, installed
 from pooler.service import Service, serve
-from pooler.stats import LATENCY_BOUNDS, Histogram
+from pooler.stats import LATENCY_BOUNDS
 
-PASSWORD = "demo"
+USER = PASSWORD = DATABASE = "demo"
+"""A role without privileges behind a loopback address: easy to type matters more than hard to guess.
+
+The superuser can run programs, so its password is random and forgotten once the sample is loaded.
+"""
+
+MARK = "pgnear-demo"
+"""A file in a data directory that was filled to the end; a directory that lacks it is not the demo's to open."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POOL_SIZE = 10
+LIVE_SECONDS = 0.5
+LIVE_WINDOW_SECONDS = 3.0
+PLAIN_SECONDS = 5.0
 
 
-def run(*, port: int, data: Path | None, http: str) -> int:
-    """Run the demo until Ctrl-C or SIGTERM; the exit status."""
+class _CannotUse(Exception):
+    """An argument cannot be used; the message is for the user."""
+
+
+def run(port: int = 6432, data: Path | None = None, http: str | None = "127.0.0.1:9432") -> int:
+    """Run the demo until SIGINT, SIGTERM or SIGHUP.
+
+    Args:
+      port: where pgnear listens on 127.0.0.1; 0 takes any free one.
+      data: keeps the database in this directory; it is temporary where None.
+      http: HOST:PORT for /metrics; another port where it is taken, nothing where None.
+
+    Returns:
+      The exit status: 0 after a signal, 1 where something cannot be started, 2 where an argument cannot be used.
+    """
+    logs.configure("auto", "warning")
     try:
-        installed()
-        open_listener(f"127.0.0.1:{port}").close()
-    except OSError as error:
-        print(f"pgnear: {error.strerror}; choose another with --port", file=sys.stderr)
-        return 1
-    http = _free_address(http)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    postgres = EmbeddedPostgres(data=data, password=PASSWORD)
+        _run(port, data, http)
+    except ModuleNotFoundError as error:
+        return _complain(2, f"the demo needs {error.name}; install pgnear[demo]")
+    except config.ConfigError as error:
+        return _complain(2, *map(str, error.problems))
+    except _CannotUse as error:
+        return _complain(2, str(error))
+    except KeyboardInterrupt:
+        return 0
+    except (OSError, PostgresFailed, BaseExceptionGroup) as error:
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        if not isinstance(first, OSError | PostgresFailed):
+            raise
+        return _complain(1, getattr(first, "strerror", None) or str(first))
+    print("Stopped." if data is None else f"Stopped; the database is kept in {data}.")
+    return 0
+
+
+def _complain(status: int, *lines: str) -> int:
+    for line in lines:
+        print(f"pgnear: {line}", file=sys.stderr)
+    return status
+
+
+def _run(port: int, data: Path | None, http: str | None) -> None:
+    installed()
+    if data is not None and data.exists() and any(data.iterdir()) and not (data / MARK).exists():
+        raise _CannotUse(f"--data: {data} is not empty, and was not filled by the demo; choose another directory")
+    for number in SIGNALS[1:]:
+        signal.signal(number, signal.default_int_handler)
+    listen = f"127.0.0.1:{port}"
+    settings = _settings("postgresql://user:password@127.0.0.1/database", listen, http)  # are they usable at all?
+    open_listener(listen).close()
+    http = _free_address(settings.http)
+    postgres = EmbeddedPostgres(
+        data=data, password=secrets.token_urlsafe(24), settings={} if data is None else {"fsync": "on"}
+    )
     try:
         print("Starting PostgreSQL ...", flush=True)
         if postgres.start():
             print("Loading the sample ...", flush=True)
             _load_sample(postgres)
-        logs.configure("auto", "warning")
-        settings = config.load(
-            flags={"origin": postgres.url(), "listen": [f"127.0.0.1:{port}"], "http": http}, environ={}
-        )
-        trio.run(_show, settings)
-    except KeyboardInterrupt:
-        pass
-    except (PostgresFailed, subprocess.CalledProcessError, OSError) as error:
-        print(f"pgnear: {error}", file=sys.stderr)
-        return 1
+        origin = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{postgres.port}/{DATABASE}"
+        trio.run(_serve, _settings(origin, listen, http), postgres.bin)
     finally:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the rest is quick; a second Ctrl-C must not leave a server behind
+        for number in SIGNALS:  # the rest is quick; a second Ctrl-C must not leave a server behind
+            signal.signal(number, signal.SIG_IGN)
         postgres.stop()
-    print("Stopped." if data is None else f"Stopped; the database is kept in {data}.")
-    return 0
 
 
-def _free_address(address: str) -> str:
+def _settings(origin: str, listen: str, http: str | None) -> config.Config:
+    """The configuration of the demo's pgnear; what is set in the environment is for the user's own."""
+    flags = {
+        "origin": origin,
+        "listen": [listen],
+        "http": http,
+        "pool_size": POOL_SIZE,
+        "drain_timeout": 0.5,
+        "log.level": "warning",
+    }
+    return config.load(flags=flags, environ={})
+
+
+def _free_address(address: str | None) -> str | None:
     """`address`, or a free port on the same host where that one is taken."""
-    host, _, port = address.rpartition(":")
+    if address is None:
+        return None
     try:
         open_listener(address).close()
-    except OSError:
-        other = f"{host}:{free_port()}"
-        print(f"Port {port} is taken; metrics are on {other}.")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        listener = open_listener(f"{address.rpartition(':')[0]}:0")
+        other = address_of(listener)
+        listener.close()
+        print(f"{address} is taken; metrics are on {other}.", flush=True)
         return other
     return address
 
 
 def _load_sample(postgres: EmbeddedPostgres) -> None:
-    environment = {"PGPASSWORD": PASSWORD, "PATH": str(postgres.bin)}
-    where = ["-h", "127.0.0.1", "-p", str(postgres.port), "-U", "postgres"]
-    subprocess.run(
-        [str(postgres.bin / "pgbench"), "-i", "-q", *where, "postgres"],
-        env=environment, check=True, capture_output=True,
-    )  # fmt: skip
-    with as_file(files("pooler").joinpath("sample.sql")) as sample:
-        subprocess.run(
-            [str(postgres.bin / "psql"), "-q", "-v", "ON_ERROR_STOP=1", *where, "-f", str(sample), "postgres"],
-            env=environment, check=True, capture_output=True,
-        )  # fmt: skip
+    role = f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}';\nCREATE DATABASE {DATABASE} OWNER {USER};\n"
+    sample = files("pooler").joinpath("sample.sql").read_text(encoding="utf-8")
+    script = ("-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-")
+    _client(postgres, "psql", *script, "postgres", user="postgres", password=postgres.password, stdin=role)
+    _client(postgres, "pgbench", "-i", "-q", DATABASE)
+    _client(postgres, "psql", *script, DATABASE, stdin=sample)
+    (postgres.data / MARK).write_text("Filled by `pgnear demo`.\n", encoding="utf-8")
 
 
-async def _show(settings: config.Config) -> None:
-    """Serve, and show the live line, until SIGINT or SIGTERM."""
+def _client(
+    postgres: EmbeddedPostgres,
+    program: str,
+    *arguments: str,
+    user: str = USER,
+    password: str = PASSWORD,
+    stdin: str = "",
+) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    environment = {
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(postgres.port),
+        "PGUSER": user,
+        "PGPASSWORD": password,
+        "PGCLIENTENCODING": "UTF8",
+    }
+    done = subprocess.run(
+        [str(postgres.bin / program), *arguments],
+        env=inherited | environment,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    if done.returncode:
+        raise PostgresFailed(f"{program} cannot load the sample: {done.stderr.strip()}")
+
+
+async def _serve(settings: config.Config, programs: Path) -> None:
+    """Serve, and show what happens, until a signal. A second one cuts the goodbyes to clients short."""
     stop = trio.Event()
-    running: list[Service] = []
-    up = trio.Event()
-
-    def started(service: Service) -> None:
-        running.append(service)
-        up.set()
-
-    async def serve_until_stopped() -> None:
-        await serve(settings, started=started, stop=stop)
-        nursery.cancel_scope.cancel()
-
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    console = Console(highlight=False)
+    with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_until_stopped)
-            await up.wait()
-            _say_hello(running[0])
-            nursery.start_soon(_live_line, running[0])
-            async for _ in signals:
-                stop.set()
-                break
-            await trio.sleep_forever()
+
+            def started(service: Service) -> None:
+                _say_hello(service, programs, console)
+                nursery.start_soon(_show_live if console.is_terminal else _show_lines, service, console)
+
+            nursery.start_soon(_watch, signals, stop, nursery.cancel_scope)
+            await serve(settings, started=started, stop=stop)
+            nursery.cancel_scope.cancel()
 
 
-def _say_hello(service: Service) -> None:
-    url = f"postgresql://postgres:{PASSWORD}@{service.listen_addresses[0]}/postgres"
-    print(f"""
-pgnear is ready:
-
-    {url}
-
-Three things to try in another terminal:
-
-  1. the same question twice: the second answer comes from the cache
-     psql '{url}' -c '\\timing on' -c 'select name, planet, discovered from moon order by radius_km desc limit 5' \\
-          -c 'select name, planet, discovered from moon order by radius_km desc limit 5'
-  2. a write, and the cache knows
-     psql '{url}' -c "update mountain set note = 'climbed it' where name = 'Mont Blanc'" \\
-          -c "select name, height_m, note from mountain where country = 'France'"
-  3. forty clients on a few connections
-     pgbench -n -S -c 40 -T 10 '{url}'
-
-Metrics: http://{service.http_address}/metrics        Ctrl-C ends everything.
-""", flush=True)  # fmt: skip
+async def _watch(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
+    async for _ in signals:
+        if stop.is_set():
+            everything.cancel()
+        stop.set()
 
 
-async def _live_line(service: Service) -> None:
-    """Every second on a terminal, every five elsewhere."""
-    console = Console()
-    meter = _Meter(service)
-    if not console.is_terminal:
-        while True:
-            await trio.sleep(5)
-            print(meter.line(), flush=True)
-    with Live(Text(""), console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            live.update(Text(meter.line()), refresh=True)
-            await trio.sleep(1)
+# ---- what is shown --------------------------------------------------------------------------------------------------
 
 
-class _Meter:
-    """What changed since it was last asked."""
+def _say_hello(service: Service, programs: Path, console: Console) -> None:
+    url = f"postgresql://{USER}:{PASSWORD}@{service.listen_addresses[0]}/{DATABASE}"
+    # A machine without PostgreSQL's programs on its PATH has those of the embedded server.
+    psql, pgbench = (name if shutil.which(name) else shlex.quote(str(programs / name)) for name in ("psql", "pgbench"))
+    moons = "select name, planet, discovered from moon order by radius_km desc limit 5"
+    peaks = "select name, height_m, note from mountain where country = 'France'"
+    climb = "update mountain set note = 'climbed it at ' || now()::time(0) where name = 'Mont Blanc'"
 
-    def __init__(self, service: Service) -> None:
+    def say(text: str = "", style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=True)  # a line break within a command would be copied with it
+
+    say()
+    say("pgnear is ready:")
+    say(f"    {url}", "bold green")
+    say()
+    say("Three things to try in another terminal:")
+    say("  1. the same question twice: the second answer comes from the cache")
+    say(f'     {psql} {url} -c "\\timing on" -c "{moons}" -c "{moons}"', "cyan")
+    say("  2. a write, and the cache knows")
+    say(f'     {psql} {url} -c "{peaks}" -c "{climb}" -c "{peaks}"', "cyan")
+    say(f"  3. fifty busy clients on {service.config.pool_size} origin connections")
+    say(f"     {pgbench} -n -S -M prepared -c 50 -T 20 {url}", "cyan")
+    say()
+    if service.http_address:
+        say(f"Metrics: http://{service.http_address}/metrics")
+    say("Ctrl-C ends everything.")
+    say()
+
+
+async def _show_live(service: Service, console: Console) -> NoReturn:
+    """One line that changes in place; log lines go above it."""
+    meter = Meter(service, LIVE_WINDOW_SECONDS)
+    try:
+        with Live(meter.line(trio.current_time()), console=console, auto_refresh=False) as live:
+            logs.configure("auto", "warning")  # to the standard error that Live has put in the place of the real one
+            while True:
+                await trio.sleep(LIVE_SECONDS)
+                live.update(meter.line(trio.current_time()), refresh=True)
+    finally:
+        logs.configure("auto", "warning")
+
+
+async def _show_lines(service: Service, console: Console) -> NoReturn:
+    meter = Meter(service, PLAIN_SECONDS)
+    meter.line(trio.current_time())
+    while True:
+        await trio.sleep(PLAIN_SECONDS)
+        console.print(meter.line(trio.current_time()), soft_wrap=True)
+
+
+class Meter:
+    """Turns the service's totals into the figures of the last `window` seconds."""
+
+    def __init__(self, service: Service, window: float) -> None:
         self._service = service
-        self._at = time.monotonic()
-        self._counts = self._read()
+        self._window = window
+        self._samples: deque[tuple[float, list[list[int]]]] = deque()
 
-    def _read(self) -> dict[str, list[int]]:
+    def line(self, now: float) -> Text:
+        """The figures at `now`: seconds, on a clock that only goes forward. Call it at regular intervals."""
         stats = self._service.stats
-        named: dict[str, Histogram] = {
-            "hit": stats.hit_latency, "miss": stats.miss_latency, "bypass": stats.bypass_latency
-        }  # fmt: skip
-        return {name: list(histogram.counts) for name, histogram in named.items()}
-
-    def line(self) -> str:
-        now, counts = time.monotonic(), self._read()
-        new = {
-            name: [after - before for after, before in zip(counts[name], self._counts[name], strict=True)]
-            for name in counts
-        }
-        seconds, self._at, self._counts = max(now - self._at, 0.001), now, counts
-        together = [sum(column) for column in zip(*new.values(), strict=True)]
-        queries = sum(together)
-        lookups = sum(new["hit"]) + sum(new["miss"])
-        rate = f"{100 * sum(new['hit']) / lookups:.0f} %" if lookups else "-"
-        pools = self._service.pools.values()
-        return (
-            f"clients {len(self._service.sessions)}   "
-            f"origin connections {sum(len(pool.origins) for pool in pools)}   "
-            f"queries/s {queries / seconds:,.0f}   cache hit rate {rate}   "
-            f"p50 {_quantile(together, 0.5)}   p99 {_quantile(together, 0.99)}"
+        latest = [list(histogram.counts) for histogram in (stats.hit_latency, stats.miss_latency, stats.bypass_latency)]
+        self._samples.append((now, latest))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= self._window:
+            self._samples.popleft()
+        since, first = self._samples[0]
+        recent = [[new - old for new, old in zip(*pair, strict=True)] for pair in zip(latest, first, strict=True)]
+        hits, misses, _ = map(sum, recent)
+        together = [sum(column) for column in zip(*recent, strict=True)]
+        figures = (
+            ("clients", str(len(self._service.sessions))),
+            ("origin connections", str(sum(len(pool.origins) for pool in self._service.pools.values()))),
+            ("queries/s", f"{sum(together) / (now - since):,.0f}" if now > since else "0"),
+            ("cache hit rate", f"{hits / (hits + misses):.0%}" if hits + misses else "-"),
+            ("p50", _duration(quantile(together, 0.5))),
+            ("p99", _duration(quantile(together, 0.99))),
         )
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for number, (name, value) in enumerate(figures):
+            text.append("   " if number else "").append(f"{name} ", "dim").append(value, "bold")
+        return text
 
 
-def _quantile(counts: list[int], part: float) -> str:
-    """The bucket bound that `part` of the observations lie under."""
-    total = sum(counts)
-    if not total:
-        return "-"
+def quantile(counts: Sequence[int], part: float) -> float | None:
+    """The `part` quantile of a histogram's counts (by `LATENCY_BOUNDS`), in seconds; None of an empty one.
+
+    Observations count as evenly spread within their bucket, and beyond the last bound as that bound.
+    """
+    wanted = sum(counts) * part
+    if not wanted:
+        return None
     below = 0
+    lower = 0.0
     for bound, count in zip(LATENCY_BOUNDS, counts, strict=False):
+        if below + count >= wanted:
+            return lower + (bound - lower) * (wanted - below) / count
         below += count
-        if below >= part * total:
-            return f"<{bound * 1000:g} ms"
-    return f">{LATENCY_BOUNDS[-1]:g} s"
+        lower = bound
+    return lower
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.2g} s"

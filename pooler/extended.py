@@ -57,11 +57,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     capture = None
     if session.origin is None:
         if terminator == _SYNC:
-            if not batch:
-                session.answer(READY_IDLE)
-                return True
-            if _only_closes(operations):
-                _close_locally(session, operations)
+            if _answer_locally(session, operations):
                 return True
             if session.service.cache is not None:
                 lookup = _lookup(session, data, operations)
@@ -231,16 +227,29 @@ def store(cache: Store, capture: Capture, now: float) -> None:
 # ---- without an origin -----------------------------------------------------------------------------------------------
 
 
-def _only_closes(operations: list[Operation]) -> bool:
-    return all(operation[0] == _CLOSE and operation[3] in b"SP" for operation in operations)
+def _answer_locally(session: Session, operations: list[Operation]) -> bool:
+    """Answer a batch that no origin is needed for: Parse of a statement that is known to be right, and Close.
 
-
-def _close_locally(session: Session, operations: list[Operation]) -> None:
-    """Outside a transaction there are no portals, and statements are ours: nothing to ask an origin."""
+    Outside a transaction there are no portals, and statements are ours. This spares the origin a round trip, and a client
+    that prepares does not wait for a connection.
+    """
+    parts = []
     for operation in operations:
-        if operation[3] == _STATEMENT:
+        if operation[0] == _CLOSE and operation[3] in b"SP":
+            parts.append(CLOSE_COMPLETE)
+        elif operation[0] == _PARSE and operation[4].proven == session.circumstances:
+            if operation[3] and operation[3] in session.statements:
+                return False
+            parts.append(PARSE_COMPLETE)
+        else:
+            return False
+    for operation in operations:
+        if operation[0] == _PARSE:
+            session.remember(operation[3], operation[4])
+        elif operation[3] == _STATEMENT:
             session.statements.pop(operation[4], None)
-    session.answer(CLOSE_COMPLETE * len(operations) + READY_IDLE)
+    session.answer(b"".join(parts) + READY_IDLE)
+    return True
 
 
 # ---- translation -----------------------------------------------------------------------------------------------------
@@ -315,7 +324,7 @@ class _Translation:
         self._make_room()
         origin.prepared[prepared] = None
         self.messages.append(prepared.parse_frame(prepared.name))
-        self.steps.append((PARSE, True, None, undo_named))
+        self.steps.append((PARSE, True, prepared, undo_named))
 
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements
@@ -372,7 +381,7 @@ class _Translation:
                 origin.unnamed = None
 
         self.messages.append(prepared.parse_frame(name))
-        self.steps.append((PARSE, False, None, undo))
+        self.steps.append((PARSE, False, prepared, undo))
         self.scripted = self.changed = True
         self.session.service.stats.statements_replayed += 1
 

@@ -238,6 +238,11 @@ class Origin:
             if made_up and self.session is not None:
                 self.session.deliver(made_up)
 
+    @property
+    def circumstances(self) -> object:
+        """What decides whether a statement can be parsed: compared with `Session.circumstances`."""
+        return self.pool, self.settings, self.pool.schema_epoch
+
     # ---- to the origin -----------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:

@@ -74,6 +74,7 @@ class Pool:
         self.catalog: Catalog | None = None
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
+        self.schema_epoch = 0  # how often DDL was seen
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
         self.waiting: deque[tuple[float, Waiter]] = deque()

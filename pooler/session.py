@@ -310,7 +310,7 @@ class Session:
 
     def mind(self, statement: Statement, unit: Unit) -> None:
         """Note what `statement`, now on its way, may do to the session and to the cache."""
-        if not statement.reads_only:
+        if not statement.reads_only and self.service.cache is not None:
             self.writes = True
         if statement.effect is not Effect.NONE:
             if statement.effect is Effect.FOLLOW:
@@ -351,6 +351,11 @@ class Session:
         if name not in statements and len(statements) >= self.service.config.max_client_statements:
             raise errors.too_many_statements(self.service.config.max_client_statements)
         statements[name] = prepared
+
+    @property
+    def circumstances(self) -> object:
+        """What decides whether a statement of this client can be parsed."""
+        return self.pool, self.settings, self.pool.schema_epoch
 
     def send_later(self, data: bytes) -> None:
         """Bytes for the linked origin, sent when the walk is over."""
@@ -473,6 +478,7 @@ class Session:
             if self.writes:
                 self._invalidate()
                 if tag.startswith(_SCHEMA_TAGS):
+                    self.pool.schema_epoch += 1
                     self.service.catalog_changed(self.pool)
             if tag == b"ROLLBACK":
                 self._tag_rollback = True

@@ -29,10 +29,11 @@ class Prepared:
       text: the statement's text as the client sent it, without the NUL.
       types: the rest of the Parse message: Int16 count, Int32 per parameter type.
       statement: what the text means.
+      proven: (pool, settings, schema epoch) under which an origin has last parsed it without an error.
       parameter_description: its ParameterDescription frame, once an origin has described it.
     """
 
-    __slots__ = ("__weakref__", "name", "parameter_description", "statement", "text", "types")
+    __slots__ = ("__weakref__", "name", "parameter_description", "proven", "statement", "text", "types")
 
     def __init__(self, text: bytes, types: bytes, statement: Statement) -> None:
         self.name = ORIGIN_PREFIX + str(next(_numbers)).encode()
@@ -40,6 +41,7 @@ class Prepared:
         self.types = types
         self.statement = statement
         self.parameter_description: bytes | None = None
+        self.proven: object = None
 
     def parse_frame(self, name: bytes) -> bytes:
         """The Parse message that prepares it under `name`."""

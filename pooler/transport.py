@@ -201,10 +201,25 @@ class Transport:
         if self.closed:
             return
         self.closed = True
+        if self.tls is not None:
+            self._send_close_notify()
         self.unregister()
         trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
         self._out.clear()
+
+    def _send_close_notify(self) -> None:
+        """Tell a TLS peer that this end is meant: without it libpq takes a finished cancel for a broken one."""
+        assert self.tls is not None
+        assert self._outgoing is not None
+        try:
+            self.tls.unwrap()
+        except (ssl.SSLError, ValueError):
+            pass  # the usual case: the peer's own close_notify has not come
+        try:
+            self.sock.send(self._out + self._outgoing.read())
+        except OSError:
+            pass
 
     @property
     def local(self) -> bool:

@@ -146,7 +146,10 @@ class Unit:
         if self.steps and not self.failed:
             step_kind = COMPLETES.get(kind)
             if step_kind is not None and self.steps[0][0] == step_kind:
-                forward = self.steps.popleft()[1]
+                step = self.steps.popleft()
+                forward = step[1]
+                if step_kind == PARSE and step[2] is not None:
+                    step[2].proven = origin.circumstances
             elif kind == PARAMETER_DESCRIPTION and self.steps[0][0] == DESCRIBE and self.steps[0][2] is not None:
                 self.steps[0][2].parameter_description = frame
         if self.capture is not None:
