@@ -281,15 +281,15 @@ class Meter:
         together = [sum(column) for column in zip(*recent, strict=True)]
         figures = (
             ("clients", str(len(self._service.sessions))),
-            ("origin connections", str(sum(len(pool.origins) for pool in self._service.pools.values()))),
+            ("origin", str(sum(len(pool.origins) for pool in self._service.pools.values()))),
             ("queries/s", f"{sum(together) / (now - since):,.0f}" if now > since else "0"),
-            ("cache hit rate", f"{hits / (hits + misses):.0%}" if hits + misses else "-"),
+            ("cache hits", f"{hits / (hits + misses):.0%}" if hits + misses else "-"),
             ("p50", _duration(quantile(together, 0.5))),
             ("p99", _duration(quantile(together, 0.99))),
         )
         text = Text(no_wrap=True, overflow="ellipsis")
         for number, (name, value) in enumerate(figures):
-            text.append("   " if number else "").append(f"{name} ", "dim").append(value, "bold")
+            text.append("  " if number else "").append(f"{name} ", "dim").append(value, "bold")
         return text
 
 

@@ -230,8 +230,8 @@ def store(cache: Store, capture: Capture, now: float) -> None:
 def _answer_locally(session: Session, operations: list[Operation]) -> bool:
     """Answer a batch that no origin is needed for: Parse of a statement that is known to be right, and Close.
 
-    Outside a transaction there are no portals, and statements are ours. This spares the origin a round trip, and a client
-    that prepares does not wait for a connection.
+    Outside a transaction there are no portals, and statements are ours. This spares the origin a round trip, and a
+    client that prepares does not wait for a connection.
     """
     parts = []
     for operation in operations:

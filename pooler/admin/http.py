@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -16,9 +16,18 @@ from starlette.routing import Route
 
 from pooler.admin.metrics import registry
 from pooler.ceremony.listen import address_of, open_listener
+from pooler.logs import get_logger
 
 if TYPE_CHECKING:
     from pooler.service import Service
+
+log = get_logger(__name__)
+
+READ_SECONDS = 10
+"""A connection from which nothing comes for so long is closed, in the middle of a request too."""
+
+GOODBYE_SECONDS = 0.5
+"""How long answers under way may take when the service stops."""
 
 
 def application(service: Service) -> Starlette:
@@ -47,7 +56,12 @@ def application(service: Service) -> Starlette:
         )
 
     async def metrics(request: Request) -> Response:
-        return Response(generate_latest(metrics_registry), media_type=CONTENT_TYPE_LATEST)
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics_registry), headers={"content-type": content_type})
+
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("http_failed", path=request.url.path, error=repr(error))
+        return PlainTextResponse("internal error\n", status_code=500)
 
     return Starlette(
         routes=[
@@ -55,7 +69,8 @@ def application(service: Service) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
-        ]
+        ],
+        exception_handlers={Exception: failed},
     )
 
 
@@ -71,7 +86,9 @@ async def serve_http(
     bound = address_of(listener)
     configuration = HypercornConfig()
     configuration.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
-    configuration.graceful_timeout = 0.5
+    configuration.graceful_timeout = GOODBYE_SECONDS
+    configuration.read_timeout = READ_SECONDS
+    configuration.include_server_header = False
     configuration.accesslog = None
     silent = logging.getLogger("pgnear.http")
     silent.addHandler(logging.NullHandler())

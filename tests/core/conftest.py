@@ -49,7 +49,7 @@ def origin() -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-@pytest.fixture()
+@pytest.fixture
 def pgnear(origin: EmbeddedPostgres) -> Iterator[Callable[..., Pgnear]]:
     """Start pgnear with settings as keyword arguments (`cache__ttl="1s"`); stopped, and checked, at the end."""
     running: list[Pgnear] = []

@@ -134,7 +134,13 @@ def _until_stored(server: Pgnear, client: psycopg.Connection, query: str, expect
 
 @pytest.mark.parametrize(
     "query",
-    ["select now()", "select random()", "select v from seen", "select a from kept for update", "select 'now'::timestamp"],
+    [
+        "select now()",
+        "select random()",
+        "select v from seen",
+        "select a from kept for update",
+        "select 'now'::timestamp",
+    ],
 )
 def test_what_is_not_surely_a_pure_read_is_not_cached(pgnear: Start, origin: EmbeddedPostgres, query: str) -> None:
     server = pgnear()
@@ -163,7 +169,10 @@ def test_an_origin_connection_lost_in_mid_query_is_said_with_class_08(pgnear: St
 
         thread = threading.Thread(target=sleep)
         thread.start()
-        find = "select pg_terminate_backend(pid) from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'"
+        find = (
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where query = 'select pg_sleep(60)' and state = 'active'"
+        )
         deadline = time.monotonic() + 10
         while direct.execute(find).fetchone() is None:
             assert time.monotonic() < deadline
