@@ -26,9 +26,6 @@ log = get_logger(__name__)
 READ_SECONDS = 10
 """A connection from which nothing comes for so long is closed, in the middle of a request too."""
 
-GOODBYE_SECONDS = 0.5
-"""How long answers under way may take when the service stops."""
-
 
 def application(service: Service) -> Starlette:
     """The ASGI application for `service`."""
@@ -86,7 +83,7 @@ async def serve_http(
     bound = address_of(listener)
     configuration = HypercornConfig()
     configuration.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
-    configuration.graceful_timeout = GOODBYE_SECONDS
+    configuration.graceful_timeout = 0.5
     configuration.read_timeout = READ_SECONDS
     configuration.include_server_header = False
     configuration.accesslog = None

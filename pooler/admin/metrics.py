@@ -11,9 +11,16 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from pooler import __version__
 from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
@@ -41,6 +48,8 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
+        yield InfoMetricFamily("pgnear_build", "What runs here.", value={"version": __version__})
+        yield _gauge("draining", "Whether a shutdown has begun.", int(service.draining))
         yield from _clients(service)
         yield from _queries(service)
         yield from _pools(list(service.pools.values()))

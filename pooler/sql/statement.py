@@ -87,65 +87,18 @@ _ESCAPED = re.compile(rb"\b[eEuU]&?'")
 
 # What a cacheable statement may be made of; anything else keeps it out of the cache.
 _CACHEABLE_NODES = frozenset(
-    [
-        "A_ArrayExpr",
-        "A_Const",
-        "A_Expr",
-        "A_Indices",
-        "A_Indirection",
-        "A_Star",
-        "Alias",
-        "ArrayExpr",
-        "BitString",
-        "BoolExpr",
-        "Boolean",
-        "BooleanTest",
-        "CaseExpr",
-        "CaseWhen",
-        "CoalesceExpr",
-        "CollateClause",
-        "ColumnRef",
-        "CommonTableExpr",
-        "Float",
-        "FuncCall",
-        "GroupingSet",
-        "Integer",
-        "JoinExpr",
-        "List",
-        "MinMaxExpr",
-        "NamedArgExpr",
-        "NullTest",
-        "ParamRef",
-        "RangeFunction",
-        "RangeSubselect",
-        "RangeVar",
-        "ResTarget",
-        "RowExpr",
-        "SelectStmt",
-        "SortBy",
-        "String",
-        "SubLink",
-        "TypeCast",
-        "TypeName",
-        "WindowDef",
-        "WithClause",
-        "Node",
-    ]
+    """
+    A_ArrayExpr A_Const A_Expr A_Indices A_Indirection A_Star Alias ArrayExpr BitString BoolExpr Boolean BooleanTest
+    CaseExpr CaseWhen CoalesceExpr CollateClause ColumnRef CommonTableExpr Float FuncCall GroupingSet Integer JoinExpr
+    List MinMaxExpr NamedArgExpr Node NullTest ParamRef RangeFunction RangeSubselect RangeVar ResTarget RowExpr
+    SelectStmt SortBy String SubLink TypeCast TypeName WindowDef WithClause
+    """.split()
 )
 _HARMLESS = frozenset(
-    [
-        "VariableShowStmt",
-        "FetchStmt",
-        "ClosePortalStmt",
-        "ListenStmt",
-        "UnlistenStmt",
-        "NotifyStmt",
-        "DeallocateStmt",
-        "DiscardStmt",
-        "CheckPointStmt",
-        "LoadStmt",
-        "VacuumStmt",
-    ]
+    """
+    CheckPointStmt ClosePortalStmt DeallocateStmt DiscardStmt FetchStmt ListenStmt LoadStmt NotifyStmt UnlistenStmt
+    VacuumStmt VariableShowStmt
+    """.split()
 )
 _WITH_HOLD = 0x0020
 
