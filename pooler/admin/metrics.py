@@ -1,7 +1,7 @@
 """Turns the running service's plain integers into Prometheus samples, when somebody asks.
 
-Labels are pool names, outcomes, SQLSTATEs and pin reasons: all from closed lists or the configuration, never from
-clients.
+Labels are pool names, outcomes, SQLSTATEs and pin reasons: from closed lists or the configuration, and limited in
+number where a client has a say.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from pooler.cache.store import Store
     from pooler.pool import Pool
     from pooler.service import Service
+
+
+MAX_LABEL_VALUES = 32
+"""A counter has no more samples than this and one named `other`: some pin reasons hold a name that a client made up."""
 
 
 def registry(service: Service) -> CollectorRegistry:
@@ -68,8 +72,11 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 def _by_label(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
     family = CounterMetricFamily(f"pgnear_{name}", text, labels=[label])
-    for key, value in sorted(values.items()):
+    items = list(values.items())  # in the order of their first appearance: who has a sample keeps it
+    for key, value in items[:MAX_LABEL_VALUES]:
         family.add_metric([key], value)
+    if rest := items[MAX_LABEL_VALUES:]:
+        family.add_metric(["other"], sum(value for _, value in rest))
     return family
 
 
