@@ -227,7 +227,7 @@ def _examine_set(statement: Any, text: str, facts: _Facts) -> None:
     elif kind == "VAR_SET_VALUE" and name != "seed":
         facts.change = SettingChange(name, text)
     else:
-        facts.pin = f"SET {statement.name}"
+        facts.pin = "SET that cannot follow"
 
 
 def _enum_name(message: Any, field: str) -> str:
