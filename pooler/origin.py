@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pooler.settings import DEFAULTS, Settings
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, ERROR, PARAMETER_STATUS, READY, Unit
+from pooler.unit import ALL, DATA_ROW, ERROR, PARAMETER_STATUS, READY, Unit
 from protocol.errors import PgError
 from protocol.framing import length_at
 
@@ -134,6 +134,10 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                    units[0].give_up_capture()  # too large to keep, so it need not be whole
+                    notable = units[0].notable
+                    continue
                 if length > self.pool.max_message_bytes:
                     self.lost(f"the origin sent a message of {length} bytes, over max_message_bytes")
                     return
