@@ -33,6 +33,7 @@ from pooler.session import Session
 from pooler.sql.statement import Classifier
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
+from pooler.transport import end_lingering
 from protocol import errors
 from protocol.auth import ScramVerifier
 from protocol.errors import PgError
@@ -155,6 +156,7 @@ class Service:
                     retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
                     for _ in range(pool.missing):
                         pool.open_one()
+            end_lingering(now)
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
             await trio.sleep(TICK_SECONDS)

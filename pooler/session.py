@@ -40,6 +40,7 @@ log = get_logger(__name__)
 
 QUERY, PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, FUNCTION_CALL, TERMINATE = b"QPBDECSHFX"
 COPY_DATA, COPY_DONE, COPY_FAIL = b"dcf"
+_SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
@@ -75,7 +76,8 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_tag_rollback", "_to_origin", "_walk_from",
+        "_chunks",
+        "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_tag_rollback", "_to_origin", "_walk_from",
         "closed", "database", "key", "leaving", "namespace", "origin",
         "pinned", "pool", "service", "settings", "skipping", "startup", "statements", "transaction_changes",
         "transport", "user", "waiting", "writes",
@@ -113,6 +115,7 @@ class Session:
         self._inbox = b""
         self._chunks: list[bytes] = []
         self._missing = 0
+        self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -143,6 +146,10 @@ class Session:
         self._take(data)
 
     def _take(self, data: bytes) -> None:
+        if self._discard:
+            dropped = min(self._discard, len(data))
+            self._discard -= dropped
+            data = data[dropped:]
         if self._missing > len(data):
             self._chunks.append(data)
             self._missing -= len(data)
@@ -176,6 +183,9 @@ class Session:
             kind = data[position]
             length = length_at(data, position + 1)[0]
             frame_end = position + 1 + length
+            if length > limit and kind in _SKIPPABLE and self.origin is None:
+                self._skip_message(kind, frame_end - end, bad_length(kind, length, limit))
+                return
             if not 4 <= length <= limit:
                 self._refuse(bad_length(kind, length, limit))
                 return
@@ -228,6 +238,17 @@ class Session:
             self._flush_origin(data)
         if self._out:
             self._flush_client()
+
+    def _skip_message(self, kind: int, rest: int, error: PgError) -> None:
+        """A message is over the limit and nothing else is under way: it fails, and the session goes on behind it."""
+        log.warning("message_too_large", user=self.user, client=self.transport.peer, reason=error.message)
+        self._discard = max(rest, 0)
+        self.answer(error.response())
+        if kind == QUERY:
+            self.answer(READY_IDLE)
+        else:
+            self.skipping = True
+        self._flush_client()
 
     def _keep_rest(self, rest: bytes) -> None:
         if self._missing and not self.waiting:
@@ -625,7 +646,8 @@ class Session:
             return
         self.answer(error.fatal().response())
         self._flush_client()
-        self.end(abrupt=True)
+        if not self.closed:
+            self.end(abrupt=True, linger=True)
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
         """The linked connection broke."""
@@ -663,8 +685,8 @@ class Session:
         """Whether something is under way that a drain waits for."""
         return self.waiting or (self.origin is not None and not (self.pinned and not self.origin.units))
 
-    def end(self, *, abrupt: bool) -> None:
-        """The client left: by Terminate, or (abrupt) without a word."""
+    def end(self, *, abrupt: bool, linger: bool = False) -> None:
+        """The client left: by Terminate, or (abrupt) without a word; or we end it, having said why (linger)."""
         if self.closed:
             return
         origin = self.origin
@@ -675,7 +697,10 @@ class Session:
             self.service.leave_later(self)
             return
         self.closed = True
-        self.transport.close()
+        if linger:
+            self.transport.linger()
+        else:
+            self.transport.close()
         if self.waiting:
             self.pool.withdraw(self)
             self.waiting = False

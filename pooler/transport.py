@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections import deque
+from time import monotonic
 
 import trio
 
@@ -19,8 +21,21 @@ CHUNK_BYTES = 65536
 """The most that one read takes from the kernel, and so the most plaintext one read can give."""
 
 
+_lingering: deque[tuple[float, Transport]] = deque()
+
+
+def end_lingering(now: float) -> None:
+    """Close the lingering transports whose time is up; called several times a second with the monotonic clock."""
+    while _lingering and _lingering[0][0] < now:
+        _lingering.popleft()[1].close()
+
+
 class TransportClosed(Exception):
     """The peer is gone: a read or write failed, or a TLS record could not be trusted."""
+
+
+LINGER_SECONDS = 2.0
+"""How long a peer has to read our last words."""
 
 
 class Transport:
@@ -208,6 +223,15 @@ class Transport:
         self.sock.close()
         self._out.clear()
 
+    def linger(self) -> None:
+        """Close once the peer has had time to read what was sent: until it closes too, or `end_lingering`.
+
+        A plain close while the peer still sends makes the kernel reset the connection, and the last words are lost.
+        """
+        if self.closed:
+            return
+        _Lingering(self)
+
     def _send_close_notify(self) -> None:
         """Tell a TLS peer that this end is meant: without it libpq takes a finished cancel for a broken one."""
         assert self.tls is not None
@@ -320,3 +344,35 @@ class Transport:
             await self._send_raw(self._outgoing.read())
         except TransportClosed:
             pass
+
+
+class _Lingering:
+    """Handler of a transport that is only waited for: sends the rest, discards what comes."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        transport.unregister()
+        transport.register(self)
+        _lingering.append((monotonic() + LINGER_SECONDS, transport))
+        self.writable()
+
+    def readable(self) -> None:
+        try:
+            if self._transport.sock.recv(CHUNK_BYTES) == b"":
+                self._transport.close()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._transport.close()
+
+    def writable(self) -> None:
+        transport = self._transport
+        try:
+            transport.flush()
+            if not transport.pending:
+                transport.sock.shutdown(socket.SHUT_WR)
+        except (TransportClosed, OSError):
+            transport.close()
+
+    def crashed(self, error: Exception) -> None:
+        self._transport.close()
