@@ -312,17 +312,20 @@ class _Translation:
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
-        if prepared in origin.prepared:
+        epoch = origin.prepared.get(prepared)
+        if epoch == origin.pool.schema_epoch:
             origin.prepared.move_to_end(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
             return
+        if epoch is not None:  # parsed before DDL: on a private connection this Parse would be a new one
+            self._close_on_origin(prepared)
 
         def undo_named() -> None:
             origin.prepared.pop(prepared, None)
             undo()
 
         self._make_room()
-        origin.prepared[prepared] = None
+        origin.prepared[prepared] = origin.pool.schema_epoch
         self.messages.append(prepared.parse_frame(prepared.name))
         self.steps.append((PARSE, True, prepared, undo_named))
 
@@ -343,14 +346,19 @@ class _Translation:
         """Close the connection's least recently used statement where it has as many as it may."""
         origin = self.origin
         while len(origin.prepared) >= origin.pool.max_prepared:
-            oldest, _ = origin.prepared.popitem(last=False)
+            self._close_on_origin(next(iter(origin.prepared)))
 
-            def undo(oldest: Prepared = oldest) -> None:
-                origin.prepared[oldest] = None
-                origin.prepared.move_to_end(oldest, last=False)
+    def _close_on_origin(self, prepared: Prepared) -> None:
+        """A Close that the client does not know of."""
+        origin = self.origin
+        epoch = origin.prepared.pop(prepared)
 
-            self.messages.append(oldest.close_frame())
-            self.steps.append((CLOSE, False, None, undo))
+        def undo() -> None:
+            origin.prepared[prepared] = epoch
+            origin.prepared.move_to_end(prepared, last=False)
+
+        self.messages.append(prepared.close_frame())
+        self.steps.append((CLOSE, False, None, undo))
 
     def _have(self, name: bytes) -> Prepared | None:
         """The client's statement `name`, present on the origin connection from here on; None if there is none."""
@@ -367,7 +375,7 @@ class _Translation:
         else:
             self._make_room()
             self._replay(prepared, prepared.name)
-            origin.prepared[prepared] = None
+            origin.prepared[prepared] = origin.pool.schema_epoch
         return prepared
 
     def _replay(self, prepared: Prepared, name: bytes) -> None:

@@ -36,7 +36,8 @@ class Origin:
 
     Attributes:
       settings: what is set on it, as far as pgnear set it.
-      prepared: named statements that it has, least recently used first.
+      prepared: named statements that it has, least recently used first, with the schema epoch they were parsed in.
+      outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
       status: the last ReadyForQuery's status byte.
       cancels: cancel requests under way; it is not handed on while there are any.
@@ -53,6 +54,7 @@ class Origin:
         "draining",
         "fatal",
         "idle_since",
+        "outdated",
         "parameters",
         "pid",
         "pool",
@@ -73,7 +75,8 @@ class Origin:
         self.secret = secret
         self.parameters = parameters
         self.settings: Settings = DEFAULTS
-        self.prepared: OrderedDict[Prepared, None] = OrderedDict()
+        self.prepared: OrderedDict[Prepared, int] = OrderedDict()
+        self.outdated = False
         self.unnamed: Prepared | None = None
         self.session: Session | None = None
         self.units: deque[Unit] = deque()

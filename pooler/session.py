@@ -30,7 +30,7 @@ from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import bad_length, length_at
+from protocol.framing import bad_length, command_complete, length_at
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -44,19 +44,7 @@ _SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
-_SCHEMA_TAGS = (
-    b"CREATE",
-    b"ALTER",
-    b"DROP",
-    b"COMMENT",
-    b"GRANT",
-    b"REVOKE",
-    b"SELECT INTO",
-    b"IMPORT",
-    b"DO",
-    b"CALL",
-)
-"""Completions after which a name may mean something else than the cache's catalog says."""
+_PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
 READY_IDLE = b"Z\0\0\0\5I"
 PARTIAL_BATCH_BYTES = 262144
@@ -79,7 +67,7 @@ class Session:
         "_chunks",
         "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_tag_rollback", "_to_origin", "_walk_from",
         "closed", "database", "key", "leaving", "namespace", "origin",
-        "pinned", "pool", "service", "settings", "skipping", "startup", "statements", "transaction_changes",
+        "pinned", "pool", "schema_changes", "service", "settings", "skipping", "startup", "statements", "transaction_changes",
         "transport", "user", "waiting", "writes",
     )  # fmt: skip
 
@@ -109,6 +97,7 @@ class Session:
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
         self.pinned = ""
+        self.schema_changes = False  # the same for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
         self.transaction_changes: list[SettingChange] = []
         self._tag_rollback = False
@@ -306,6 +295,8 @@ class Session:
         statement = service.classifier(text)
         started = perf_counter()
         capture = None
+        if statement.deallocates is not None and self._deallocate(statement.deallocates):
+            return True
         if self.origin is None and service.cache is not None and statement.cacheable:
             key = extended.simple_key(self, text)
             if key is not None:
@@ -327,6 +318,17 @@ class Session:
         self._to_origin.append(data if frame_end == len(data) and not position else data[position:frame_end])
         return True
 
+    def _deallocate(self, name: bytes) -> bool:
+        """DEALLOCATE of statements made by Parse: outside a transaction there is nothing to ask an origin."""
+        if self.origin is not None or (name and name not in self.statements):
+            return False
+        if name:
+            del self.statements[name]
+        else:
+            self.statements.clear()
+        self.answer(command_complete(b"DEALLOCATE" if name else b"DEALLOCATE ALL") + READY_IDLE)
+        return True
+
     # ---- what a statement means for the session ----------------------------------------------------------------------
 
     def mind(self, statement: Statement, unit: Unit) -> None:
@@ -340,7 +342,15 @@ class Session:
                 unit.discards_all = True
             else:
                 self.pin(statement.pin_reason)
-        if (self.writes or unit.changes or self.transaction_changes) and unit.capture is None:
+        if statement.changes_schema:
+            self.schema_changes = True
+        if (
+            self.writes
+            or self.schema_changes
+            or statement.deallocates is not None
+            or unit.changes
+            or self.transaction_changes
+        ) and unit.capture is None:
             unit.notable |= WATCHFUL
 
     def pin(self, reason: str) -> None:
@@ -495,17 +505,21 @@ class Session:
     def notice(self, unit: Unit, kind: int, frame: bytes) -> None:
         """A notable frame of `unit` passed."""
         if kind == COMMAND_COMPLETE:
-            tag = frame[5:-1]
             if self.writes:
                 self._invalidate()
-                if tag.startswith(_SCHEMA_TAGS):
-                    self.pool.schema_epoch += 1
-                    self.service.catalog_changed(self.pool)
+            if self.schema_changes:
+                self._schema_changed()
+            tag = frame[5:-1]
             if tag == b"ROLLBACK":
                 self._tag_rollback = True
+            elif tag == b"DEALLOCATE ALL" and self.origin is not None:
+                self.statements.clear()
+                self.origin.prepared.clear()
         elif kind == ERROR:
             self.service.stats.query_errors += 1
             unit.changes = None
+            if _PLAN_OUTDATED in frame and self.origin is not None:
+                self.origin.outdated = True
         elif kind == COPY_IN and not unit.simple and unit.synced:
             # The Sync that was sent along is ignored by an origin in COPY IN; the client sends another.
             unit.synced = False
@@ -524,9 +538,19 @@ class Session:
         self._tag_rollback = False
         if unit.discards_all and not unit.failed:
             self._discarded_all()
-        if self.writes and status == IDLE:
-            self._invalidate()
-            self.writes = False
+        if status == IDLE:
+            if self.writes:
+                self._invalidate()
+                self.writes = False
+            if self.schema_changes:
+                self._schema_changed()
+                self.schema_changes = False
+
+    def _schema_changed(self) -> None:
+        """Names may mean something else now: statements are parsed and the catalog is read anew."""
+        self.pool.schema_epoch += 1
+        if self.service.cache is not None:
+            self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
         if self.service.cache is not None:
@@ -594,7 +618,10 @@ class Session:
         elif not self.pinned and not self._stream:
             self.origin = None
             origin.transport.resume()
-            self.pool.release(origin)
+            if origin.outdated:
+                self.pool.abandon(origin, dirty=True)
+            else:
+                self.pool.release(origin)
 
     def writable(self) -> None:
         try:

@@ -96,3 +96,8 @@ def query(text: str | bytes) -> bytes:
     """A Query frame with `text`, which must hold no NUL."""
     raw = text.encode() if isinstance(text, str) else text
     return frame(b"Q", raw + b"\0")
+
+
+def command_complete(tag: bytes) -> bytes:
+    """A CommandComplete frame with `tag`."""
+    return frame(b"C", tag + b"\0")

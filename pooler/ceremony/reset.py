@@ -32,6 +32,7 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
             origin.settings = DEFAULTS
             origin.prepared.clear()
             origin.unnamed = None
+            origin.outdated = False
     except (PgError, TransportClosed, trio.TooSlowError) as error:
         log.info(
             "origin_reset_failed",

@@ -49,7 +49,8 @@ class Statement:
       settings: with Effect.FOLLOW, what it sets.
       pin_reason: with Effect.PIN, why, in words for an operator.
       discard_all: it is DISCARD ALL, which ends every pin.
-      deallocates: the prepared statement that it deallocates, as the client named it.
+      deallocates: the prepared statement that it deallocates, as the client named it; b"" for all of them.
+      changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       reads_only: it writes nothing that a cached answer could depend on.
       cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
       `operators`.
@@ -61,6 +62,7 @@ class Statement:
     pin_reason: str = ""
     discard_all: bool = False
     deallocates: bytes | None = None
+    changes_schema: bool = False
     reads_only: bool = False
     cacheable: bool = False
     why_not: str = ""
@@ -75,7 +77,8 @@ UNKNOWN = Statement(why_not="not examined: the cache is off")
 
 _SCREEN = re.compile(
     rb"""(?: ^ | ; | \*/ | \n ) \s*
-         (?: set | reset | listen | declare | prepare | execute | deallocate | discard | load ) \b
+         (?: set | reset | listen | declare | prepare | execute | deallocate | discard | load
+             | create | alter | drop | comment | grant | revoke | import | reassign | security | do | call ) \b
        | \b (?: temp | temporary | pg_temp\w* | \w*advisory\w* | set_config | currval | lastval | setseed | dblink\w*
        ) \b | pg_temp | u&\"
     """,
@@ -99,6 +102,10 @@ _HARMLESS = frozenset(
     CheckPointStmt ClosePortalStmt DeallocateStmt DiscardStmt FetchStmt ListenStmt LoadStmt NotifyStmt UnlistenStmt
     VacuumStmt VariableShowStmt
     """.split()
+)
+_DATA_ONLY = frozenset(
+    "InsertStmt UpdateStmt DeleteStmt MergeStmt CopyStmt TruncateStmt PrepareStmt ExecuteStmt DeclareCursorStmt "
+    "ExplainStmt TransactionStmt LockStmt RefreshMatViewStmt ReindexStmt ClusterStmt".split()
 )
 _WITH_HOLD = 0x0020
 
@@ -137,6 +144,7 @@ def classify(text: bytes) -> Statement:
         pin_reason=pins[0] if pins else "",
         discard_all=len(facts) == 1 and facts[0].discard_all,
         deallocates=facts[0].deallocates if len(facts) == 1 else None,
+        changes_schema=any(fact.changes_schema for fact in facts),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,
         why_not=why_not,
@@ -155,6 +163,7 @@ class _Facts:
         self.pin = ""
         self.discard_all = False
         self.deallocates: bytes | None = None
+        self.changes_schema = False
         self.reads_only = False
         self.why_not = ""
         self.relations: set[Name] = set()
@@ -194,6 +203,7 @@ def _examine(node: Message, text: str) -> _Facts:
             facts.pin = "cursor WITH HOLD"
     elif name in _HARMLESS:
         facts.reads_only = True
+    facts.changes_schema = not facts.reads_only and name not in _DATA_ONLY
     if name == "ListenStmt":
         facts.pin = "LISTEN"
     elif name == "LoadStmt":
@@ -201,8 +211,7 @@ def _examine(node: Message, text: str) -> _Facts:
     elif name in ("PrepareStmt", "ExecuteStmt"):
         facts.pin = "PREPARE"
     elif name == "DeallocateStmt":
-        facts.deallocates = statement.name.encode() or None
-        facts.pin = "" if facts.deallocates else "DEALLOCATE ALL"
+        facts.deallocates = statement.name.encode()
     elif name == "DiscardStmt":
         facts.discard_all = _enum_name(statement, "target") == "DISCARD_ALL"
     elif name == "CopyStmt" and not statement.is_from and not facts.writes and not statement.is_program:

@@ -143,10 +143,10 @@ def _until_stored(server: Pgnear, client: psycopg.Connection, query: str, expect
     ],
 )
 def test_what_is_not_surely_a_pure_read_is_not_cached(pgnear: Start, origin: EmbeddedPostgres, query: str) -> None:
-    server = pgnear()
     with psycopg.connect(origin.url(), autocommit=True) as direct:
         direct.execute("create table if not exists kept(a int)")
         direct.execute("create or replace view seen as select now() as v")
+    server = pgnear()
     with psycopg.connect(server.dsn(), autocommit=True) as client:
         _until_stored(server, client, "select a from kept", None)
         stored = server.metric("pgnear_cache_stores_total")
