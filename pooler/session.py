@@ -64,11 +64,10 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks",
-        "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_tag_rollback", "_to_origin", "_walk_from",
-        "closed", "database", "key", "leaving", "namespace", "origin",
-        "pinned", "pool", "schema_changes", "service", "settings", "skipping", "startup", "statements", "transaction_changes",
-        "transport", "user", "waiting", "writes",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_tag_rollback",
+        "_to_origin", "_walk_from", "closed", "database", "key", "leaving", "namespace", "origin", "pinned",
+        "pool", "schema_changes", "service", "settings", "skipping", "startup", "statements",
+        "transaction_changes", "transport", "user", "waiting", "writes",
     )  # fmt: skip
 
     def __init__(
