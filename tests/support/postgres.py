@@ -5,6 +5,7 @@ A `Server` adds to `EmbeddedPostgres` what only tests do: more roles, its own pg
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -89,8 +90,6 @@ class Server(EmbeddedPostgres):
             path.write_bytes(content)
             path.chmod(0o600)
             if self._user:
-                import shutil
-
                 shutil.chown(path, self._user)
         self.settings = {name: value.replace("{files}", str(self._scratch)) for name, value in self.settings.items()}
         super()._launch()

@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import psycopg
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.postgres import PASSWORD
 from tests.support.waiting import until
@@ -149,8 +150,6 @@ class Pgnear:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of `pgnear_<name>` that have these labels."""
-        from prometheus_client.parser import text_string_to_metric_families
-
         return sum(
             sample.value
             for family in text_string_to_metric_families(self.metrics())

@@ -1,0 +1,1 @@
+"""pgbench against direct, PgBouncer and pgnear: `python -m bench` (or `make bench`)."""

@@ -1,0 +1,149 @@
+"""From measurements to a table, a JSON file and a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+COLOURS = {"direct": "#9aa5b1", "pgbouncer": "#c98a2b", "pgnear": "#2b6cb0", "pgnear+cache": "#2f9e67"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pgbench run. `cpu_microseconds`: the pooler's, per transaction; 0 where there is no pooler."""
+
+    workload: str
+    mode: str
+    clients: int
+    rig: str
+    tps: float
+    cpu_microseconds: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over the rounds of one workload, mode and number of clients, by rig."""
+
+    workload: str
+    mode: str
+    clients: int
+    tps: dict[str, float]
+    cpu_microseconds: dict[str, float]
+
+
+def rows(runs: list[Run]) -> list[Row]:
+    """Medians, in the order in which the runs were made."""
+    keys = list(dict.fromkeys((run.workload, run.mode, run.clients) for run in runs))
+    made = []
+    for key in keys:
+        mine = [run for run in runs if (run.workload, run.mode, run.clients) == key]
+        rigs = list(dict.fromkeys(run.rig for run in mine))
+        made.append(
+            Row(
+                *key,
+                {rig: median(run.tps for run in mine if run.rig == rig) for rig in rigs},
+                {rig: median(run.cpu_microseconds for run in mine if run.rig == rig) for rig in rigs},
+            )
+        )
+    return made
+
+
+def table(rows_: Iterable[Row], rigs: list[str]) -> str:
+    """A Markdown table: transactions/s, the ratios to PgBouncer and to direct, and the pooler's CPU per transaction."""
+    heads = ["workload", "mode", "clients", *rigs]
+    for rig in rigs:
+        if rig.startswith("pgnear"):
+            heads += [f"{rig} / pgbouncer"] if "pgbouncer" in rigs else []
+            heads += [f"{rig} / direct"]
+    heads += [f"{rig} µs CPU" for rig in rigs if rig != "direct"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows_:
+        cells = [row.workload, row.mode, str(row.clients)]
+        cells += [f"{row.tps[rig]:,.0f}" if rig in row.tps else "-" for rig in rigs]
+        for rig in rigs:
+            if rig.startswith("pgnear"):
+                cells += [_ratio(row, rig, "pgbouncer")] if "pgbouncer" in rigs else []
+                cells += [_ratio(row, rig, "direct")]
+        cells += [
+            f"{row.cpu_microseconds[rig]:.1f}" if rig in row.cpu_microseconds else "-"
+            for rig in rigs
+            if rig != "direct"
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(row: Row, rig: str, base: str) -> str:
+    if rig not in row.tps or not row.tps.get(base):
+        return "-"
+    return f"{row.tps[rig] / row.tps[base]:.2f}x"
+
+
+def plot(rows_: list[Row], rigs: list[str]) -> str:
+    """An SVG bar chart: one group for each row, one bar for each rig, transactions/s."""
+    bar, gap, left, top, height = 16, 26, 70, 40, 260
+    group = bar * len(rigs) + gap
+    width = left + group * len(rows_) + 20
+    most = max(value for row in rows_ for value in row.tps.values())
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + height + 70}" '
+        'font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{left}" y="16" font-size="13">transactions per second (median)</text>',
+    ]
+    for step in range(5):
+        value = most * step / 4
+        y = top + height - height * step / 4
+        parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e3e7eb"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end">{value:,.0f}</text>')
+    for index, row in enumerate(rows_):
+        x = left + gap / 2 + index * group
+        for place, rig in enumerate(rigs):
+            value = row.tps.get(rig, 0.0)
+            tall = height * value / most
+            parts.append(
+                f'<rect x="{x + place * bar:.0f}" y="{top + height - tall:.1f}" width="{bar - 2}" '
+                f'height="{tall:.1f}" fill="{COLOURS.get(rig, "#666")}"><title>{rig}: {value:,.0f}</title></rect>'
+            )
+        middle = x + bar * len(rigs) / 2
+        parts.append(f'<text x="{middle:.0f}" y="{top + height + 16}" text-anchor="middle">{row.mode}</text>')
+        label = f"{row.workload}, {row.clients}"
+        parts.append(f'<text x="{middle:.0f}" y="{top + height + 30}" text-anchor="middle">{label}</text>')
+    for place, rig in enumerate(rigs):
+        x = left + place * 130
+        y = top + height + 50
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{COLOURS.get(rig, "#666")}"/>')
+        parts.append(f'<text x="{x + 15}" y="{y}">{rig}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def machine(postgres_version: str) -> dict[str, str]:
+    """What the figures depend on, without saying whose machine it is."""
+    return {
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "postgresql": postgres_version,
+        "system": platform.system(),
+    }
+
+
+def write(directory: Path, name: str, runs: list[Run], rigs: list[str], about: dict[str, str]) -> str:
+    """Write NAME.json, NAME.md and NAME.svg into `directory`; the table."""
+    directory.mkdir(parents=True, exist_ok=True)
+    made = rows(runs)
+    text = table(made, rigs)
+    words = ", ".join(f"{key} {value}" for key, value in about.items())
+    (directory / f"{name}.json").write_text(
+        json.dumps({"about": about, "runs": [asdict(run) for run in runs]}, indent=1) + "\n"
+    )
+    (directory / f"{name}.md").write_text(
+        f"Medians of interleaved runs ({words}). Only ratios within one table mean anything.\n\n{text}\n"
+    )
+    (directory / f"{name}.svg").write_text(plot(made, rigs))
+    return text
