@@ -109,12 +109,16 @@ def test_psycopg_runs_simple_queries(place: Place) -> None:
 def test_psycopg_carries_values_of_every_kind(place: Place, binary: bool) -> None:
     values: list[Any] = [
         1, -(2**40), "text with ' and \\ and \u20ac", b"\0\1\xff" * 9, None, True, decimal.Decimal("12345.678900"),
-        1.5, [1, 2, None], ["a", 'b"c'], datetime.date(2024, 2, 29), uuid.UUID(int=7), Jsonb({"a": [1, None]}),
+        1.5, ["a", 'b"c', None], datetime.date(2024, 2, 29), uuid.UUID(int=7), Jsonb({"a": [1, None]}),
         datetime.datetime(2024, 2, 29, 12, 30, 1, 5, tzinfo=datetime.UTC), datetime.timedelta(days=3, seconds=4),
     ]  # fmt: skip
-    marks = ", ".join(["%b" if binary else "%t"] * len(values))
+    types = {list: "text[]", str: "text"}
+    marks = ", ".join(
+        f"{'%b' if binary else '%t'}" + (f"::{types[type(value)]}" if type(value) in types else "") for value in values
+    )
     with place.connect() as connection:
-        row = connection.cursor(binary=binary).execute(f"select {marks}".encode(), values).fetchone()
+        cursor = connection.cursor(binary=binary)
+        row = cursor.execute(f"select {marks}".encode(), values).fetchone()
         assert row is not None
         assert list(row) == [value.obj if isinstance(value, Jsonb) else value for value in values]
 
@@ -140,15 +144,15 @@ def test_psycopg_pipelines(place: Place, name: str) -> None:
 
 
 def test_an_error_in_a_pipeline_aborts_the_rest_up_to_the_sync(place: Place) -> None:
-    with place.connect() as connection:
-        with pytest.raises(psycopg.errors.DivisionByZero), connection.pipeline() as pipeline:
-            before = connection.execute("select 1")
-            connection.execute("select 1 / %s", (0,))
-            after = connection.execute("select 3")
-            pipeline.sync()
-        assert before.fetchone() == (1,)
+    with place.connect() as connection, connection.pipeline() as pipeline:
+        assert connection.execute("select 1").fetchone() == (1,)
+        failing = connection.execute("select 1 / %s", (0,))
+        following = connection.execute("select 3")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            failing.fetchone()
         with pytest.raises(psycopg.errors.PipelineAborted):
-            after.fetchone()
+            following.fetchone()
+        pipeline.sync()
         assert connection.execute("select 4").fetchone() == (4,)
 
 
@@ -184,24 +188,22 @@ def test_copy_in_and_out(place: Place, name: str, binary: bool) -> None:
 
 
 def test_a_copy_that_fails_leaves_the_connection_usable(place: Place, name: str) -> None:
+    def copy_in(connection: psycopg.Connection[Any], parts: Iterator[bytes]) -> None:
+        with connection.cursor().copy(f"copy {name} (id) from stdin".encode()) as copy:
+            for part in parts:
+                copy.write(part)
+
+    def given_up() -> Iterator[bytes]:
+        yield b"1\n"
+        raise ZeroDivisionError
+
     with place.connect() as connection:
-        with (
-            pytest.raises(psycopg.errors.InvalidTextRepresentation),
-            connection.cursor().copy(f"copy {name} (id) from stdin".encode()) as copy,
-        ):
-            for _ in range(3000):
-                copy.write(b"not a number\n" * 10)
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+            copy_in(connection, iter([b"not a number\n" * 10] * 3000))
         assert connection.execute("select 1").fetchone() == (1,)
-        with (
-            pytest.raises(ZeroDivisionError),
-            connection.cursor().copy(f"copy {name} (id) from stdin".encode()) as copy,
-        ):
-            copy.write(b"1\n")
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            copy_in(connection, given_up())
         assert connection.execute(f"select count(*) from {name}".encode()).fetchone() == (0,)
-        with connection.cursor().copy("copy (select generate_series(1, 300000)) to stdout") as out:
-            assert out.read()  # and leave before the end
-        assert connection.execute("select 2").fetchone() == (2,)
 
 
 def test_errors_arrive_whole(place: Place, name: str) -> None:
@@ -213,8 +215,8 @@ def test_errors_arrive_whole(place: Place, name: str) -> None:
         assert (diagnosis.severity, diagnosis.sqlstate, diagnosis.table_name) == ("ERROR", "23505", name)
         assert diagnosis.message_detail == "Key (id)=(1) already exists."
         with pytest.raises(psycopg.errors.SyntaxError) as caught:
-            connection.execute("select 1 frm")
-        assert caught.value.diag.statement_position or caught.value.diag.message_primary
+            connection.execute("select 1 +")
+        assert caught.value.diag.statement_position == "11"
         assert connection.execute("select 1").fetchone() == (1,)
 
 
@@ -377,10 +379,12 @@ def test_asyncpg_transactions_errors_and_notices(place: Place, name: str) -> Non
         heard: list[str] = []
         connection.add_log_listener(lambda _, message: heard.append(message.message))
         await connection.execute("do $$ begin raise notice 'hello'; end $$")
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.executemany(f"insert into {name} (id) values ($1)", [(1,), (2,)])
         with pytest.raises(asyncpg.UniqueViolationError):
-            async with connection.transaction():
-                await connection.executemany(f"insert into {name} (id) values ($1)", [(1,), (2,)])
-                await connection.execute(f"insert into {name} (id) values (1)")
+            await connection.execute(f"insert into {name} (id) values (1)")
+        await transaction.rollback()
         assert await connection.fetchval(f"select count(*) from {name}") == 0
         async with connection.transaction(isolation="serializable", readonly=True):
             assert await connection.fetchval("show transaction_isolation") == "serializable"
@@ -466,7 +470,7 @@ def test_pg8000_dbapi_with_copy(place: Place, name: str, tmp_path: Path) -> None
             cursor.execute(f"copy {name} (id, word) from stdin", stream=stream)
         connection.commit()
         cursor.execute(f"select word from {name} where id = %s", (2,))
-        assert cursor.fetchall() == ([["two"]] if isinstance(cursor.fetchall, list) else (["two"],))
+        assert [list(row) for row in cursor.fetchall()] == [["two"]]
         with (tmp_path / "out").open("wb") as stream:
             cursor.execute(f"copy {name} (id) to stdout", stream=stream)
         assert (tmp_path / "out").read_bytes() == b"1\n2\n"
@@ -495,7 +499,7 @@ def test_psql_queries_scripts_and_variables(place: Place) -> None:
 
 
 def test_psql_describes(place: Place, name: str) -> None:
-    described = place.psql("-c", f"\\d {name}").stdout
+    described = place.tool("psql", "-X", "-A", "-c", f"\\d {name}").stdout
     assert "word|text" in described
     assert f'"{name}_pkey" PRIMARY KEY' in described
     assert f"public|{name}|table|postgres" in place.psql("-c", "\\dt").stdout
@@ -522,7 +526,7 @@ def test_psql_tells_errors_and_notices(place: Place) -> None:
 
 def test_psql_uses_the_extended_protocol_and_pipelines(place: Place) -> None:
     assert place.psql(text="select $1 || $2 \\bind a b \\g\n").stdout == "ab\n"
-    if place.origin.bin.parent.name != "pginstall18" and "18" not in place.psql("-V").stdout:
+    if "PostgreSQL) 16" in place.psql("-V").stdout:
         pytest.skip("this psql has no \\startpipeline")
     script = """
         \\startpipeline
