@@ -69,6 +69,9 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+Pooling = Literal["transaction", "session", "statement"]
+
+
 class User(_Model):
     """A user that may connect to pgnear."""
 
@@ -77,6 +80,8 @@ class User(_Model):
         None,
         description="Instead of a password: its SCRAM verifier, as in the origin's pg_authid.rolpassword.",
     )
+
+    pooling: Pooling | None = Field(None, description="The user's own mode; wins over the database's.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> User:
@@ -94,6 +99,7 @@ class Database(_Model):
     pool_size: Annotated[int, Field(ge=1, le=10000)] | None = Field(
         None, description="Origin connections of its own pool; the top-level pool_size where unset."
     )
+    pooling: Pooling | None = Field(None, description="The database's own mode; the top-level one where unset.")
 
 
 class Cache(_Model):
@@ -166,6 +172,16 @@ class Config(_Model):
         ge=1,
         le=10000,
         description="Origin connections per database. Two to four per core of the origin is plenty.",
+    )
+    pooling: Pooling = Field(
+        "transaction",
+        description="When a client gives its origin connection back: after each transaction, after each statement "
+        "(transaction blocks are refused), or when it leaves (session).",
+    )
+    session_functions: list[str] = Field(
+        default_factory=list,
+        description="Names of functions with effects on the session that neither their call nor their body shows; "
+        "calling one pins the client. Well-known ones are built in.",
     )
     min_pool_size: int = Field(
         2,
@@ -274,6 +290,11 @@ class Config(_Model):
             for _, name, secret, size in self._urls()
         )
         return {target.database: target for target in parsed}
+
+    def pooling_of(self, database: str, user: str) -> Pooling:
+        """The pooling mode for a client: its user's, else its database's, else the general one."""
+        mine, theirs = self.users.get(user), self.databases.get(database)
+        return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
 
     def client_users(self) -> dict[str, User]:
         """Who may connect: the configured users, or else the first origin's user with its password."""

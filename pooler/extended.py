@@ -4,8 +4,9 @@ A batch is what a client sent up to a Sync or Flush. `submit` takes one through:
 
     1. read the frames into operations (names, statements)
     2. if the session is unlinked and the batch is one cacheable read: look in the cache, and answer from it
-    3. link, then translate: statement names become pgnear's own, a Parse that this connection has is not sent (its
-    ParseComplete
+    3. link; where DDL has passed since a statement was prepared, and this connection has no plan of it, ask first
+       whether its result type is what the client was told
+    4. translate: statement names become pgnear's own, a Parse that this connection has is not sent (its ParseComplete
        is made up), one that it lacks is sent first (its ParseComplete is swallowed), and each message leaves a step
        that says what to do with its answer
 
@@ -14,12 +15,16 @@ Source: PostgreSQL documentation, "Message Flow", section "Extended Query".
 
 from __future__ import annotations
 
+from dataclasses import replace
 from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
 from pooler.cache.store import Entry, Store
+from pooler.settings import DEFAULTS
+from pooler.sql.effects import resolve
+from pooler.sql.statement import Part, PinKind
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Capture, Step, Unit
 from protocol import errors, framing
@@ -64,10 +69,16 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
                 if lookup is True:
                     return True
                 capture = lookup
+        if session.mode == "statement" and any(_begins(session, operation) for operation in operations):
+            session.answer(errors.no_transaction_blocks().response())
+            session.skip_to_sync(at_sync=terminator == _SYNC)
+            return True
         if not session.link(start):
             return False
     origin = session.origin
     assert origin is not None
+    if session.schema_moved and _verify(session, origin, operations):
+        return False
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []
@@ -76,9 +87,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         translation.add(operation)
     if terminator == _SYNC:
         unit.synced = True
-    scripted = translation.scripted or unit.steps is not None or terminator != _SYNC
-    if scripted:
-        unit.script(translation.steps)
+    if translation.scripted or unit.steps is not None or terminator != _SYNC:
+        unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:
         session.capture(unit, capture)
     if translation.changed or not operations:
@@ -89,7 +99,50 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         session.send_later(data[start : end + 5] if terminator else data[start:end])
     if not unit.synced and unit is not origin.units[-1]:
         raise errors.protocol_violation("messages were sent behind an unfinished COPY")
+    if translation.discards_all and unit.synced and session.state.startup is not DEFAULTS:
+        session.send_later(session.restore_startup(unit))
     return True
+
+
+def _begins(session: Session, operation: Operation) -> bool:
+    """Whether a Bind is of a statement that opens a transaction block."""
+    if operation[0] == _PARSE:
+        return bool(operation[4].statement.begins)
+    prepared = session.statements.get(operation[4]) if operation[0] == _BIND else None
+    return prepared is not None and prepared.statement.begins
+
+
+def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bool:
+    """Whether the batch must wait: a statement from before DDL is described again on a connection that lacks it.
+
+    A private connection would say "cached plan must not change result type" where the answer differs; here the
+    statement would just be parsed anew, and a client that trusts the old description would misread the rows.
+    """
+    if origin.units and not origin.units[-1].synced:
+        return False
+    for operation in operations:
+        prepared = session.statements.get(operation[4]) if operation[0] == _BIND and operation[4] else None
+        if (
+            prepared is None
+            or prepared.row_description is None
+            or prepared.epoch == origin.pool.schema_epoch
+            or prepared in origin.prepared
+            or prepared in origin.verified
+        ):
+            continue
+        origin.verified[prepared] = True
+
+        def done(own: Unit, prepared: Prepared = prepared) -> None:
+            if own.error is None and own.rows and own.rows[0] != prepared.row_description:
+                origin.verified[prepared] = False
+            session.release_hold()
+
+        session.hold()
+        origin.unnamed = None
+        session.push(Unit.own(done))
+        session.send_later(prepared.parse_frame(b"") + framing.frame(b"D", b"S\0") + SYNC_FRAME)
+        return True
+    return False
 
 
 def _open_unit(session: Session, origin: Origin) -> Unit:
@@ -118,7 +171,7 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
         text_end = data.index(b"\0", name_end + 1, end)
         text = data[name_end + 1 : text_end]
         service = session.service
-        prepared = service.prepared.intern(text, data[text_end + 1 : end], service.classifier(text))
+        prepared = service.prepared.intern(text, data[text_end + 1 : end], service.classifier(text), session.scope)
         return kind, start, end, data[body:name_end], prepared
     if body >= end:
         raise ValueError
@@ -130,11 +183,9 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
 
 def simple_key(session: Session, text: bytes) -> Any:
     """The cache key of a simple Query with `text`, or None where it may not be cached."""
-    return _key(
-        session,
-        session.service.prepared.intern(text, NO_PARAMETERS, session.service.classifier(text)),
-        ALL_TEXT,
-    )
+    service = session.service
+    prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), session.scope)
+    return _key(session, prepared, ALL_TEXT)
 
 
 def _key(session: Session, prepared: Prepared, tail: bytes) -> Any:
@@ -260,10 +311,13 @@ class _Translation:
 
     Attributes:
       messages: what to send. changed: whether that differs from what the client sent.
-      scripted: whether the answers must be followed one by one.
+      scripted: whether the answers must be followed one by one. hides_rows: rows among them are not the client's.
+      discards_all: it executes a DISCARD ALL.
     """
 
-    __slots__ = ("changed", "data", "messages", "origin", "scripted", "session", "steps", "unit")
+    __slots__ = (
+        "changed", "data", "discards_all", "hides_rows", "messages", "origin", "scripted", "session", "steps", "unit",
+    )  # fmt: skip
 
     def __init__(self, session: Session, origin: Origin, unit: Unit, data: bytes) -> None:
         self.session = session
@@ -274,13 +328,18 @@ class _Translation:
         self.steps: list[Step] = []
         self.changed = False
         self.scripted = False
+        self.hides_rows = False
+        self.discards_all = False
 
     def add(self, operation: Operation) -> None:
         kind = operation[0]
         if kind == _BIND:
             self._bind(operation)
         elif kind == _EXECUTE:
-            self._pass(operation, EXECUTE)
+            if self.session.portals:
+                self._execute(operation)
+            else:
+                self._pass(operation, EXECUTE)
         elif kind == _DESCRIBE:
             self._describe(operation)
         elif kind == _PARSE:
@@ -298,7 +357,13 @@ class _Translation:
         if not name:
             undo = self._remember(name, prepared)
             before, origin.unnamed = origin.unnamed, prepared
-            self.messages.append(self.data[operation[1] : operation[2]])
+            victim = session.statements.get(prepared.statement.deallocates or b"")
+            if prepared.statement.deallocates and victim is not None:
+                self._have(prepared.statement.deallocates)
+                self.messages.append(framing.frame(b"P", b"\0DEALLOCATE " + victim.name + b"\0" + prepared.types))
+                self.changed = True
+            else:
+                self.messages.append(self.data[operation[1] : operation[2]])
 
             def undo_unnamed() -> None:
                 origin.unnamed = None if origin.unnamed is prepared else before
@@ -312,20 +377,17 @@ class _Translation:
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
-        epoch = origin.prepared.get(prepared)
-        if epoch == origin.pool.schema_epoch:
+        if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
             return
-        if epoch is not None:  # parsed before DDL: on a private connection this Parse would be a new one
-            self._close_on_origin(prepared)
 
         def undo_named() -> None:
             origin.prepared.pop(prepared, None)
             undo()
 
         self._make_room()
-        origin.prepared[prepared] = origin.pool.schema_epoch
+        origin.prepared[prepared] = None
         self.messages.append(prepared.parse_frame(prepared.name))
         self.steps.append((PARSE, True, prepared, undo_named))
 
@@ -351,10 +413,10 @@ class _Translation:
     def _close_on_origin(self, prepared: Prepared) -> None:
         """A Close that the client does not know of."""
         origin = self.origin
-        epoch = origin.prepared.pop(prepared)
+        del origin.prepared[prepared]
 
         def undo() -> None:
-            origin.prepared[prepared] = epoch
+            origin.prepared[prepared] = None
             origin.prepared.move_to_end(prepared, last=False)
 
         self.messages.append(prepared.close_frame())
@@ -375,7 +437,7 @@ class _Translation:
         else:
             self._make_room()
             self._replay(prepared, prepared.name)
-            origin.prepared[prepared] = origin.pool.schema_epoch
+            origin.prepared[prepared] = None
         return prepared
 
     def _replay(self, prepared: Prepared, name: bytes) -> None:
@@ -395,9 +457,17 @@ class _Translation:
 
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
+        session, origin = self.session, self.origin
         prepared = self._have(name)
         if prepared is None:
-            self._missing(name)
+            if name in session.state.sql_statements:
+                self._pass(operation, BIND)
+            else:
+                self._missing(name)
+            return
+        if origin.verified and origin.verified.get(prepared) is False:
+            del origin.verified[prepared]
+            self._fail(errors.outdated_plan().response())
             return
         if name:
             body = portal + b"\0" + prepared.name + b"\0" + self.data[rest:end]
@@ -407,7 +477,45 @@ class _Translation:
             self.messages.append(self.data[start:end])
         self.steps.append((BIND, True, None, None))
         statement = prepared.statement
-        self.session.mind(statement, self.unit)
+        session.mind(statement, self.unit)
+        if statement.has_effects or (session.state.watching and statement.parts):
+            session.state.watching = True
+            part = statement.parts[0]
+            session.portals[portal] = _with_parameters(part, self.data[rest:end]) if part.configs else part
+        elif session.portals:
+            session.portals.pop(portal, None)
+
+    def _execute(self, operation: Operation) -> None:
+        part = self.session.portals.get(operation[3])
+        self._pass(operation, EXECUTE, part)
+        self.scripted = True
+        if part is None:
+            return
+        startup = self.session.state.startup
+        if part.resets and startup is not DEFAULTS:
+            # A RESET goes back to what the session began with: that is set again behind it, unseen by the client.
+            for sql in startup.restore([change.name for change in part.changes if change.apply_sql is None]):
+                self._run_unseen(sql.encode())
+        if part.discards == "all":
+            self.discards_all = True
+
+    def _run_unseen(self, text: bytes) -> None:
+        """Parse, Bind, Execute and Close that the client does not know of."""
+        service = self.session.service
+        prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), self.session.scope)
+        if prepared not in self.origin.prepared:
+            self._make_room()
+            self._replay(prepared, prepared.name)
+            self.origin.prepared[prepared] = None
+        portal = ORIGIN_PREFIX + b"unseen"
+        body = portal + b"\0" + prepared.name + b"\0" + ALL_TEXT
+        self.messages += [
+            _header(b"B", len(body) + 4) + body,
+            framing.frame(b"E", portal + b"\0\0\0\0\0"),
+            framing.frame(b"C", b"P" + portal + b"\0"),
+        ]
+        self.steps += [(BIND, False, None, None), (EXECUTE, False, None, None), (CLOSE, False, None, None)]
+        self.changed = self.scripted = self.hides_rows = True
 
     def _describe(self, operation: Operation) -> None:
         _, _, _, what, name = operation
@@ -416,7 +524,10 @@ class _Translation:
             return
         prepared = self._have(name)
         if prepared is None:
-            self._missing(name)
+            if name in self.session.state.sql_statements:
+                self._pass(operation, DESCRIBE)
+            else:
+                self._missing(name)
             return
         self.scripted = True
         if name:
@@ -428,7 +539,7 @@ class _Translation:
 
     def _close(self, operation: Operation) -> None:
         _, _, _, what, name = operation
-        if what != _STATEMENT:
+        if what != _STATEMENT or (name in self.session.state.sql_statements and name not in self.session.statements):
             self._pass(operation, CLOSE)
             return
         self.scripted = self.changed = True
@@ -453,3 +564,30 @@ class _Translation:
         self.messages.append(_header(b"B", len(body) + 4) + body)
         self.steps.append((FAIL, False, response, None))
         self.scripted = self.changed = True
+
+
+def _with_parameters(part: Part, tail: bytes) -> Part:
+    """`part` with the settings that its calls of set_config make with a Bind's values; a pin where they are unclear."""
+    values = _parameters(tail)
+    changes, pins = list(part.changes), set(part.pins)
+    for config in part.configs:
+        change = resolve(config, values)
+        if change is not None:
+            changes.append(change)
+        elif config.local is not True:
+            pins.add(PinKind.SETTING)
+    return replace(part, changes=tuple(changes), configs=(), pins=frozenset(pins))
+
+
+def _parameters(tail: bytes) -> list[bytes | None]:
+    """The parameter values in the rest of a Bind, from its format codes on."""
+    position = 2 + 2 * int.from_bytes(tail[:2], "big")
+    count = int.from_bytes(tail[position : position + 2], "big")
+    position += 2
+    values: list[bytes | None] = []
+    for _ in range(count):
+        size = int.from_bytes(tail[position : position + 4], "big", signed=True)
+        position += 4
+        values.append(None if size < 0 else tail[position : position + size])
+        position += max(size, 0)
+    return values

@@ -17,7 +17,8 @@ from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pooler.settings import DEFAULTS, Settings
+from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, DATA_ROW, ERROR, PARAMETER_STATUS, READY, Unit
 from protocol.errors import PgError
@@ -35,8 +36,10 @@ class Origin:
     """An authenticated connection to the origin, registered with the reactor.
 
     Attributes:
-      settings: what is set on it, as far as pgnear set it.
-      prepared: named statements that it has, least recently used first, with the schema epoch they were parsed in.
+      settings: what is set on it, outside transactions.
+      reports: the ParameterStatus values that it has sent.
+      prepared: named statements that it has, least recently used first.
+      verified: statements from before DDL that were described here again, and whether the answer was the same.
       outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
       status: the last ReadyForQuery's status byte.
@@ -55,10 +58,10 @@ class Origin:
         "fatal",
         "idle_since",
         "outdated",
-        "parameters",
         "pid",
         "pool",
         "prepared",
+        "reports",
         "secret",
         "session",
         "settings",
@@ -66,17 +69,19 @@ class Origin:
         "transport",
         "units",
         "unnamed",
+        "verified",
     )
 
-    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, parameters: dict[str, str]) -> None:
+    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
         self.secret = secret
-        self.parameters = parameters
+        self.reports = reports
         self.settings: Settings = DEFAULTS
-        self.prepared: OrderedDict[Prepared, int] = OrderedDict()
+        self.prepared: OrderedDict[Prepared, None] = OrderedDict()
         self.outdated = False
+        self.verified: dict[Prepared, bool] = {}
         self.unnamed: Prepared | None = None
         self.session: Session | None = None
         self.units: deque[Unit] = deque()
@@ -170,24 +175,29 @@ class Origin:
 
     def _notice(self, kind: int, frame: bytes) -> bool:
         unit = self.units[0] if self.units else None
+        session = self.session
         if kind == PARAMETER_STATUS:
-            name, value = frame[5:-1].split(b"\0")[:2]
-            self.parameters[name.decode()] = value.decode(errors="replace")
-            return unit is not None and not unit.swallow
+            name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
+            self.reports = self.reports.with_value(name, value)
+            if session is not None and unit is not None and not unit.swallow:
+                session.state.reported(name, value)
+            return False  # the session is told before its next ReadyForQuery, by `Session.completed`
         if kind == ERROR and (b"\0VFATAL\0" in frame[5:80] or b"\0VPANIC\0" in frame[5:80]):
             self.fatal = PgError.from_payload(frame[5:])
             return False
         if unit is None:
             # Between units only notices and notifications come; they are for whoever holds the connection.
-            return self.session is not None and kind != ERROR
+            return session is not None and kind != ERROR
         if unit.steps:
             made_up = unit.take_made_up()
             if made_up:
                 self._out.append(made_up)
-        session = self.session
         forward = unit.notice(self, kind, frame)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
+            if kind == ERROR and forward and ORIGIN_PREFIX in frame:
+                self._out.append(session.in_its_words(frame))
+                return False
         return forward
 
     def _ready(self, status: int) -> bool:
@@ -199,15 +209,19 @@ class Origin:
         unit = self.units.popleft()
         session = self.session
         if unit.swallow:
-            if unit.error is not None:
+            if unit.done is not None:
+                unit.done(unit)
+            elif unit.error is not None:
                 self._settings_failed(unit.error)
-            return False
+            if session is not None and unit.announces:
+                session.report(self)
+            return unit.announces
         if unit.steps:
             self._out.append(unit.take_made_up())
             unit.undo()
         if session is not None:
             session.completed(unit, status)
-        return True
+        return not unit.silent
 
     def _settings_failed(self, error: PgError) -> None:
         """The settings this session wants could not be made: it must not go on with other ones."""
@@ -249,6 +263,11 @@ class Origin:
     def circumstances(self) -> object:
         """What decides whether a statement can be parsed: compared with `Session.circumstances`."""
         return self.pool, self.settings, self.pool.schema_epoch
+
+    @property
+    def works_for_client(self) -> bool:
+        """Whether it owes its session an answer, not only pgnear."""
+        return any(not unit.swallow for unit in self.units)
 
     # ---- to the origin -----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from protocol.errors import PgError
 if TYPE_CHECKING:
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
-    from pooler.settings import Settings
+    from pooler.settings import Reports, Settings
 
 log = get_logger(__name__)
 
@@ -36,7 +36,8 @@ MATCH_DEPTH = 8
 class Waiter(Protocol):
     """Somebody who waits for a connection."""
 
-    settings: Settings
+    @property
+    def settings(self) -> Settings: ...
 
     def granted(self, origin: Origin) -> None: ...
 
@@ -75,6 +76,7 @@ class Pool:
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
         self.schema_epoch = 0  # how often DDL was seen
+        self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
         self.waiting: deque[tuple[float, Waiter]] = deque()
@@ -83,7 +85,7 @@ class Pool:
         self.connects = 0
         self.closes = 0
         self.last_failure: PgError | None = None
-        self.greetings: dict[Settings, dict[str, str]] = {}  # ParameterStatus values by startup settings
+        self.greetings: dict[Settings, Reports] = {}  # ParameterStatus values by startup settings
         self._ceremonies = ceremonies
 
     # ---- what it looks like ------------------------------------------------------------------------------------------
@@ -255,7 +257,14 @@ class Pool:
 
     def _too_old(self, origin: Origin, now: float) -> bool:
         lifetime = self.config.origin_lifetime
-        return lifetime > 0 and now - origin.created > lifetime
+        return origin.created < self._defaults_since or (lifetime > 0 and now - origin.created > lifetime)
+
+    def defaults_changed(self) -> None:
+        """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
+        self._defaults_since = monotonic()
+        self.greetings.clear()
+        for origin in list(self.idle):
+            origin.close()
 
     def tick(self, now: float) -> None:
         """Housekeeping, several times a second: waits that took too long, connections that are too old."""

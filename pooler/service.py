@@ -30,7 +30,8 @@ from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
 from pooler.session import Session
-from pooler.sql.statement import Classifier
+from pooler.settings import Reports
+from pooler.sql.classifier import Classifier
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
@@ -58,7 +59,7 @@ class Service:
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
         self.cache = Store(cache.max_bytes, cache.max_entry_bytes, ttl=cache.ttl) if cache.enabled else None
-        self.classifier = Classifier(parse_always=cache.enabled)
+        self.classifier = Classifier(parse_always=cache.enabled, session_functions=frozenset(config.session_functions))
         self.prepared = PreparedStatements()
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
         self.sessions: set[Session] = set()
@@ -128,7 +129,9 @@ class Service:
             pool.connecting_count -= 1
             raise
         else:
-            origin = Origin(connected.transport, pool, connected.pid, connected.secret, connected.parameters)
+            origin = Origin(
+                connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters)
+            )
             connected.transport.register(origin)
             log.debug(
                 "origin_connected",

@@ -14,6 +14,7 @@ States of a session, each seen from two attributes:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from hmac import compare_digest
 from time import perf_counter
@@ -23,18 +24,18 @@ from pooler import extended
 from pooler.logs import get_logger
 from pooler.origin import IDLE, IN_TRANSACTION, Origin
 from pooler.pool import Pool
-from pooler.settings import DEFAULTS, Settings
-from pooler.sql.statement import Effect, Statement
-from pooler.statements import Prepared
+from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.sql.statement import Part, PinKind, Statement
+from pooler.state import SessionState, probe_query
+from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
-from protocol import errors
+from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, HIDDEN, WATCHFUL, Capture, Unit
+from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import bad_length, command_complete, length_at
+from protocol.framing import bad_length, command_complete, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
-    from pooler.sql.statement import SettingChange
 
 log = get_logger(__name__)
 
@@ -44,6 +45,7 @@ _SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
+_ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
 READY_IDLE = b"Z\0\0\0\5I"
@@ -56,18 +58,20 @@ class Session:
     """A logged-in client.
 
     Attributes:
-      startup: the settings its startup packet asked for; RESET goes back to them.
-      settings: what it wants set now.
+      state: its settings, in and outside transactions, and what pins it.
+      reports: the ParameterStatus values that it has been told.
       statements: its prepared statements by name; the unnamed one is b"".
-      pinned: why it keeps its connection, or "".
+      portals: by name, the `Part` of a portal whose completion matters to the session.
+      holding: input is kept until the origin has said something that pgnear must know first.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_tag_rollback",
-        "_to_origin", "_walk_from", "closed", "database", "key", "leaving", "namespace", "origin", "pinned",
-        "pool", "schema_changes", "service", "settings", "skipping", "startup", "statements",
-        "transaction_changes", "transport", "user", "waiting", "writes",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_stream_begun", "_to_origin",
+        "_walk_from",
+        "closed", "database", "defaults_change", "holding", "key", "leaving", "mode", "namespace", "origin", "pool",
+        "portals", "reports", "schema_changes", "service", "skipping", "state", "statements", "transport", "user",
+        "waiting", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +82,7 @@ class Session:
         user: str,
         database: str,
         startup: Settings,
+        reports: Reports,
         key: tuple[int, bytes],
     ) -> None:
         self.service = service
@@ -85,30 +90,42 @@ class Session:
         self.transport = transport
         self.user = user
         self.database = database
-        self.startup = startup
-        self.settings = startup
+        self.state = SessionState(startup)
+        self.reports = reports
         self.key = key
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
+        self.portals: dict[bytes, Part] = {}
         self.origin: Origin | None = None
         self.waiting = False
+        self.holding = False
         self.closed = False
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
-        self.pinned = ""
-        self.schema_changes = False  # the same for DDL
+        self.mode = service.config.pooling_of(database, user)
+        self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
+        self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
-        self.transaction_changes: list[SettingChange] = []
-        self._tag_rollback = False
         self._inbox = b""
         self._chunks: list[bytes] = []
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
+        self._stream_begun = False  # its beginning was sent to the origin
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._to_origin: list[bytes] = []
         self._walk_from = 0
+
+    @property
+    def settings(self) -> Settings:
+        """What a connection must have set before it may work for this session."""
+        return self.state.settings
+
+    @property
+    def pinned(self) -> str:
+        """Why it keeps its connection, or ""."""
+        return next((kind.value for kind in self.state.pins), "")
 
     def start(self, received: bytes) -> None:
         """Begin traffic; `received` came behind the login already."""
@@ -150,7 +167,7 @@ class Session:
         if self._inbox:
             data = self._inbox + data
             self._inbox = b""
-        if self.waiting or self.leaving:
+        if self.waiting or self.leaving or self.holding:
             self._keep(data)
             return
         self._walk(data)
@@ -179,7 +196,7 @@ class Session:
                 return
             if frame_end > end:
                 if kind == COPY_DATA and not batch:
-                    self._copy_data(data[position:end])
+                    self._stream_begun = self._copy_data(data[position:end])
                     self._stream = frame_end - end
                     kept = end
                 else:
@@ -239,7 +256,7 @@ class Session:
         self._flush_client()
 
     def _keep_rest(self, rest: bytes) -> None:
-        if self._missing and not self.waiting:
+        if self._missing and not (self.waiting or self.holding):
             self._chunks.append(rest)
         else:
             self._missing = 0
@@ -259,13 +276,22 @@ class Session:
     def _pass_stream(self, data: bytes) -> int:
         taken = min(self._stream, len(data))
         self._stream -= taken
-        self._copy_data(data[:taken])
+        if self._stream_begun:
+            # The origin has the frame's head: it must get the rest, even if the COPY has failed meanwhile.
+            self._to_origin.append(data[:taken])
+            if not self._stream:
+                self._stream_begun = False
+                self._flush_origin(b"")
+                self.settled()
         return taken
 
-    def _copy_data(self, part: bytes) -> None:
+    def _copy_data(self, part: bytes) -> bool:
+        """Pass a part of a COPY on; whether there is one. If not, it has failed, and the origin would ignore it too."""
         origin = self.origin
-        if origin is not None and origin.units:
-            self._to_origin.append(part)
+        if origin is None or not origin.units:
+            return False
+        self._to_origin.append(part)
+        return True
 
     def _single(self, data: bytes, position: int, kind: int, frame_end: int) -> bool:
         """A message that is no part of an extended batch; False if it must wait."""
@@ -275,7 +301,6 @@ class Session:
             self._flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
-            # Without a unit there is no COPY: it has failed, and the origin would ignore these too.
             self._copy_data(data[position:frame_end])
         elif kind == FUNCTION_CALL:
             if not self.link(position):
@@ -296,6 +321,9 @@ class Session:
         capture = None
         if statement.deallocates is not None and self._deallocate(statement.deallocates):
             return True
+        if statement.begins and self.mode == "statement":
+            self.answer(errors.no_transaction_blocks().response() + READY_IDLE)
+            return True
         if self.origin is None and service.cache is not None and statement.cacheable:
             key = extended.simple_key(self, text)
             if key is not None:
@@ -314,8 +342,72 @@ class Session:
         if capture is not None:
             self.capture(unit, capture)
         self.mind(statement, unit)
-        self._to_origin.append(data if frame_end == len(data) and not position else data[position:frame_end])
+        if statement.has_effects or (self.state.watching and statement.parts):
+            self._to_origin.append(self._followed(unit, statement, text))
+        else:
+            self._to_origin.append(data if frame_end == len(data) and not position else data[position:frame_end])
         return True
+
+    def _followed(self, unit: Unit, statement: Statement, text: bytes) -> bytes:
+        """The Query frame of a text with effects on the session, whose completions `unit` follows.
+
+        A RESET goes back to what the session began with, not the connection: what the startup packet asked for is
+        set again behind it, unseen by the client.
+        """
+        state = self.state
+        state.watching = True
+        followed: list[Part] = []
+        pieces: list[bytes] = []
+        position = 0
+        for part in statement.parts:
+            followed.append(part)
+            if part.deallocates and part.deallocates in self.statements:
+                pieces += [text[position : part.start], self._deallocation(self.statements[part.deallocates], followed)]
+                position = part.end
+            elif part.resets and state.startup is not DEFAULTS:
+                again = state.startup.restore([change.name for change in part.changes if change.apply_sql is None])
+                followed += [HIDDEN] * len(again)
+                pieces += [text[position : part.end], *(b";" + sql.encode() for sql in again)]
+                position = part.end
+        unit.follow(followed)
+        pieces.append(text[position:])
+        frame = query(b"".join(pieces))
+        if any(part.discards == "all" for part in statement.parts) and state.startup is not DEFAULTS:
+            frame += self.restore_startup(unit)
+        return frame
+
+    def _deallocation(self, prepared: Prepared, followed: list[Part]) -> bytes:
+        """The text that deallocates a client's statement on the linked connection, which may lack it."""
+        assert self.origin is not None
+        if prepared in self.origin.prepared:
+            return b"DEALLOCATE " + prepared.name
+        followed.insert(-1, HIDDEN)
+        return b"PREPARE " + prepared.name + b" AS SELECT;DEALLOCATE " + prepared.name
+
+    def restore_startup(self, unit: Unit) -> bytes:
+        """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
+        unit.silent = True
+
+        def done(own: Unit) -> None:
+            if own.error is not None and not unit.failed:
+                self.fatal(own.error)
+
+        own = Unit.own(done)
+        own.announces = True
+        self.push(own)
+        return DEFAULTS.difference_to(self.state.startup)
+
+    def skip_to_sync(self, *, at_sync: bool) -> None:
+        """An extended batch has failed without an origin: the rest of it is dropped, up to its Sync."""
+        if at_sync:
+            self.answer(READY_IDLE)
+        else:
+            self.skipping = True
+
+    @property
+    def schema_moved(self) -> bool:
+        """Whether DDL has been seen at all, so that a statement may be older than its tables."""
+        return self.pool.schema_epoch > 0
 
     def _deallocate(self, name: bytes) -> bool:
         """DEALLOCATE of statements made by Parse: outside a transaction there is nothing to ask an origin."""
@@ -331,39 +423,46 @@ class Session:
     # ---- what a statement means for the session ----------------------------------------------------------------------
 
     def mind(self, statement: Statement, unit: Unit) -> None:
-        """Note what `statement`, now on its way, may do to the session and to the cache."""
+        """Note what `statement`, now on its way, may do to the cache."""
         if not statement.reads_only and self.service.cache is not None:
             self.writes = True
-        if statement.effect is not Effect.NONE:
-            if statement.effect is Effect.FOLLOW:
-                unit.changes = [*(unit.changes or ()), *statement.settings]
-            elif statement.discard_all:
-                unit.discards_all = True
-            else:
-                self.pin(statement.pin_reason)
         if statement.changes_schema:
             self.schema_changes = True
-        if (
-            self.writes
-            or self.schema_changes
-            or statement.deallocates is not None
-            or unit.changes
-            or self.transaction_changes
-        ) and unit.capture is None:
+        if statement.changes_defaults:
+            self.defaults_change = True
+        if (self.writes or self.schema_changes) and unit.capture is None:
             unit.notable |= WATCHFUL
 
-    def pin(self, reason: str) -> None:
-        if not self.pinned:
-            self.pinned = reason
-            stats = self.service.stats
-            stats.pins[reason] = stats.pins.get(reason, 0) + 1
-            log.info(
-                "client_pinned",
-                user=self.user,
-                database=self.database,
-                reason=reason,
-                client=self.transport.peer,
-            )
+    def complete(self, part: Part, tag: bytes) -> None:
+        """A statement with effects on the session is complete; `tag` is its command tag."""
+        for kind in self.state.complete(part, tag):
+            self._pinned(kind)
+        origin = self.origin
+        if part.deallocates is not None or part.discards == "all":
+            if part.deallocates:
+                prepared = self.statements.pop(part.deallocates, None)
+                if prepared is not None and origin is not None:
+                    origin.prepared.pop(prepared, None)
+            else:
+                self.statements.clear()
+                if origin is not None:
+                    origin.prepared.clear()
+
+    def pin(self, kind: PinKind) -> None:
+        """Keep the connection because of `kind`."""
+        if self.state.pin(kind):
+            self._pinned(kind)
+
+    def _pinned(self, kind: PinKind) -> None:
+        stats = self.service.stats
+        stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
+        log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
+
+    def in_its_words(self, frame: bytes) -> bytes:
+        """An ErrorResponse of the origin's in which pgnear's names for statements are the client's again."""
+        names = {prepared.name: name for name, prepared in self.statements.items()}
+        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], found[0]), frame[5:])
+        return framing.frame(frame[:1], body)
 
     def capture(self, unit: Unit, capture: Capture) -> None:
         """Copy the unit's answer for the cache."""
@@ -385,7 +484,12 @@ class Session:
     @property
     def circumstances(self) -> object:
         """What decides whether a statement of this client can be parsed."""
-        return self.pool, self.settings, self.pool.schema_epoch
+        return self.pool, self.state.settings, self.pool.schema_epoch
+
+    @property
+    def scope(self) -> Scope:
+        """What decides, beside its text, what a statement means that this client prepares now."""
+        return self.pool.name, self.pool.schema_epoch, self.state.current.label
 
     def send_later(self, data: bytes) -> None:
         """Bytes for the linked origin, sent when the walk is over."""
@@ -423,6 +527,8 @@ class Session:
             origin.unnamed = None
             origin.settings = self.settings
             self.service.stats.settings_replayed += 1
+        if self.mode == "session":
+            self.pin(PinKind.SESSION)
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -455,7 +561,18 @@ class Session:
         if not self.closed:
             self._resume_walk()
 
+    def hold(self) -> None:
+        """Keep the client's input until `release_hold`."""
+        self.holding = True
+
+    def release_hold(self) -> None:
+        """The origin has said what pgnear waited for."""
+        self.holding = False
+        self.service.reactor.call_soon(self._resume_walk)
+
     def _resume_walk(self) -> None:
+        if self.closed or self.waiting or self.holding:
+            return
         data, self._inbox = self._inbox, b""
         self.transport.resume()
         if data:
@@ -508,22 +625,16 @@ class Session:
                 self._invalidate()
             if self.schema_changes:
                 self._schema_changed()
-            tag = frame[5:-1]
-            if tag == b"ROLLBACK":
-                self._tag_rollback = True
-            elif tag == b"DEALLOCATE ALL" and self.origin is not None:
-                self.statements.clear()
-                self.origin.prepared.clear()
         elif kind == ERROR:
             self.service.stats.query_errors += 1
-            unit.changes = None
+            self.state.error()
             if _PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
         elif kind == COPY_IN and not unit.simple and unit.synced:
             # The Sync that was sent along is ignored by an origin in COPY IN; the client sends another.
             unit.synced = False
         elif kind == COPY_BOTH:
-            self.pin("replication")
+            self.pin(PinKind.REPLICATION)
 
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
@@ -532,18 +643,36 @@ class Session:
             unit.latency.observe(perf_counter() - unit.started)
         if unit.capture is not None and status == IDLE and service.cache is not None:
             extended.store(service.cache, unit.capture, perf_counter())
-        if unit.changes or self.transaction_changes:
-            self._settle_changes(unit, status)
-        self._tag_rollback = False
-        if unit.discards_all and not unit.failed:
-            self._discarded_all()
+        origin = self.origin
+        assert origin is not None
+        state = self.state
+        if state.watching:
+            state.ready(status)
+            if status == IDLE:
+                origin.settings = state.settings
         if status == IDLE:
+            if self.portals:
+                self.portals.clear()
             if self.writes:
                 self._invalidate()
                 self.writes = False
             if self.schema_changes:
                 self._schema_changed()
                 self.schema_changes = False
+            if self.defaults_change:
+                self.pool.defaults_changed()
+                self.defaults_change = False
+        if origin.reports is not self.reports and not unit.silent:
+            self.report(origin)
+        if status != IDLE and self.mode == "statement":
+            service.reactor.call_soon(lambda: self.fatal(errors.no_transaction_blocks()))
+
+    def report(self, origin: Origin) -> None:
+        """Tell the client which reported settings have changed, as the origin would before ReadyForQuery."""
+        frames = origin.reports.difference_from(self.reports)
+        self.reports = origin.reports
+        if frames:
+            origin.emit(frames)
 
     def _schema_changed(self) -> None:
         """Names may mean something else now: statements are parsed and the catalog is read anew."""
@@ -554,46 +683,6 @@ class Session:
     def _invalidate(self) -> None:
         if self.service.cache is not None:
             self.service.cache.invalidate(self.namespace)
-
-    def _settle_changes(self, unit: Unit, status: int) -> None:
-        """SETs hold when their transaction commits; inside one they wait."""
-        changes, unit.changes = unit.changes or [], None
-        if self._tag_rollback:
-            if status == IDLE:
-                self.transaction_changes.clear()
-            elif self.transaction_changes:
-                # ROLLBACK TO: which of them it undid is not known, so the connection stays with its client.
-                self.pin("SET undone by ROLLBACK TO SAVEPOINT")
-        self.transaction_changes.extend(changes)
-        if status == IDLE:
-            for change in self.transaction_changes:
-                self._apply(change)
-            self.transaction_changes.clear()
-
-    def _apply(self, change: SettingChange) -> None:
-        origin = self.origin
-        assert origin is not None
-        if change.all:
-            # Role and session user are no part of RESET ALL.
-            kept = {name: value for name, value in self.settings.items if name in ("role", "session_authorization")}
-            origin.settings = Settings.of(kept)
-            self.settings = Settings.of({**dict(self.startup.items), **kept})
-            return
-        origin.settings = origin.settings.with_change(change.name, change.apply_sql)
-        wanted = change.apply_sql
-        self.settings = self.settings.with_change(
-            change.name, self.startup.get(change.name) if wanted is None else wanted
-        )
-
-    def _discarded_all(self) -> None:
-        origin = self.origin
-        assert origin is not None
-        origin.settings = DEFAULTS
-        origin.prepared.clear()
-        origin.unnamed = None
-        self.settings = self.startup
-        self.statements.clear()
-        self.pinned = ""
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
@@ -614,13 +703,38 @@ class Session:
             return
         if self.leaving:
             self._finish_leaving()
-        elif not self.pinned and not self._stream:
+        elif self.state.pins:
+            if self.state.probe_due:
+                self._probe(origin)
+        elif not self._stream_begun and not self.holding:
             self.origin = None
             origin.transport.resume()
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
+            elif self.state.tainted:
+                origin.close()
             else:
                 self.pool.release(origin)
+
+    def _probe(self, origin: Origin) -> None:
+        """Ask the origin whether the state that pins is still there."""
+        kinds = self.state.probed_kinds()
+        if not kinds:
+            return
+
+        def done(own: Unit) -> None:
+            if own.error is None and len(own.rows) == 2:
+                answers = own.rows[1]
+                present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
+                for kind in self.state.probe_answered(present):
+                    log.info("client_unpinned", user=self.user, database=self.database, reason=kind.value)
+
+        origin.unnamed = None
+        self.push(Unit.own(done))
+        try:
+            origin.send(probe_query(kinds))
+        except TransportClosed as error:
+            origin.lost(f"while sending: {error}")
 
     def writable(self) -> None:
         try:
@@ -740,7 +854,10 @@ class Session:
             if origin.units and not origin.closed:
                 self.service.cancel_abandoned(origin)
             elif not origin.closed:
-                self.pool.abandon(origin, dirty=bool(self.pinned or self.transaction_changes))
+                if self.state.tainted:
+                    origin.close()
+                else:
+                    self.pool.abandon(origin, dirty=self.state.dirty)
         self.statements.clear()
 
     def _finish_leaving(self) -> None:

@@ -1,7 +1,7 @@
 """What a session wants set and what an origin connection has set: immutable, interned, compared by identity.
 
-Lives here: `Settings`, the statements that turn one into another. Not here: reading a SET (`pooler.sql`), deciding
-when to send the difference (`session`).
+Lives here: `Settings`, the statements that turn one into another, and `Reports`. Not here: reading a SET
+(`pooler.sql`), what transactions do to settings (`state`), deciding when to send the difference (`session`).
 
 A setting is kept as the SQL statement that makes it so: two clients that wrote the same SET share it, and nothing is
 lost in translating lists, identifiers and quoting. A setting that is absent has the origin's default for the role and
@@ -10,12 +10,14 @@ database.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from pooler.sql.effects import set_config_sql
 from protocol import framing
 
-# These decide how the others are applied or whether they may be, so they come first, in this order.
-_FIRST = {"session_authorization": 0, "role": 1, "client_encoding": 2}
+_IDENTITY = ("session_authorization", "role")
+"""Who one is decides what one may set: taken off before the others are set, put on after them, in this order."""
 
 
 class Settings:
@@ -60,12 +62,18 @@ class Settings:
 
     def _statements_to(self, wanted: Settings) -> str:
         mine, theirs = dict(self.items), dict(wanted.items)
-        changed = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
-        # A change of the session user resets the role on the server, so the role is said again after it.
-        if "session_authorization" in changed and (mine.get("role") or theirs.get("role")):
-            changed.add("role")
-        ordered = sorted(changed, key=lambda name: (_FIRST.get(name, 9), name))
-        return "\n;".join(theirs.get(name) or f"RESET {_quote_name(name)}" for name in ordered)
+        changed = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+        steps = [f"RESET {name}" for name in reversed(_IDENTITY) if name in mine]
+        steps += [theirs.get(name) or f"RESET {_quote_name(name)}" for name in changed if name not in _IDENTITY]
+        steps += [theirs[name] for name in _IDENTITY if name in theirs]
+        return "\n;".join(steps)
+
+    def restore(self, names: Iterable[str]) -> list[str]:
+        """The statements behind a RESET of `names` ("" for all) that make them what these settings say."""
+        wanted = dict(self.items)
+        if "" in names:
+            return [sql for name, sql in wanted.items() if name not in _IDENTITY]
+        return [wanted[name] for name in names if name in wanted]
 
     def __repr__(self) -> str:
         return f"<Settings {', '.join(name for name, _ in self.items) or 'none'}>"
@@ -80,19 +88,42 @@ def _quote_name(name: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
 
-def quote_literal(value: str) -> str:
-    """`value` as a string literal that reads the same whatever standard_conforming_strings says."""
-    escaped = value.replace("\\", "\\\\").replace("'", "''")
-    return f"E'{escaped}'"
-
-
 def from_startup(parameters: dict[str, str]) -> Settings:
     """The settings that a startup packet's parameters ask for, `options` included.
 
     Each is made with `set_config`, which reads a value as the startup packet does (a list stays a list).
     """
-    wanted = {}
-    for name, value in parameters.items():
-        lowered = name.lower()
-        wanted[lowered] = f"SELECT pg_catalog.set_config({quote_literal(lowered)},{quote_literal(value)},false)"
-    return Settings.of(wanted)
+    return Settings.of({name.lower(): set_config_sql(name.lower(), value) for name, value in parameters.items()})
+
+
+class Reports:
+    """What a server reports of itself in ParameterStatus messages: immutable, interned, compared by identity."""
+
+    __slots__ = ("__weakref__", "values")
+
+    _known: WeakValueDictionary[frozenset[tuple[str, str]], Reports] = WeakValueDictionary()
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, values: dict[str, str]) -> Reports:
+        items = frozenset(values.items())
+        known = cls._known.get(items)
+        if known is None:
+            known = cls._known[items] = cls(dict(values))
+        return known
+
+    def with_value(self, name: str, value: str) -> Reports:
+        return Reports.of({**self.values, name: value})
+
+    def difference_from(self, told: Reports) -> bytes:
+        """The ParameterStatus frames for a client that was `told` something else."""
+        return b"".join(
+            framing.frame(b"S", name.encode() + b"\0" + value.encode() + b"\0")
+            for name, value in self.values.items()
+            if told.values.get(name) != value
+        )
+
+
+NO_REPORTS = Reports.of({})

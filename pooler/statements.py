@@ -1,4 +1,5 @@
-"""Prepared statements as pgnear knows them: one object per distinct text and parameter types, whoever prepared it.
+"""Prepared statements as pgnear knows them: one object per distinct text, parameter types and scope, whoever
+prepared it.
 
 A client's name leads to a `Prepared`; an origin connection knows which of them it has. Both hold the object; when
 nobody does it is gone. Not here: which Parse is sent when (`session`).
@@ -21,6 +22,10 @@ ORIGIN_PREFIX = b"pgnear_"
 """Names on origin connections begin so; a client's own names never reach the origin."""
 
 
+Scope = tuple[str, int, tuple[tuple[str, str], ...]]
+"""(database, schema epoch, settings without application_name)."""
+
+
 class Prepared:
     """A statement that some client has prepared.
 
@@ -30,17 +35,24 @@ class Prepared:
       types: the rest of the Parse message: Int16 count, Int32 per parameter type.
       statement: what the text means.
       proven: (pool, settings, schema epoch) under which an origin has last parsed it without an error.
-      parameter_description: its ParameterDescription frame, once an origin has described it.
+      parameter_description, row_description: what an origin has described it with: a ParameterDescription, and a
+        RowDescription or NoData frame.
+      epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
     """
 
-    __slots__ = ("__weakref__", "name", "parameter_description", "proven", "statement", "text", "types")
+    __slots__ = (
+        "__weakref__", "epoch", "name", "parameter_description", "proven", "row_description", "statement", "text",
+        "types",
+    )  # fmt: skip
 
-    def __init__(self, text: bytes, types: bytes, statement: Statement) -> None:
+    def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
         self.name = ORIGIN_PREFIX + str(next(_numbers)).encode()
         self.text = text
         self.types = types
         self.statement = statement
+        self.epoch = epoch
         self.parameter_description: bytes | None = None
+        self.row_description: bytes | None = None
         self.proven: object = None
 
     def parse_frame(self, name: bytes) -> bytes:
@@ -56,18 +68,22 @@ class Prepared:
 
 
 class PreparedStatements:
-    """Every `Prepared` that somebody holds, by text and types."""
+    """Every `Prepared` that somebody holds, by text, types and scope.
+
+    The scope is what else decides what a text means when it is parsed: database, schema epoch, settings (search_path,
+    DateStyle, client_encoding, ...). Clients that agree in all of it share one.
+    """
 
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[bytes, bytes], Prepared] = WeakValueDictionary()
+        self._known: WeakValueDictionary[tuple[bytes, bytes, Scope], Prepared] = WeakValueDictionary()
 
-    def intern(self, text: bytes, types: bytes, statement: Statement) -> Prepared:
-        key = (text, types)
+    def intern(self, text: bytes, types: bytes, statement: Statement, scope: Scope) -> Prepared:
+        key = (text, types, scope)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = Prepared(text, types, statement)
+            known = self._known[key] = Prepared(text, types, statement, scope[1])
         return known
 
     def __len__(self) -> int:

@@ -5,19 +5,22 @@ up because the origin was never asked. Not here: reading frames (`origin`), choo
 `extended`).
 
 A plain unit (most of them) looks at few frames: everything else passes in runs. A unit with `steps` follows each
-message that was sent; one with `capture` copies the rows for the cache; one with `swallow` is pgnear's own.
+message that was sent, one with `parts` each statement of a simple Query; one with `capture` copies the rows for the
+cache; one with `swallow` is pgnear's own.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pooler.sql.statement import Part
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
-    from pooler.sql.statement import SettingChange
+    from pooler.session import Session
     from pooler.stats import Histogram
 
 (
@@ -35,7 +38,11 @@ SCRIPTED = WATCHFUL | {
     ROW_DESCRIPTION,
 }  # fmt: skip
 
-# What a step waits for. A step is (kind, forward?, made-up bytes | None, undo | None).
+HIDDEN = Part()
+"""Stands for a statement that pgnear has added to a client's text: the client sees nothing of it."""
+
+# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP,
+# FAIL), the Prepared (PARSE, DESCRIBE) or the Part that is complete with it (EXECUTE).
 PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL = range(7)
 COMPLETES = {
     PARSE_COMPLETE: PARSE,
@@ -78,16 +85,23 @@ class Unit:
       synced: the Sync (or Query) that ends it was sent.
       simple: it came as a Query message.
       failed: an ErrorResponse was read; the origin skips to the Sync.
+      parts: the statements of a simple Query that must be followed, in order.
+      silent: its ReadyForQuery is not passed on: that of the unit behind it, pgnear's own (`announces`), is.
+      rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
+      done: with `swallow`, called at its ReadyForQuery.
     """
 
     __slots__ = (
+        "announces",
         "capture",
-        "changes",
-        "discards_all",
+        "done",
         "error",
         "failed",
         "latency",
         "notable",
+        "parts",
+        "rows",
+        "silent",
         "simple",
         "started",
         "steps",
@@ -103,27 +117,36 @@ class Unit:
         self.synced = True
         self.swallow = False
         self.failed = False
-        self.discards_all = False
+        self.silent = False
+        self.announces = False
+        self.parts: deque[Part] | None = None
         self.steps: deque[Step] | None = None
         self.capture: Capture | None = None
-        self.changes: list[SettingChange] | None = None
         self.error: PgError | None = None
+        self.rows: list[bytes] = []
+        self.done: Callable[[Unit], None] | None = None
 
     @classmethod
-    def own(cls) -> Unit:
+    def own(cls, done: Callable[[Unit], None] | None = None) -> Unit:
         """A unit of pgnear's own: the client sees none of it."""
         unit = cls(0.0, None)
         unit.swallow = True
         unit.notable = ALL
+        unit.done = done
         return unit
 
-    def script(self, steps: list[Step]) -> None:
-        """Follow `steps` too, behind those it has."""
+    def follow(self, parts: list[Part]) -> None:
+        """Follow the statements of a simple Query."""
+        self.parts = deque(parts)
+        self.notable = ALL if HIDDEN in parts else self.notable | WATCHFUL
+
+    def script(self, steps: list[Step], *, hides_rows: bool = False) -> None:
+        """Follow `steps` too, behind those it has. `hides_rows`: some of them give rows that are not the client's."""
         if self.steps is None:
             self.steps = deque(steps)
         else:
             self.steps.extend(steps)
-        self.notable |= SCRIPTED
+        self.notable = ALL if hides_rows else self.notable | SCRIPTED
 
     def take_made_up(self) -> bytes:
         """The answers at the head that no frame of the origin stands for."""
@@ -138,22 +161,47 @@ class Unit:
         if self.swallow:
             if kind == ERROR:
                 self.error = PgError.from_payload(frame[5:])
+            elif kind in (DATA_ROW, ROW_DESCRIPTION, NO_DATA):
+                self.rows.append(frame)
             return False
         if kind == ERROR:
             self.capture = None
             return self._fail(origin)
         forward = True
-        if self.steps and not self.failed:
-            step_kind = COMPLETES.get(kind)
-            if step_kind is not None and self.steps[0][0] == step_kind:
-                step = self.steps.popleft()
-                forward = step[1]
-                if step_kind == PARSE and step[2] is not None:
-                    step[2].proven = origin.circumstances
-            elif kind == PARAMETER_DESCRIPTION and self.steps[0][0] == DESCRIBE and self.steps[0][2] is not None:
-                self.steps[0][2].parameter_description = frame
+        if self.parts:
+            forward = self._follow_part(origin.session, kind, frame)
+        elif self.steps and not self.failed:
+            forward = self._follow_step(origin, kind, frame)
         if self.capture is not None:
             self._copy(self.capture, kind, frame, origin)
+        return forward
+
+    def _follow_part(self, session: Session | None, kind: int, frame: bytes) -> bool:
+        assert self.parts is not None
+        part = self.parts[0]
+        if kind == COMMAND_COMPLETE:
+            self.parts.popleft()
+            if session is not None and part is not HIDDEN:
+                session.complete(part, frame[5:-1])
+        return part is not HIDDEN or kind not in (COMMAND_COMPLETE, ROW_DESCRIPTION, DATA_ROW)
+
+    def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
+        assert self.steps is not None
+        step_kind, forward, argument, _ = self.steps[0]
+        if COMPLETES.get(kind) != step_kind:
+            if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
+                argument.parameter_description = frame
+            # The rows of what pgnear has added are not the client's either.
+            return kind != DATA_ROW or step_kind != EXECUTE or forward
+        self.steps.popleft()
+        if argument is None:
+            return forward
+        if step_kind == PARSE:
+            argument.proven = origin.circumstances
+        elif step_kind == DESCRIBE:
+            argument.row_description = frame
+        elif step_kind == EXECUTE and origin.session is not None:
+            origin.session.complete(argument, frame[5:-1] if kind == COMMAND_COMPLETE else b"")
         return forward
 
     def _fail(self, origin: Origin) -> bool:

@@ -222,5 +222,17 @@ def undefined_prepared_statement(name: str) -> PgError:
     return PgError("26000", f'prepared statement "{name}" does not exist')
 
 
+def outdated_plan() -> PgError:
+    return PgError("0A000", "cached plan must not change result type")
+
+
+def no_transaction_blocks() -> PgError:
+    return PgError(
+        "0A000",
+        "transaction blocks are not allowed in statement pooling mode",
+        hint='Set pooling = "transaction" for this user or database.',
+    )
+
+
 def internal_error() -> PgError:
     return PgError("XX000", "internal error of pgnear; its log says more")

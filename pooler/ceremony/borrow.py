@@ -95,6 +95,6 @@ async def apply(origin: Origin, settings: Settings) -> None:
     for kind, body in await ask(origin.transport, text):
         if kind == ord("S"):
             name, value = body[:-1].split(b"\0")[:2]
-            origin.parameters[name.decode()] = value.decode(errors="replace")
+            origin.reports = origin.reports.with_value(name.decode(), value.decode(errors="replace"))
     origin.unnamed = None
     origin.settings = settings

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pooler.ceremony.borrow import borrowed
 from pooler.pool import Pool
-from pooler.settings import Settings
+from pooler.settings import Reports, Settings
 
 REMEMBERED = 1000
 """How many sets of startup settings a pool remembers the values of."""
 
 
-async def greeting(pool: Pool, settings: Settings) -> dict[str, str]:
+async def greeting(pool: Pool, settings: Settings) -> Reports:
     """ParameterStatus values by name, as the origin reports them under `settings`.
 
     Raises:
@@ -23,7 +23,7 @@ async def greeting(pool: Pool, settings: Settings) -> dict[str, str]:
     known = pool.greetings.get(settings)
     if known is None:
         async with borrowed(pool, settings) as origin:
-            known = dict(origin.parameters)
+            known = origin.reports
         while len(pool.greetings) >= REMEMBERED:
             pool.greetings.pop(next(iter(pool.greetings)))
         pool.greetings[settings] = known

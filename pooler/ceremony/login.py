@@ -253,13 +253,13 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     if request.minor > minor or unknown:
         parts.append(startup.negotiate_protocol_version(minor, unknown))
     parts.append(AUTHENTICATION_OK)
-    for name, value in statuses.items():
+    for name, value in statuses.values.items():
         parts.append(frame(b"S", name.encode() + b"\0" + value.encode() + b"\0"))
     key = (next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4))
     parts.append(frame(b"K", key[0].to_bytes(4, "big") + key[1]))
     parts.append(b"Z\0\0\0\5I")
     await transport.send_all(b"".join(parts))
-    session = Session(service, pool, transport, login.user, database, settings, key)
+    session = Session(service, pool, transport, login.user, database, settings, statuses, key)
     service.remember(session)
     log.debug(
         "client_connected",

@@ -67,3 +67,19 @@ SAFE_TYPES = frozenset(
     """.split()
 )
 """Types a cacheable statement may cast to: their input functions look nothing up."""
+
+BUILT_IN_PINS = {
+    "currval": "SEQUENCE",
+    "lastval": "SEQUENCE",
+    "setseed": "SEED",
+    "pg_advisory_lock": "ADVISORY",
+    "pg_advisory_lock_shared": "ADVISORY",
+    "pg_try_advisory_lock": "ADVISORY",
+    "pg_try_advisory_lock_shared": "ADVISORY",
+    "pg_replication_origin_session_setup": "REPLICATION",
+    "set_limit": "HIDDEN",
+}
+"""Functions that leave state on the connection, and which kind (`PinKind`)."""
+
+PIN_PREFIXES = ("dblink", "pgv_", "dbms_", "plvlex", "plvdate")
+"""Beginnings of the names of well-known extensions' functions that keep state in the session."""

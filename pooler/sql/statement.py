@@ -1,44 +1,114 @@
-"""What one statement text means to a pooler and to a cache: its session effects, whether it writes, whether it may be
-cached.
+"""What one statement text means to a pooler and to a cache: the vocabulary, and `classify`, the exact answer.
 
-`Classifier` is what the hot path calls: it screens with one regular expression, remembers by text, and parses only
-what it must. `classify` is the exact answer. Both fail closed: what cannot be understood pins, writes and is not
-cached.
+Lives here: `Statement` (a whole text), `Part` (one statement of it and what it does to its session once it is
+complete). How they are found out: `effects` (the session), `purity` (the cache). What the hot path calls, with its
+memory: `classifier`. `classify` fails closed: what cannot be understood pins, writes and is not cached.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import postgast
-from google.protobuf.message import Message
-
-from pooler.sql.functions import READ_ONLY, SAFE, SAFE_TYPES
 
 Name = tuple[str | None, str]
 """(schema or None, name), both as the parser folds them."""
 
 
-class Effect(enum.Enum):
-    """What a statement does to its session."""
+class PinKind(enum.Enum):
+    """State that stays on its connection. The value is the reason in words for an operator, and a metric's label."""
 
-    NONE = enum.auto()
-    FOLLOW = enum.auto()
-    """Settings, which can follow the client to another connection."""
-    PIN = enum.auto()
-    """State that stays on the connection."""
+    TEMPORARY = "temporary object"
+    LISTEN = "LISTEN"
+    CURSOR = "cursor WITH HOLD"
+    ADVISORY = "advisory lock"
+    PREPARE = "PREPARE"
+    SEQUENCE = "sequence state"
+    SETTING = "setting that cannot follow"
+    HIDDEN = "function or block with session effects"
+    LOAD = "LOAD"
+    SEED = "random seed"
+    REPLICATION = "replication"
+    UNPARSABLE = "unparsable"
+    SESSION = "session pooling"
+
+
+class Transact(enum.Enum):
+    """What a transaction control statement does."""
+
+    COMMIT = enum.auto()
+    ROLLBACK = enum.auto()
+    SAVEPOINT = enum.auto()
+    RELEASE = enum.auto()
+    ROLLBACK_TO = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
 class SettingChange:
-    """One SET or RESET. `apply_sql`, the client's text, makes it so; None: back to the default. `all`: RESET ALL."""
+    """One SET or RESET.
+
+    Attributes:
+      name: lower case; "" for RESET ALL.
+      apply_sql: the statement that makes it so; None: back to the default.
+      local: it ends with its transaction, so that it never has to follow.
+    """
 
     name: str
     apply_sql: str | None
-    all: bool = False
+    local: bool = False
+
+    @property
+    def all(self) -> bool:
+        return not self.name
+
+
+@dataclass(frozen=True, slots=True)
+class SetConfig:
+    """A call of set_config whose arguments are constants (text) or parameters (their numbers, from 1)."""
+
+    name: str | int
+    value: str | int
+    local: bool | int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One statement of a text: what it does to its session once it is complete.
+
+    Attributes:
+      start, end: where it stands in the text, in bytes.
+      changes: settings that it sets or resets. configs: calls of set_config that wait for their parameters.
+      pins: state that it may leave on the connection. releases: state that it may have ended.
+      transact, savepoint: transaction control. discards: of DISCARD, "all", "plans", "temp" or "sequences".
+      deallocates, prepares: names of prepared statements, as SQL has them; b"" deallocates all of them.
+    """
+
+    start: int = 0
+    end: int = 0
+    changes: tuple[SettingChange, ...] = ()
+    configs: tuple[SetConfig, ...] = ()
+    pins: frozenset[PinKind] = frozenset()
+    releases: frozenset[PinKind] = frozenset()
+    transact: Transact | None = None
+    savepoint: str = ""
+    discards: str = ""
+    deallocates: bytes | None = None
+    prepares: bytes | None = None
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether its completion must be noticed, whatever the session has done before."""
+        return bool(
+            self.changes or self.configs or self.pins or self.releases or self.discards
+            or self.deallocates is not None or self.prepares is not None
+        )  # fmt: skip
+
+    @property
+    def resets(self) -> bool:
+        """Whether it puts a setting back to what the connection began with, which may not be what its client did."""
+        return any(change.apply_sql is None for change in self.changes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,23 +116,24 @@ class Statement:
     """What a text means. Compared by identity: texts that differ only in literals may share one.
 
     Attributes:
-      settings: with Effect.FOLLOW, what it sets.
-      pin_reason: with Effect.PIN, why, in words for an operator.
-      discard_all: it is DISCARD ALL, which ends every pin.
-      deallocates: the prepared statement that it deallocates, as the client named it; b"" for all of them.
+      parts: its statements in order, where one of them has effects or controls a transaction; else empty.
+      has_effects: a part's completion must be noticed.
+      begins: it opens a transaction block.
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
+      changes_defaults: it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
+      sequences: it may give out a sequence's values, which currval and lastval remember.
       reads_only: it writes nothing that a cached answer could depend on.
       cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
-      `operators`.
+        `operators`.
       why_not: where it is not cacheable, the reason.
     """
 
-    effect: Effect = Effect.NONE
-    settings: tuple[SettingChange, ...] = ()
-    pin_reason: str = ""
-    discard_all: bool = False
-    deallocates: bytes | None = None
+    parts: tuple[Part, ...] = ()
+    has_effects: bool = False
+    begins: bool = False
     changes_schema: bool = False
+    changes_defaults: bool = False
+    sequences: bool = False
     reads_only: bool = False
     cacheable: bool = False
     why_not: str = ""
@@ -71,80 +142,51 @@ class Statement:
     columns: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset()
 
+    @property
+    def deallocates(self) -> bytes | None:
+        """The prepared statement that it deallocates and does nothing else; b"" for all of them."""
+        return self.parts[0].deallocates if len(self.parts) == 1 else None
+
 
 UNKNOWN = Statement(why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
 
-_SCREEN = re.compile(
-    rb"""(?: ^ | ; | \*/ | \n ) \s*
-         (?: set | reset | listen | declare | prepare | execute | deallocate | discard | load
-             | create | alter | drop | comment | grant | revoke | import | reassign | security | do | call ) \b
-       | \b (?: temp | temporary | pg_temp\w* | \w*advisory\w* | set_config | currval | lastval | setseed | dblink\w*
-       ) \b | pg_temp | u&\"
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_TEMPORAL = re.compile(rb"now|today|tomorrow|yesterday", re.IGNORECASE)
-_TEMPORAL_TEXT = re.compile("now|today|tomorrow|yesterday", re.IGNORECASE)
-_ESCAPED = re.compile(rb"\b[eEuU]&?'")
 
-# What a cacheable statement may be made of; anything else keeps it out of the cache.
-_CACHEABLE_NODES = frozenset(
+def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), suspicious: bool = True) -> Statement:
+    """The exact meaning of `text`. Never raises.
+
+    Args:
+      session_functions: names of functions that have effects on the session which their call does not show.
+      suspicious: whether an unparsable text may have session effects.
     """
-    A_ArrayExpr A_Const A_Expr A_Indices A_Indirection A_Star Alias ArrayExpr BitString BoolExpr Boolean BooleanTest
-    CaseExpr CaseWhen CoalesceExpr CollateClause ColumnRef CommonTableExpr Float FuncCall GroupingSet Integer JoinExpr
-    List MinMaxExpr NamedArgExpr Node NullTest ParamRef RangeFunction RangeSubselect RangeVar ResTarget RowExpr
-    SelectStmt SortBy String SubLink TypeCast TypeName WindowDef WithClause
-    """.split()
-)
-_HARMLESS = frozenset(
-    """
-    CheckPointStmt ClosePortalStmt DeallocateStmt DiscardStmt FetchStmt ListenStmt LoadStmt NotifyStmt UnlistenStmt
-    VacuumStmt VariableShowStmt
-    """.split()
-)
-_DATA_ONLY = frozenset(
-    "InsertStmt UpdateStmt DeleteStmt MergeStmt CopyStmt TruncateStmt PrepareStmt ExecuteStmt DeclareCursorStmt "
-    "ExplainStmt TransactionStmt LockStmt RefreshMatViewStmt ReindexStmt ClusterStmt".split()
-)
-_WITH_HOLD = 0x0020
+    from pooler.sql import effects, purity  # they speak this module's vocabulary
 
-
-def classify(text: bytes) -> Statement:
-    """The exact meaning of `text`. Never raises."""
     try:
         decoded = text.decode()
-        statements = [item.stmt for item in postgast.parse(decoded).stmts]
+        raw = list(postgast.parse(decoded).stmts)
     except Exception:
-        tripped = _SCREEN.search(text) is not None
-        effect = Effect.PIN if tripped else Effect.NONE
+        part = Part(0, len(text), pins=frozenset({PinKind.UNPARSABLE}) if suspicious else frozenset())
         return Statement(
-            effect=effect,
-            pin_reason="unparsable" if tripped else "",
+            parts=(part,) if suspicious else (),
+            has_effects=suspicious,
             why_not="the parser does not understand it",
         )
-    own = decoded.strip().rstrip("; \t\r\n")
-    facts = [_examine(statement, own) for statement in statements]
-    if not facts:
+    if not raw:
         return Statement(reads_only=True, why_not="empty")
-    changes = [fact.change for fact in facts if fact.change is not None]
-    pins = [fact.pin for fact in facts if fact.pin]
-    if b"pg_temp" in text.lower() and not pins:
-        pins = ["temporary object"]
-    if changes and len(facts) > 1:
-        pins.append("SET among several statements")
+    facts = [purity.examine(item.stmt) for item in raw]
+    parts = tuple(
+        effects.part_of(item.stmt, fact, text, *_extent(item, text), session_functions)
+        for item, fact in zip(raw, facts, strict=True)
+    )
+    matters = any(part.has_effects or part.transact is not None for part in parts)
     why_not = facts[0].why_not if len(facts) == 1 else "several statements"
     return Statement(
-        effect=Effect.PIN
-        if pins or any(fact.discard_all for fact in facts)
-        else Effect.FOLLOW
-        if changes
-        else Effect.NONE,
-        settings=tuple(changes),
-        pin_reason=pins[0] if pins else "",
-        discard_all=len(facts) == 1 and facts[0].discard_all,
-        deallocates=facts[0].deallocates if len(facts) == 1 else None,
+        parts=parts if matters else (),
+        has_effects=any(part.has_effects for part in parts),
+        begins=any(fact.begins for fact in facts),
         changes_schema=any(fact.changes_schema for fact in facts),
+        changes_defaults=any(fact.changes_defaults for fact in facts),
+        sequences=any(fact.sequences for fact in facts),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,
         why_not=why_not,
@@ -155,262 +197,7 @@ def classify(text: bytes) -> Statement:
     )
 
 
-class _Facts:
-    """What a walk over one statement's tree has found."""
-
-    def __init__(self) -> None:
-        self.change: SettingChange | None = None
-        self.pin = ""
-        self.discard_all = False
-        self.deallocates: bytes | None = None
-        self.changes_schema = False
-        self.reads_only = False
-        self.why_not = ""
-        self.relations: set[Name] = set()
-        self.local_names: set[Name] = set()
-        self.functions: set[str] = set()
-        self.columns: set[str] = set()
-        self.operators: set[str] = set()
-        self.writes = False
-
-    def refuse(self, reason: str) -> None:
-        """Not cacheable; the first reason stands."""
-        self.why_not = self.why_not or reason
-
-
-def _examine(node: Message, text: str) -> _Facts:
-    facts = _Facts()
-    kind = node.WhichOneof("node") or ""
-    statement = getattr(node, kind)
-    name = statement.DESCRIPTOR.name
-    _walk(statement, facts)
-    if name == "SelectStmt":
-        facts.reads_only = not facts.writes
-        return facts
-    facts.refuse(f"it is no SELECT ({name})")
-    if name == "VariableSetStmt":
-        facts.reads_only = True
-        _examine_set(statement, text, facts)
-    elif name == "TransactionStmt":
-        facts.reads_only = "PREPARED" not in _enum_name(statement, "kind")
-    elif name == "ExplainStmt":
-        facts.reads_only = not facts.writes and all(
-            option.def_elem.defname.lower() != "analyze" for option in statement.options
-        )
-    elif name == "DeclareCursorStmt":
-        facts.reads_only = not facts.writes
-        if statement.options & _WITH_HOLD:
-            facts.pin = "cursor WITH HOLD"
-    elif name in _HARMLESS:
-        facts.reads_only = True
-    facts.changes_schema = not facts.reads_only and name not in _DATA_ONLY
-    if name == "ListenStmt":
-        facts.pin = "LISTEN"
-    elif name == "LoadStmt":
-        facts.pin = "LOAD"
-    elif name in ("PrepareStmt", "ExecuteStmt"):
-        facts.pin = "PREPARE"
-    elif name == "DeallocateStmt":
-        facts.deallocates = statement.name.encode()
-    elif name == "DiscardStmt":
-        facts.discard_all = _enum_name(statement, "target") == "DISCARD_ALL"
-    elif name == "CopyStmt" and not statement.is_from and not facts.writes and not statement.is_program:
-        facts.reads_only = True
-    return facts
-
-
-def _examine_set(statement: Any, text: str, facts: _Facts) -> None:
-    kind = _enum_name(statement, "kind")
-    name = statement.name.lower()
-    if statement.is_local or name in (
-        "transaction",
-        "transaction snapshot",
-        "transaction_isolation",
-        "transaction_read_only",
-    ):
-        return  # ends with its transaction
-    if kind == "VAR_RESET_ALL":
-        facts.change = SettingChange("", None, all=True)
-    elif kind in ("VAR_SET_DEFAULT", "VAR_RESET"):
-        facts.change = SettingChange(name, None)
-    elif kind == "VAR_SET_VALUE" and name != "seed":
-        facts.change = SettingChange(name, text)
-    else:
-        facts.pin = "SET that cannot follow"
-
-
-def _enum_name(message: Any, field: str) -> str:
-    value = getattr(message, field)
-    return str(message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[value].name)
-
-
-def _walk(root: Any, facts: _Facts) -> None:
-    """Visit every node under `root`."""
-    stack = [root]
-    while stack:
-        message = stack.pop()
-        name = message.DESCRIPTOR.name
-        if name not in _CACHEABLE_NODES:
-            _refuse_node(name, facts)
-        visit = _VISITORS.get(name)
-        if visit is not None:
-            visit(message, facts)
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                if field.is_repeated:
-                    stack.extend(value)
-                else:
-                    stack.append(value)
-
-
-def _refuse_node(name: str, facts: _Facts) -> None:
-    if name == "LockingClause":
-        facts.refuse("it locks rows (FOR UPDATE/SHARE)")
-    elif name == "SQLValueFunction":
-        facts.refuse("its answer depends on the time or on who asks")
-    elif name == "IntoClause":
-        facts.writes = True
-        facts.refuse("SELECT INTO makes a table")
-    elif name in ("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"):
-        facts.writes = True
-        facts.refuse("it modifies data")
-    else:
-        facts.refuse(f"it contains {name}, which is not known to be safe")
-
-
-def _names(items: Any) -> list[str]:
-    return [item.string.sval for item in items]
-
-
-def _visit_function(call: Any, facts: _Facts) -> None:
-    parts = _names(call.funcname)
-    schema, name = (parts[-2] if len(parts) > 1 else None), parts[-1]
-    built_in = schema in (None, "pg_catalog")
-    facts.functions.add(name)
-    if not (built_in and name in SAFE):
-        facts.refuse(f"function {'.'.join(parts)} is not known to depend only on its arguments")
-        if not (built_in and name in READ_ONLY):
-            facts.writes = True
-    elif name == "age":
-        facts.refuse("age() may use the current date")
-    if "advisory" in name and "xact" not in name and "unlock" not in name:
-        facts.pin = facts.pin or "advisory lock"
-    elif name == "set_config" and not _is_true(call.args[-1] if call.args else None):
-        facts.pin = facts.pin or "set_config"
-    elif name in ("currval", "lastval"):
-        facts.pin = facts.pin or "sequence state"
-    elif name == "setseed":
-        facts.pin = facts.pin or "setseed"
-    elif name.startswith("dblink"):
-        facts.pin = facts.pin or "dblink"
-
-
-def _is_true(node: Any) -> bool:
-    """Whether `node` is the literal true, in any of its spellings by the parser."""
-    if node is None:
-        return False
-    if node.WhichOneof("node") == "type_cast":
-        node = node.type_cast.arg
-    if node.WhichOneof("node") != "a_const":
-        return False
-    constant = node.a_const
-    return bool(constant.boolval.boolval) or constant.sval.sval.lower() in ("t", "true", "on", "yes", "1")
-
-
-def _visit_relation(relation: Any, facts: _Facts) -> None:
-    facts.relations.add((relation.schemaname or None, relation.relname))
-    if relation.relpersistence == "t" or relation.schemaname.startswith("pg_temp"):
-        facts.pin = facts.pin or "temporary table"
-    if relation.schemaname in ("pg_catalog", "information_schema") or relation.relname.startswith("pg_"):
-        facts.refuse("it reads a system catalog")
-
-
-def _visit_cte(cte: Any, facts: _Facts) -> None:
-    facts.local_names.add((None, cte.ctename))
-
-
-def _visit_type(type_name: Any, facts: _Facts) -> None:
-    parts = _names(type_name.names)
-    if parts[:-1] not in ([], ["pg_catalog"]) or parts[-1] not in SAFE_TYPES:
-        facts.refuse(f"it casts to type {'.'.join(parts)}")
-
-
-def _visit_column(column: Any, facts: _Facts) -> None:
-    last = column.fields[-1]
-    if last.WhichOneof("node") == "string":
-        facts.columns.add(last.string.sval)  # may be a function of the row: t.f means f(t)
-
-
-def _visit_expression(expression: Any, facts: _Facts) -> None:
-    if expression.name:
-        facts.operators.add(_names(expression.name)[-1])
-
-
-def _visit_string(string: Any, facts: _Facts) -> None:
-    if _TEMPORAL_TEXT.search(string.sval):
-        facts.refuse("a literal names the current time")
-
-
-_VISITORS = {
-    "FuncCall": _visit_function,
-    "RangeVar": _visit_relation,
-    "CommonTableExpr": _visit_cte,
-    "TypeName": _visit_type,
-    "ColumnRef": _visit_column,
-    "A_Expr": _visit_expression,
-    "String": _visit_string,
-}
-
-
-class Classifier:
-    """`classify`, remembered. Call it with a text.
-
-    Args:
-      parse_always: everything is classified, because a cache must know; otherwise only texts that may have session
-      effects are.
-      max_entries: how many texts, and how many shapes, are remembered.
-    """
-
-    LONGEST_REMEMBERED = 8192
-    """Longer texts, in bytes, are classified each time."""
-
-    def __init__(self, *, parse_always: bool, max_entries: int = 20000) -> None:
-        self._parse_always = parse_always
-        self._max_entries = max_entries
-        self._by_text: dict[bytes, Statement] = {}
-        self._by_shape: dict[str, Statement] = {}
-
-    def __call__(self, text: bytes) -> Statement:
-        known = self._by_text.get(text)
-        if known is not None:
-            return known
-        statement = self._classify(text)
-        if len(text) <= self.LONGEST_REMEMBERED:
-            _make_room(self._by_text, self._max_entries)
-            self._by_text[text] = statement
-        return statement
-
-    def _classify(self, text: bytes) -> Statement:
-        if _SCREEN.search(text) is not None:
-            return classify(text)
-        if not self._parse_always:
-            return UNKNOWN
-        if _TEMPORAL.search(text) is not None or _ESCAPED.search(text) is not None:
-            return classify(text)
-        # Nothing left that a literal could decide, so texts of one shape share one meaning.
-        try:
-            shape = postgast.fingerprint(text.decode()).hex
-        except Exception:
-            return classify(text)
-        known = self._by_shape.get(shape)
-        if known is None:
-            _make_room(self._by_shape, self._max_entries)
-            known = self._by_shape[shape] = classify(text)
-        return known
-
-
-def _make_room(memory: dict[Any, Statement], limit: int) -> None:
-    """Forget the oldest tenth of a full memory."""
-    if len(memory) >= limit:
-        for key in list(memory)[: max(1, limit // 10)]:
-            del memory[key]
+def _extent(item: Any, text: bytes) -> tuple[int, int]:
+    """Where one statement stands in its text, in bytes."""
+    start = item.stmt_location
+    return start, start + item.stmt_len if item.stmt_len else len(text)

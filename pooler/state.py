@@ -1,0 +1,238 @@
+"""What a session has done to itself: settings as transactions make and undo them, and the state that pins it.
+
+Lives here: pure bookkeeping over completed statements, tested without sockets. Who calls it: `session`, with what
+`unit` saw complete. Not here: reading statements (`pooler.sql`), sending the difference (`session`).
+
+Settings follow PostgreSQL's rules (documentation, "SET" and "SAVEPOINT"):
+
+    SET            holds from now; undone by ROLLBACK, by ROLLBACK TO an earlier savepoint, by a failed transaction
+    SET LOCAL      ends with its transaction: nothing to remember
+    COMMIT         what was set holds for good
+    implicit       without BEGIN a whole simple Query, or everything up to a Sync, is one transaction
+
+A pin is dropped when the origin itself says that the state is gone: whenever that may be so, `probe_due` is set, and
+the session asks (`probe_query`).
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from pooler.settings import Settings
+from pooler.sql.effects import set_config_sql
+from pooler.sql.statement import Part, PinKind, SettingChange, Transact
+from protocol import framing
+
+IDLE = ord("I")
+
+ADOPTED = frozenset(
+    """
+    application_name client_encoding datestyle default_transaction_read_only intervalstyle scram_iterations search_path
+    standard_conforming_strings timezone
+    """.split()
+)
+"""Reported settings that are taken over when they change without a statement that says so (in a function, say)."""
+
+_EXPLAINS = {"role": ("is_superuser", "search_path"), "session_authorization": ("is_superuser", "search_path", "role")}
+
+_PROBES = {
+    PinKind.TEMPORARY: """EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=)
+ pg_catalog.pg_my_temp_schema()) OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace OPERATOR(pg_catalog.=)
+ pg_catalog.pg_my_temp_schema()) OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=)
+ pg_catalog.pg_my_temp_schema())""",
+    PinKind.LISTEN: "EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
+    PinKind.CURSOR: "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
+    PinKind.ADVISORY: """EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'
+ AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())""",
+    PinKind.PREPARE: "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
+}
+"""For each kind of state that the origin can be asked about: whether this connection has any."""
+
+TAINTS = frozenset({PinKind.LOAD, PinKind.SEED, PinKind.REPLICATION})
+"""What not even DISCARD ALL takes back: the connection is closed, not reused."""
+
+
+def probe_query(kinds: list[PinKind]) -> bytes:
+    """The Query frame that asks for the state of `kinds`: one row, a boolean for each."""
+    return framing.query("SELECT " + ",".join(f"({_PROBES[kind]})::pg_catalog.int4" for kind in kinds))
+
+
+class SessionState:
+    """One session's own state.
+
+    Attributes:
+      startup: the settings its startup packet asked for; RESET goes back to them.
+      settings: what holds outside transactions, and what another connection must be given.
+      current: what holds now, inside a transaction that may yet be undone.
+      watching: a transaction with changes is under way, so that its control statements matter.
+      pins: state that keeps the session on its connection, and since when (monotonic seconds).
+      probe_due: some of that state may be gone.
+      sql_statements: names that SQL's PREPARE made, which the origin knows as they are.
+    """
+
+    __slots__ = (
+        "_failed", "_names", "_reported", "_savepoints", "current", "pins", "probe_due", "settings", "sql_statements",
+        "startup", "tainted", "watching",
+    )  # fmt: skip
+
+    def __init__(self, startup: Settings) -> None:
+        self.startup = startup
+        self.settings = startup
+        self.current = startup
+        self.watching = False
+        self.pins: dict[PinKind, float] = {}
+        self.probe_due = False
+        self.tainted = False
+        self.sql_statements: set[bytes] = set()
+        self._savepoints: list[tuple[str, Settings]] = []
+        self._names: set[str] = set()  # what this transaction has set, "" for RESET ALL
+        self._reported: dict[str, str] = {}
+        self._failed = False
+
+    # ---- what completes ----------------------------------------------------------------------------------------------
+
+    def complete(self, part: Part, tag: bytes) -> list[PinKind]:
+        """`part` is complete with the command tag `tag` (b"" where it was only begun); the kinds that pin anew."""
+        if part.transact is not None:
+            self._transact(part.transact, part.savepoint, tag)
+        for change in part.changes:
+            self._names.add(change.name)
+            if not change.local:
+                self.current = self._changed(change)
+        if part.discards == "all":
+            self._discarded_all(part)
+        elif part.releases and not self.pins.keys().isdisjoint(part.releases):
+            self._may_release(part)
+        if part.prepares is not None:
+            self.sql_statements.add(part.prepares)
+        if part.deallocates is not None:
+            self.sql_statements.discard(part.deallocates)
+            if not part.deallocates:
+                self.sql_statements.clear()
+        return [kind for kind in part.pins if self.pin(kind)]
+
+    def _transact(self, control: Transact, savepoint: str, tag: bytes) -> None:
+        if control is Transact.ROLLBACK or (control is Transact.COMMIT and tag == b"ROLLBACK"):
+            self._roll_back()
+        elif control is Transact.COMMIT:
+            self._commit()
+        elif control is Transact.SAVEPOINT:
+            self._savepoints.append((savepoint, self.current))
+        elif control is Transact.RELEASE:
+            self._unwind(savepoint)
+        else:
+            # A savepoint from before the first change is not on the list: it goes back to what held before all.
+            found = self._unwind(savepoint)
+            self.current = found if found is not None else self.settings
+            if found is not None:
+                self._savepoints.append((savepoint, found))
+
+    def _unwind(self, savepoint: str) -> Settings | None:
+        """Forget `savepoint` and those after it; what held at `savepoint`, None for one that is not on the list."""
+        while self._savepoints:
+            name, at = self._savepoints.pop()
+            if name == savepoint:
+                return at
+        return None
+
+    def _commit(self) -> None:
+        self.settings = self.current
+        self._end_transaction()
+
+    def _roll_back(self) -> None:
+        self.current = self.settings
+        self._end_transaction()
+
+    def _end_transaction(self) -> None:
+        self._savepoints.clear()
+        self._failed = False
+
+    def _changed(self, change: SettingChange) -> Settings:
+        current, startup = self.current, self.startup
+        if change.all:  # role and session user are no part of RESET ALL
+            kept = {name: sql for name, sql in current.items if name in ("role", "session_authorization")}
+            return Settings.of({**dict(startup.items), **kept})
+        sql = change.apply_sql if change.apply_sql is not None else startup.get(change.name)
+        changed = current.with_change(change.name, sql)
+        if change.name == "session_authorization":
+            changed = changed.with_change("role", None)
+        return changed
+
+    def _discarded_all(self, part: Part) -> None:
+        self.current = self.settings = self.startup
+        self._names.add("")
+        for kind in part.releases:
+            self.pins.pop(kind, None)
+        self.sql_statements.clear()
+        self._end_transaction()
+
+    # ---- errors, reports, the end of a transaction -------------------------------------------------------------------
+
+    def error(self) -> None:
+        """The origin said that something failed."""
+        self._failed = True
+
+    def reported(self, name: str, value: str) -> None:
+        """The origin reported a setting while it worked for this session."""
+        lowered = name.lower()
+        if lowered in ADOPTED:
+            self._reported[lowered] = value
+            self.watching = True
+
+    def ready(self, status: int) -> None:
+        """ReadyForQuery with `status`."""
+        if status == IDLE:
+            if self._failed:
+                self._roll_back()
+            else:
+                self._adopt()
+                self._commit()
+            self._reported.clear()
+            self._names.clear()
+            self.watching = False
+        self._failed = False
+
+    def _adopt(self) -> None:
+        """Take over what changed without a statement that says so."""
+        if not self._reported or "" in self._names:
+            return
+        explained = self._names.union(*(_EXPLAINS.get(name, ()) for name in self._names))
+        for name, value in self._reported.items():
+            if name not in explained:
+                self.current = self.current.with_change(name, set_config_sql(name, value))
+
+    # ---- pins --------------------------------------------------------------------------------------------------------
+
+    def pin(self, kind: PinKind) -> bool:
+        """State of `kind` may be on the connection now; whether that is new."""
+        self.probe_due = self.probe_due or kind in _PROBES
+        self.tainted = self.tainted or kind in TAINTS
+        if kind in self.pins:
+            return False
+        self.pins[kind] = monotonic()
+        return True
+
+    def _may_release(self, part: Part) -> None:
+        for kind in part.releases:
+            if kind not in self.pins:
+                continue
+            if kind in _PROBES:
+                self.probe_due = True
+            else:
+                del self.pins[kind]
+
+    def probed_kinds(self) -> list[PinKind]:
+        """What to ask the origin about; it is asked once, until something may have changed again."""
+        self.probe_due = False
+        return [kind for kind in self.pins if kind in _PROBES]
+
+    def probe_answered(self, present: dict[PinKind, bool]) -> list[PinKind]:
+        """The origin's answer; the kinds that no longer pin. One that may have come back meanwhile stays."""
+        if self.probe_due:
+            return []
+        return [kind for kind, there in present.items() if not there and self.pins.pop(kind, None) is not None]
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the connection must be reset before anybody else gets it."""
+        return bool(self.pins) or self.current is not self.settings

@@ -1,0 +1,378 @@
+"""A pooled connection behaves as a private one: what a client has set and made is there, and only for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Start
+from tests.support import wire
+from tests.support.postgres import Server
+from tests.support.process import Pgnear
+from tests.support.waiting import until
+from tests.support.wire import WireClient
+
+
+@pytest.fixture
+def one(pgnear: Start) -> Pgnear:
+    """A pgnear with a single origin connection: whatever a client leaves on it, the next one would see."""
+    return pgnear(pool_size=1)
+
+
+@pytest.fixture
+def client(one: Pgnear) -> Iterator[WireClient]:
+    with WireClient.logged_in(
+        one.port, application_name="mine", TimeZone="Asia/Tokyo", options="-c app.tenant=7"
+    ) as it:
+        yield it
+
+
+@pytest.fixture
+def stranger(one: Pgnear) -> Iterator[WireClient]:
+    with WireClient.logged_in(one.port) as it:
+        yield it
+
+
+def statuses(frames: list[wire.Frame]) -> dict[str, str]:
+    """ParameterStatus values among `frames`."""
+    pairs = [body[:-1].split(b"\0") for kind, body in frames if kind == "S"]
+    return {name.decode(): value.decode() for name, value in pairs}
+
+
+def kinds(frames: list[wire.Frame]) -> str:
+    """Message types, ParameterStatus left out."""
+    return "".join(kind for kind, _ in frames if kind != "S")
+
+
+def tags(frames: list[wire.Frame]) -> list[str]:
+    return [body[:-1].decode() for kind, body in frames if kind == "C"]
+
+
+def extended(text: str, *values: bytes) -> list[bytes]:
+    return [wire.parse(text), wire.bind(values=values), wire.describe(), wire.execute(), wire.SYNC]
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_reset_goes_back_to_what_the_startup_packet_asked_for(
+    client: WireClient, stranger: WireClient, how: str
+) -> None:
+    def run(text: str) -> list[wire.Frame]:
+        return client.query(text) if how == "simple" else client.ask(*extended(text))
+
+    for reset in ("reset timezone", "set timezone to default", "reset all"):
+        run("set timezone to 'Europe/Paris'")
+        run("begin")
+        frames = run(reset)
+        assert len(tags(frames)) == 1
+        assert "D" not in kinds(frames)
+        assert statuses(frames) == {"TimeZone": "Asia/Tokyo"}
+        assert client.one("show timezone") == b"Asia/Tokyo"
+        run("commit")
+        assert stranger.one("show timezone") != b"Asia/Tokyo"
+        assert client.one("show timezone") == b"Asia/Tokyo"
+        assert client.one("show application_name") == b"mine"
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_discard_all_leaves_what_a_new_connection_would_have(
+    client: WireClient, stranger: WireClient, how: str
+) -> None:
+    client.query("set timezone to 'Europe/Paris'; set work_mem to '7MB'; create temp table t(a int)")
+    frames = client.query("discard all") if how == "simple" else client.ask(*extended("discard all"))
+    assert tags(frames) == ["DISCARD ALL"]
+    assert statuses(frames) == {"TimeZone": "Asia/Tokyo"}
+    assert client.one("select current_setting('app.tenant')") == b"7"
+    assert client.one("show work_mem") == stranger.one("show work_mem")
+    client.query("begin")
+    failed = client.query("discard all")
+    assert kinds(failed) == "EZ"
+    assert failed[-1][1] == b"E"
+    client.query("rollback")
+    assert client.one("show timezone") == b"Asia/Tokyo"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (["begin", "set work_mem to '5MB'", "commit"], b"5MB"),
+        (["begin", "set work_mem to '5MB'", "rollback"], b"4MB"),
+        (["begin", "set work_mem to '5MB'", "select 1/0", "commit"], b"4MB"),
+        (["set work_mem to '6MB'", "begin", "savepoint a", "set work_mem to '5MB'", "rollback to a", "commit"], b"6MB"),
+        (["begin", "set work_mem to '6MB'", "savepoint a", "set work_mem to '5MB'", "rollback to a", "commit"], b"6MB"),
+        (["begin", "savepoint a", "set work_mem to '5MB'", "release a", "commit"], b"5MB"),
+        (
+            ["begin", "set work_mem to '6MB'", "savepoint a", "set work_mem to '7MB'", "select 1/0", "rollback to a",
+             "savepoint a", "set work_mem to '8MB'", "rollback to a", "commit"],
+            b"6MB",
+        ),
+        (["begin", "set local work_mem to '5MB'", "commit"], b"4MB"),
+        (["begin", "set work_mem to '6MB'", "set local work_mem to '5MB'", "commit"], b"6MB"),
+        (["set work_mem to '5MB'; select 1/0"], b"4MB"),
+        (["set work_mem to '5MB'; commit; set work_mem to '6MB'; select 1/0"], b"5MB"),
+        (["begin; set work_mem to '5MB'; commit and chain; set work_mem to '6MB'", "rollback"], b"5MB"),
+        (["select set_config('work_mem', '5MB', false)"], b"5MB"),
+        (["select set_config('work_mem', '5MB', true)"], b"4MB"),
+        (["do $$ begin set work_mem to '5MB'; end $$"], b"5MB"),
+        (["set session characteristics as transaction isolation level serializable", "set work_mem = '5MB'"], b"5MB"),
+    ],
+)  # fmt: skip
+def test_settings_follow_as_transactions_have_it(
+    client: WireClient, stranger: WireClient, script: list[str], expected: bytes
+) -> None:
+    """Between any two statements of the client's, outside transactions, somebody else has the connection if he can."""
+    for text in script:
+        frames = client.query(text)
+        if frames[-1][1] == b"I" and "do $$" not in text:
+            assert stranger.one("show work_mem") == b"4MB"
+    assert client.one("show work_mem") == expected
+    client.query("discard all")
+
+
+def test_set_config_follows_with_its_parameters(client: WireClient, stranger: WireClient) -> None:
+    text = "select set_config($1, $2, $3)"
+    client.ask(wire.parse(text, "s"), wire.SYNC)
+    client.ask(wire.bind("s", [b"app.tenant", b"8", b"off"]), wire.execute(), wire.SYNC)
+    assert stranger.one("select current_setting('app.tenant', true)") != b"8"
+    assert client.one("select current_setting('app.tenant')") == b"8"
+    client.ask(wire.bind("s", [b"app.tenant", b"9", b"\1"], formats=[0, 0, 1]), wire.execute(), wire.SYNC)
+    assert client.one("select current_setting('app.tenant')") == b"8"
+
+
+def test_a_set_in_a_pipeline_is_undone_with_it(client: WireClient, stranger: WireClient) -> None:
+    messages = [*extended("set work_mem to '5MB'")[:-1], *extended("select 1/0")]
+    client.ask(*messages)
+    assert client.one("show work_mem") == b"4MB"
+    client.ask(*extended("set work_mem to '5MB'"), *extended("select 1/0"), syncs=2)
+    assert stranger.one("show work_mem") == b"4MB"
+    assert client.one("show work_mem") == b"5MB"
+
+
+def test_a_setting_that_a_function_changed_behind_our_back_follows_if_it_is_reported(
+    client: WireClient, stranger: WireClient, origin: Server
+) -> None:
+    origin.execute(
+        "create or replace function hush() returns void language plpgsql as 'begin execute $q$set t$q$ "
+        "|| $q$imezone to ''Europe/Paris''$q$; end'"
+    )
+    frames = client.query("select hush()")
+    assert statuses(frames) == {"TimeZone": "Europe/Paris"}
+    assert stranger.one("show timezone") != b"Europe/Paris"
+    assert client.one("show timezone") == b"Europe/Paris"
+
+
+def test_roles_follow_and_settings_are_made_with_the_rights_they_need(
+    client: WireClient, stranger: WireClient, origin: Server
+) -> None:
+    origin.execute("drop role if exists clerk")
+    origin.execute("create role clerk")
+    client.query("set session_replication_role to replica")  # only a superuser may
+    client.query("set role clerk")
+    assert stranger.one("select current_user") == b"postgres"
+    assert stranger.one("show session_replication_role") == b"origin"
+    assert client.one("select current_user") == b"clerk"
+    assert client.one("show session_replication_role") == b"replica"
+    client.query("set session authorization clerk")
+    assert stranger.one("select session_user") == b"postgres"
+    assert client.one("select session_user || ' ' || current_setting('role')") == b"clerk none"
+    client.query("reset session authorization")
+    assert client.one("select session_user") == b"postgres"
+
+
+def test_new_clients_begin_with_the_defaults_that_alter_role_gave(one: Pgnear, origin: Server) -> None:
+    with WireClient.logged_in(one.port) as first:
+        first.query("alter role postgres set work_mem to '9MB'")
+        try:
+            with WireClient.logged_in(one.port) as second:
+                assert second.one("show work_mem") == b"9MB"
+        finally:
+            first.query("alter role postgres reset work_mem")
+    with WireClient.logged_in(one.port) as third:
+        assert third.one("show work_mem") == b"4MB"
+
+
+# ---- pins ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("take", "leave", "reason"),
+    [
+        ("create temp table scratch(a int)", "drop table scratch", "temporary object"),
+        ("create temp table scratch(a int)", "discard temp", "temporary object"),
+        ("select 1 as a into temp scratch", "drop table scratch", "temporary object"),
+        ("create table pg_temp.scratch(a int)", "drop table scratch", "temporary object"),
+        ("listen news", "unlisten news", "LISTEN"),
+        ("listen news", "unlisten *", "LISTEN"),
+        ("declare c cursor with hold for select 1", "close c", "cursor WITH HOLD"),
+        ("declare c cursor with hold for select 1", "close all", "cursor WITH HOLD"),
+        ("select pg_advisory_lock(42)", "select pg_advisory_unlock(42)", "advisory lock"),
+        ("select pg_try_advisory_lock_shared(4, 2)", "select pg_advisory_unlock_all()", "advisory lock"),
+        ("prepare plan as select 1", "deallocate plan", "PREPARE"),
+        ("prepare plan as select 1", "deallocate all", "PREPARE"),
+        ("do $$ begin set work_mem to '5MB'; end $$", "discard all", "function or block with session effects"),
+    ],
+)
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_what_cannot_follow_pins_until_it_is_gone(one: Pgnear, take: str, leave: str, reason: str, how: str) -> None:
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+
+        def run(text: str) -> None:
+            frames = client.query(text) if how == "simple" else client.ask(*extended(text))
+            assert "E" not in kinds(frames), wire.error_fields(dict(frames)["E"])
+
+        run(take)
+        until(lambda: one.metric("clients_pinned") == 1, what="pinned")
+        run("select 1")
+        other.send(wire.query("select 2"))
+        run("begin")
+        run("commit")
+        assert one.metric("pool_waiting") >= 1
+        run(leave)
+        assert wire.rows(other.receive_until()) == [[b"2"]]
+        assert one.metric("clients_pinned") == 0
+        assert [line["reason"] for line in one.log_lines if line["event"] == "client_pinned"] == [reason]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["create temp table scratch(a int); select 1/0"],
+        ["begin", "create temp table scratch(a int)", "rollback"],
+        ["begin", "create temp table scratch(a int) on commit drop", "commit"],
+        ["begin", "select pg_advisory_xact_lock(1)", "commit"],
+        ["begin", "listen news", "rollback"],
+        ["begin", "declare c cursor with hold for select 1", "close c", "commit"],
+        ["listen"],
+        ["create temp table"],
+        ["select pg_advisory_lock(9), pg_advisory_unlock(9)"],
+    ],
+)
+def test_what_came_to_nothing_does_not_pin(one: Pgnear, script: list[str]) -> None:
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        for text in script:
+            client.query(text)
+        assert other.one("select 1") == b"1"
+
+
+def test_a_second_state_keeps_the_pin_when_the_first_is_gone(one: Pgnear) -> None:
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        client.query("listen news")
+        client.query("create temp table scratch(a int)")
+        client.query("unlisten *")
+        assert client.one("select count(*) from scratch") == b"0"
+        other.send(wire.query("select 2"))
+        until(lambda: one.metric("pool_waiting") >= 1)
+        client.query("drop table scratch")
+        assert wire.rows(other.receive_until()) == [[b"2"]]
+
+
+def test_what_discard_all_cannot_take_back_closes_the_connection(one: Pgnear) -> None:
+    with WireClient.logged_in(one.port) as client:
+        client.query("select setseed(0.5)")
+        pid = client.one("select pg_backend_pid()")
+        first = client.one("select random()")
+    with WireClient.logged_in(one.port) as other:
+        assert other.one("select pg_backend_pid()") != pid
+        assert other.one("select random()") != first
+
+
+def test_session_pooling_keeps_the_connection_until_the_client_leaves(pgnear: Start) -> None:
+    near = pgnear(pool_size=2, users={"postgres": {"password": "secret", "pooling": "session"}})
+    with WireClient.logged_in(near.port, password="secret") as client:
+        pids = {client.one("select pg_backend_pid()") for _ in range(3)}
+        client.query("set work_mem to '5MB'")
+        with WireClient.logged_in(near.port, password="secret") as other:
+            assert other.one("select pg_backend_pid()") not in pids
+        assert len(pids) == 1
+        assert client.one("show work_mem") == b"5MB"
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_statement_pooling_refuses_transaction_blocks(pgnear: Start, how: str) -> None:
+    near = pgnear(pooling="statement")
+    with WireClient.logged_in(near.port) as client:
+        frames = client.query("begin") if how == "simple" else client.ask(*extended("begin"))
+        assert wire.error_fields(dict(frames)["E"])["C"] == "0A000"
+        assert client.one("select 1") == b"1"
+        assert client.one("select 1; select 2") == b"1"
+
+
+# ---- prepared statements ---------------------------------------------------------------------------------------------
+
+
+def test_a_statement_from_before_ddl_fails_as_on_a_private_connection(pgnear: Start, table: str) -> None:
+    """On whichever connection it lands: one that has its plan, or one that never saw it."""
+    near = pgnear(pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        client.ask(wire.parse(f"select * from {table} where id = 1", "s"), wire.describe("S", "s"), wire.SYNC)
+        other.query(f"alter table {table} add column extra text")
+        for _ in range(2):
+            other.query("begin")
+            other.query("select 1")  # takes the connection that was used last
+            frames = client.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+            fields = wire.error_fields(dict(frames)["E"])
+            assert (fields["C"], fields["M"]) == ("0A000", "cached plan must not change result type")
+            other.query("commit")
+        client.ask(wire.close("S", "s"), wire.SYNC)
+        frames = client.ask(
+            wire.parse(f"select * from {table} where id = 1", "s"), wire.bind("s"), wire.execute(), wire.SYNC
+        )
+        assert wire.rows(frames) == [[b"1", b"10", None]]
+
+
+def test_the_same_text_means_what_each_clients_settings_make_of_it(one: Pgnear) -> None:
+    """A literal is read when a statement is parsed: sharing it across DateStyle would give one client's date to all."""
+    text = "select to_char('01/02/2020'::date, 'YYYY-MM-DD')"
+    with (
+        WireClient.logged_in(one.port, DateStyle="ISO, MDY") as american,
+        WireClient.logged_in(one.port, DateStyle="ISO, DMY") as british,
+    ):
+        for client, day in ((american, b"2020-01-02"), (british, b"2020-02-01")):
+            client.ask(wire.parse(text, "s"), wire.SYNC)
+            assert wire.rows(client.ask(wire.bind("s"), wire.execute(), wire.SYNC)) == [[day]]
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_deallocate_of_a_protocol_level_statement_works_in_a_transaction(one: Pgnear, how: str) -> None:
+    with WireClient.logged_in(one.port) as client:
+        client.ask(wire.parse("select 1", "s"), wire.SYNC)
+        client.query("begin")
+        frames = client.query("deallocate s") if how == "simple" else client.ask(*extended("deallocate s"))
+        assert tags(frames) == ["DEALLOCATE"]
+        client.query("commit")
+        frames = client.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+        assert wire.error_fields(dict(frames)["E"])["M"] == 'prepared statement "s" does not exist'
+        frames = client.ask(wire.parse("select 1", "s"), wire.bind("s"), wire.execute(), wire.SYNC)
+        assert wire.rows(frames) == [[b"1"]]
+
+
+def test_errors_speak_of_the_clients_own_statement_names(one: Pgnear) -> None:
+    with WireClient.logged_in(one.port) as client:
+        client.ask(wire.parse("select $1::int", "s"), wire.SYNC)
+        frames = client.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+        message = wire.error_fields(dict(frames)["E"])["M"]
+        assert message == 'bind message supplies 0 parameters, but prepared statement "s" requires 1'
+
+
+def test_protocol_and_sql_prepared_statements_share_one_name_space(one: Pgnear) -> None:
+    with WireClient.logged_in(one.port) as client:
+        client.query("prepare s as select 42")
+        frames = client.ask(wire.describe("S", "s"), wire.bind("s"), wire.execute(), wire.SYNC)
+        assert wire.rows(frames) == [[b"42"]]
+        client.query("deallocate s")
+        assert "E" in kinds(client.ask(wire.bind("s"), wire.execute(), wire.SYNC))
+
+
+def test_psycopg_and_asyncpg_pools_reset_without_pinning(one: Pgnear) -> None:
+    """asyncpg's reset is this text; it used to pin each connection for good."""
+    reset = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;"
+    connections: list[psycopg.Connection[Any]] = [one.connect() for _ in range(3)]
+    for connection in connections:
+        connection.execute(reset)
+        assert connection.execute("select 1").fetchone() == (1,)
+        connection.close()
