@@ -167,33 +167,46 @@ def _put(tree: dict[str, Any], path: Place, value: Any) -> None:
 
 def _problems_of_the_rest(merged: dict[str, Any], error: ValidationError, sources: dict[Place, str]) -> list[Problem]:
     """What the rules over several settings find once the values that are wrong by themselves are left out."""
-    bad = [item["loc"] for item in error.errors() if item["loc"]]
-    if not bad:
-        return []
     rest = copy.deepcopy(merged)
-    for path in bad:
-        tree: Any = rest
-        for part in path[:-1]:
-            tree = tree.get(part) if isinstance(tree, dict) else None
-        if isinstance(tree, dict):
-            tree.pop(path[-1], None)
-    known = {".".join(map(str, path)) for path in bad}
-    try:
-        Config.model_validate(rest)
-    except ValidationError as second:
-        return [
-            problem
-            for item in second.errors(include_url=False, include_input=False)
-            if not item["loc"]
-            for key, problem in _by_rules(item["msg"], sources)
-            if key not in known
-        ]
-    return []
+    known: set[str] = set()
+    while bad := [item["loc"] for item in error.errors() if item["loc"]]:
+        left_out = {name for place in bad if (name := _leave_out(rest, place))}
+        if not left_out:
+            return []
+        known |= left_out
+        try:
+            Config.model_validate(rest)
+        except ValidationError as another:
+            error = another
+        else:
+            return []
+    rules = error.errors(include_url=False, include_input=False) if known else []
+    return [problem for item in rules for key, problem in _by_rules(item["msg"], sources) if key not in known]
+
+
+def _leave_out(tree: dict[str, Any], place: tuple[int | str, ...]) -> str:
+    """Remove the value at `place`, or what is around it where it is missing or in a list; the name of what went.
+
+    "" where that is gone already.
+    """
+    way: list[tuple[dict[str, Any], str]] = []
+    below: Any = tree
+    for part in place:
+        if not isinstance(below, dict) or part not in below:
+            break
+        way.append((below, str(part)))
+        below = below[part]
+    if len(way) < max(1, len(place) - 1):
+        return ""
+    around, key = way[-1]
+    del around[key]
+    return ".".join(part for _, part in way)
 
 
 def _problems(error: ValidationError, sources: dict[Place, str]) -> list[Problem]:
     problems: list[Problem] = []
-    for item in error.errors(include_url=False, include_input=False):
+    items = error.errors(include_url=False, include_input=False)
+    for item in items:
         path = tuple(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if not path:
@@ -202,6 +215,9 @@ def _problems(error: ValidationError, sources: dict[Place, str]) -> list[Problem
             problems.append(Problem(_where(path, sources), "there is no such setting", _nearest(path)))
         elif item["type"] in ("model_type", "dict_type"):
             problems.append(Problem(_where(path, sources), "is a table of settings, not a value", _example(path)))
+        elif item["type"] == "too_short":
+            if not any(other["loc"][:-1] == item["loc"] for other in items):  # what is in it was not even counted
+                problems.append(Problem(_where(path, sources), "is empty"))
         elif item["type"] == "missing":
             problems.append(Problem(_where(path, sources), "is missing"))
         else:
@@ -228,12 +244,10 @@ def _where(path: Place, sources: dict[Place, str]) -> str:
 
 def _nearest(path: Place) -> str:
     """The setting that was probably meant: one that is spelled alike, or the same one in another table."""
-    model = _model_at(path[:-1])
-    near = difflib.get_close_matches(path[-1], model.model_fields, 1) if model is not None else []
-    if near:
-        return f"did you mean {near[0]}?"
     elsewhere = [name for name in _names(Config) if name.rpartition(".")[2] == path[-1]]
-    return f"did you mean {elsewhere[0]}?" if elsewhere else ""
+    model = _model_at(path[:-1])
+    alike = difflib.get_close_matches(path[-1], model.model_fields, 1) if model is not None else []
+    return f"did you mean {(elsewhere + alike)[0]}?" if elsewhere or alike else ""
 
 
 def _example(path: Place) -> str:

@@ -146,7 +146,7 @@ def _split(url: str) -> dict[str, str]:
         parts |= {"user": user, "password": password}
     rest, _, query = rest.partition("?")
     place, _, dbname = rest.partition("/")
-    if "@" in place:
+    if "@" in rest:  # libpq would take it for a part of the database's name: more likely it is the end of a password
         raise ValueError(f"has more than one @; {_ENCODE}")
     parts |= {"dbname": dbname} | _split_place(place)
     for item in query.split("&") if query else ():
