@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from config import url
+from config.certificates import problem_of_authorities, problems_of_pair
 from config.url import Target, is_local
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
@@ -349,8 +350,8 @@ class Config(_Model):
                 problems.append(f"{key}: {target.database} is the name of the top-level origin's database already")
             targets[target.database] = target
             root = target.sslrootcert
-            if root not in (None, "system") and not Path(str(root)).is_file():
-                problems.append(f"{key}: sslrootcert names {root}, which is not a file")
+            if root not in (None, "system") and (problem := problem_of_authorities(str(root))):
+                problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
                     f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
@@ -362,12 +363,7 @@ class Config(_Model):
                     problems.append(
                         f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket"
                     )
-        if self.tls_key_file is not None and self.tls_cert_file is None:
-            problems.append("tls_cert_file: missing, though tls_key_file is set")
-        for file_key in ("tls_cert_file", "tls_key_file"):
-            path = getattr(self, file_key)
-            if path is not None and not path.is_file():
-                problems.append(f"{file_key}: {path} is not a file")
+        problems += problems_of_pair(self.tls_cert_file, self.tls_key_file)
         if self.auth != "trust" and not self.users and targets and not next(iter(targets.values())).password:
             problems.append(
                 'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'

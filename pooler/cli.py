@@ -55,7 +55,7 @@ def _load_or_exit(file: Path | None, flags: dict[str, Any]) -> config.Config:
 def serve(
     origin: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The origin database: postgresql://user:password@host:5432/database."),
+        typer.Option(metavar="URL", help="The origin database: postgresql://user:password@host/db."),
     ] = None,
     config_file: Annotated[
         Path | None,

@@ -164,7 +164,7 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path)
         f"{file} line 3: pool_sise: there is no such setting (did you mean pool_size?)",
         f"{file} line 2: origin: sslmode=disable may send passwords and data unencrypted to db.example.com; "
         "use verify-full, or set allow_plaintext_origin = true",
-        f"{file} line 5: tls_cert_file: missing.crt is not a file",
+        f"{file} line 5: tls_cert_file: missing.crt cannot be read: No such file or directory",
     ]
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 import config
 from config import Config, ConfigError
 from protocol.auth import ScramVerifier
+from tests.support.certificates import Authority
 
 URL = "postgresql://app:secret@localhost/shop"
 REMOTE = "postgresql://app:secret@db.example.com/shop"
@@ -81,17 +83,70 @@ def test_what_is_no_verifier_is_refused_before_anything_starts(verifier: str) ->
     assert "a verifier looks like SCRAM-SHA-256$4096:" in problem(users={"ann": {"verifier": verifier}})
 
 
-def test_certificates_must_be_there(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "c.crt", tmp_path / "c.key"
-    assert f"{certificate} is not a file" in problem(tls_cert_file=str(certificate))
-    certificate.touch()
-    load(tls_cert_file=str(certificate))
-    assert f"{key} is not a file" in problem(tls_cert_file=str(certificate), tls_key_file=str(key))
-    key.touch()
-    load(tls_cert_file=str(certificate), tls_key_file=str(key))
-    assert problem(tls_key_file=str(key)).startswith("tls_cert_file: missing")
-    assert "sslrootcert names /no/ca.pem, which is not a file" in problem(f"{REMOTE}?sslrootcert=/no/ca.pem")
-    load(f"{REMOTE}?sslrootcert={certificate}")
+@pytest.fixture
+def pem(tmp_path: Path) -> dict[str, str]:
+    """Files by what is in them."""
+    authority = Authority()
+    one, other = authority.issue("localhost"), authority.issue("localhost")
+    key = serialization.load_pem_private_key(one.key, None)
+    encrypted = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+    )
+    contents = {
+        "certificate": one.certificate,
+        "key": one.key,
+        "both": one.key + one.certificate,
+        "other key": other.key,
+        "encrypted": encrypted,
+        "authority": authority.certificate,
+        "damaged": one.certificate[:200] + b"\n-----END CERTIFICATE-----\n",
+        "empty": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: str(tmp_path / name) for name in (*contents, "missing")}
+
+
+def test_certificates_that_can_be_used_are_accepted(pem: dict[str, str]) -> None:
+    load(tls_cert_file=pem["certificate"], tls_key_file=pem["key"])
+    load(tls_cert_file=pem["both"])
+    load(f"{REMOTE}?sslrootcert={pem['authority']}")
+    load(f"{REMOTE}?sslrootcert=system")
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "where", "what"),
+    [
+        (None, "key", "tls_cert_file", "missing, though tls_key_file is set"),
+        ("missing", "key", "tls_cert_file", "missing cannot be read: No such file or directory"),
+        ("certificate", "missing", "tls_key_file", "missing cannot be read: No such file or directory"),
+        ("empty", "key", "tls_cert_file", "empty has no PEM block of a certificate"),
+        ("certificate", "empty", "tls_key_file", "empty has no PEM block of a private key"),
+        ("certificate", None, "tls_cert_file", "certificate has no PEM block of a private key"),
+        ("damaged", "key", "tls_cert_file", "damaged and its key cannot be used: "),
+        ("certificate", "other key", "tls_key_file", "other key is not that of the certificate in "),
+        ("certificate", "encrypted", "tls_key_file", "encrypted is encrypted; pgnear cannot ask for its password"),
+    ],
+)
+def test_certificates_that_cannot_be_used_are_named(
+    pem: dict[str, str], certificate: str | None, key: str | None, where: str, what: str
+) -> None:
+    said = problem(tls_cert_file=pem[certificate] if certificate else None, tls_key_file=pem[key] if key else None)
+    assert f"{where}: " in said
+    assert what in said
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("missing", "cannot be read: No such file or directory"),
+        ("key", "has no PEM block of a certificate"),
+        ("damaged", "cannot be used: "),
+    ],
+)
+def test_authorities_that_cannot_be_used_are_named(pem: dict[str, str], file: str, what: str) -> None:
+    said = problem(f"{REMOTE}?sslrootcert={pem[file]}")
+    assert f"--origin: origin: sslrootcert: {pem[file]} {what}" in said
 
 
 def test_databases_have_pools_of_their_own() -> None:

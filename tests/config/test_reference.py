@@ -12,6 +12,7 @@ import pytest
 
 import config
 from config import ConfigError, reference
+from tests.support.certificates import Authority
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "config/pgnear.example.toml"
@@ -61,7 +62,8 @@ def test_the_example_file_loads_and_changes_nothing_but_the_origin() -> None:
 def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, under its table: then it is the default, or an example that is accepted."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "server.crt").touch()
+    issued = Authority().issue("localhost")
+    (tmp_path / "server.key").write_bytes(issued.key)
     lines = EXAMPLE.read_text(encoding="utf-8").split("\n")
     plain = config.load(file=EXAMPLE, environ={})
     seen, table = set(), -1
@@ -76,8 +78,8 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
         switched = [
             text[1:] if index in (number, table) and text[0] == "#" else text for index, text in enumerate(lines)
         ]
+        (tmp_path / "server.crt").write_bytes(issued.certificate + (issued.key if name == "tls_cert_file" else b""))
         if name == "tls_key_file":
-            (tmp_path / "server.key").touch()
             switched.insert(0, 'tls_cert_file = "server.crt"')
         if name == "databases.replica.pool_size":
             switched.insert(number, 'origin = "postgresql://app:secret@localhost"')
