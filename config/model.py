@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from config import url
+from config.certificates import problem_of_authorities, problems_of_pair
 from config.url import Target, is_local
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
@@ -30,9 +31,15 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?", re.IGNORECASE)
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python takes for 1 and 0
+        raise ValueError("is true or false where a number is wanted")
+    return value
+
+
 def _size(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return _number(value)
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise ValueError("write a size like 64MB, 512kB or a number of bytes")
@@ -41,7 +48,7 @@ def _size(value: Any) -> Any:
 
 def _duration(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return _number(value)
     match = _DURATION.fullmatch(value.strip())
     if match is None:
         raise ValueError("write a duration like 500ms, 10s, 5min or a number of seconds")
@@ -49,20 +56,41 @@ def _duration(value: Any) -> Any:
 
 
 def _addresses(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return [part.strip() for item in value for part in item.split(",") if part.strip()]
+    return value
 
 
 def _address(value: Any) -> Any:
     if isinstance(value, str) and not value.startswith(("unix:/", "/")):
         host, colon, port = value.rpartition(":")
-        if not colon or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in host) != bracketed:
             raise ValueError("write HOST:PORT, [IPv6]:PORT or unix:/path/of/socket")
     return value
 
 
+def _host_and_port(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(("unix:", "/")):
+        raise ValueError("write HOST:PORT or [IPv6]:PORT")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"unit": "bytes"})]
-Seconds = Annotated[float, BeforeValidator(_duration), Field(json_schema_extra={"unit": "seconds"})]
-Address = Annotated[str, BeforeValidator(_address)]
+Seconds = Annotated[
+    float, BeforeValidator(_duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})
+]
+Connections = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})]
+PoolSize = Annotated[
+    int, Field(ge=1, le=10000), BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})
+]
+Statements = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "statements"})]
+Address = Annotated[str, BeforeValidator(_address), Field(json_schema_extra={"unit": "address"})]
+Url = Annotated[SecretStr, Field(json_schema_extra={"unit": "URL"})]
+
+_VERIFIER = re.compile(r"SCRAM-SHA-256\$[1-9][0-9]*:[A-Za-z0-9+/]+=*\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=")
 
 
 class _Model(BaseModel):
@@ -75,19 +103,34 @@ Pooling = Literal["transaction", "session", "statement"]
 class User(_Model):
     """A user that may connect to pgnear."""
 
-    password: SecretStr | None = Field(None, description="The user's password.")
+    password: SecretStr | None = Field(
+        None,
+        description="The user's password. For a user whose password may stand in the configuration.",
+        examples=["correct horse battery staple"],
+    )
     verifier: SecretStr | None = Field(
         None,
-        description="Instead of a password: its SCRAM verifier, as in the origin's pg_authid.rolpassword.",
+        description="Instead of the password, its SCRAM verifier, as the origin has it in pg_authid.rolpassword. For a "
+        "password that pgnear should not know.",
+        examples=[
+            "SCRAM-SHA-256$4096:61LftshPYyJcSb+qWQAkdQ==$ftKwzawJUtxbT2wN89/WY3ntchTbrgp09xaKVZ/LY6A=:"
+            "2Bb3DAJ+IplHFmoZdD1SJ5KIvz0/Fkv3/Hu9V9MrJSI="
+        ],
     )
 
-    pooling: Pooling | None = Field(None, description="The user's own mode; wins over the database's.")
+    pooling: Pooling | None = Field(
+        None,
+        description="The user's own mode; unset, the database's. Set it for a user whose sessions need another one.",
+        examples=["session"],
+    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> User:
         if (self.password is None) == (self.verifier is None):
             raise ValueError("give either a password or a verifier")
-        if self.verifier is not None and not self.verifier.get_secret_value().startswith("SCRAM-SHA-256$"):
+        if self.password is not None and not self.password.get_secret_value():
+            raise ValueError("the password is empty, and no client would send that")
+        if self.verifier is not None and not _VERIFIER.fullmatch(self.verifier.get_secret_value()):
             raise ValueError("a verifier looks like SCRAM-SHA-256$4096:salt$StoredKey:ServerKey")
         return self
 
@@ -95,144 +138,224 @@ class User(_Model):
 class Database(_Model):
     """A database that clients can ask for by the name of its table."""
 
-    origin: SecretStr = Field(description="Its connection URL.")
-    pool_size: Annotated[int, Field(ge=1, le=10000)] | None = Field(
-        None, description="Origin connections of its own pool; the top-level pool_size where unset."
+    origin: Url = Field(
+        description="Its connection URL. Give it for each database beyond the one of the top-level origin.",
+        examples=["postgresql://app:secret@replica.example.com:5432/shop"],
     )
-    pooling: Pooling | None = Field(None, description="The database's own mode; the top-level one where unset.")
+    pool_size: PoolSize | None = Field(
+        None,
+        description="Origin connections of its own pool; unset, the top-level pool_size. Lower it for a database that "
+        "few ask for.",
+        examples=[5],
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="The database's own mode; unset, the top-level one. Set it where one database needs another.",
+        examples=["session"],
+    )
 
 
 class Cache(_Model):
     """The query cache."""
 
-    enabled: bool = Field(True, description="Answer repeated reads from memory. Turn off to only pool.")
+    enabled: bool = Field(True, description="Whether repeated reads are answered from memory. Turn off to only pool.")
     ttl: Seconds = Field(
         60.0,
         gt=0,
-        description="How long an answer may be served; a write through pgnear ends it. Lower it if others write.",
+        description="How long an answer may be served, unless a write through pgnear ends it earlier. Lower it where "
+        "others write past pgnear and readers must see that sooner.",
     )
     max_bytes: Size = Field(
         128 * 1024**2,
         ge=1024**2,
-        description="Memory for all answers together. Raise it when evictions are frequent.",
+        description="Memory for all answers together. Raise it when pgnear_cache_evictions_total grows.",
     )
     max_entry_bytes: Size = Field(
         1024**2,
         ge=1024,
-        description="The largest answer that is kept; larger ones are passed on and forgotten.",
+        description="The largest answer that is kept; a larger one is passed on and forgotten. Raise it for large "
+        "answers that are asked for often.",
     )
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> Cache:
+        if self.max_entry_bytes > self.max_bytes:
+            raise ValueError("max_entry_bytes is larger than max_bytes: no answer of that size could be kept")
+        return self
 
 
 class Log(_Model):
     """What is written to standard error."""
 
     format: Literal["auto", "console", "json"] = Field(
-        "auto", description="auto writes key=value lines to a terminal and JSON elsewhere."
+        "auto",
+        description="The form of a line: key=value (console) or JSON. auto is console on a terminal, json elsewhere; "
+        "change it when that guess is wrong.",
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug adds a line for each connection on either side."
+        "info",
+        description="The least that is written. debug adds a line for each connection on either side; use it to find "
+        "out why somebody cannot connect.",
     )
 
 
 class Config(_Model):
     """All settings."""
 
-    origin: SecretStr | None = Field(
-        None, description="The origin database: postgresql://user:password@host:5432/database?sslmode=..."
+    origin: Url | None = Field(
+        None,
+        description="The origin database. Required, unless there are only named databases; user and password are also "
+        "those of clients, unless there are users.",
+        examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
-    databases: dict[str, Database] = Field(
-        default_factory=dict, description="More origin databases, by the name that clients ask for."
+    allow_plaintext_origin: bool = Field(
+        False,
+        description="Whether an origin on another machine may be reached without encryption. Turn on only where nobody "
+        "else can listen in between.",
+    )
+    origin_connect_timeout: Seconds = Field(
+        10.0,
+        gt=0,
+        description="How long connecting to the origin may take, TLS and login included. Raise it for an origin that "
+        "sleeps until somebody connects.",
     )
     listen: Annotated[tuple[Address, ...], BeforeValidator(_addresses)] = Field(
         ("127.0.0.1:6432",),
         min_length=1,
-        description="Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/path; several are separated by commas.",
+        json_schema_extra={"unit": "addresses"},
+        description="Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/path, one or a list. Change it when "
+        "clients are on other machines (0.0.0.0:6432) or use a unix socket (unix:/run/pgnear/.s.PGSQL.6432).",
     )
-    http: Address | None = Field(None, description="Where /metrics, /healthz and /readyz are served; off where unset.")
+    http: Annotated[Address, BeforeValidator(_host_and_port)] | None = Field(
+        None,
+        description="Where /metrics, /healthz and /readyz are served: HOST:PORT; unset, nowhere. Set it to be "
+        "monitored.",
+        examples=["127.0.0.1:9432"],
+    )
     tls: Literal["disable", "allow", "require"] = Field(
-        "allow", description="TLS for clients. require turns plaintext clients away (unix sockets excepted)."
+        "allow",
+        description="Whether clients cannot, may or must encrypt; unix sockets never must. Use require when clients "
+        "come over a network.",
     )
     tls_cert_file: Path | None = Field(
         None,
-        description="The certificate chain shown to clients, PEM. Unset: a self-signed one is made at start.",
+        description="The certificate that clients are shown, with its chain, PEM; unset, a self-signed one is made at "
+        "start. Set it when clients verify (sslmode=verify-full).",
+        examples=["server.crt"],
     )
-    tls_key_file: Path | None = Field(None, description="Its private key, PEM.")
+    tls_key_file: Path | None = Field(
+        None,
+        description="The certificate's private key, PEM. Set it unless tls_cert_file has both.",
+        examples=["server.key"],
+    )
     auth: Literal["scram-sha-256", "trust"] = Field(
         "scram-sha-256",
-        description="How clients prove who they are. trust is only for loopback and unix sockets.",
+        description="How clients prove who they are. trust asks for nothing, and is only for loopback and unix sockets "
+        "that nobody else can reach.",
     )
     users: dict[str, User] = Field(
-        default_factory=dict, description="Who may connect; unset: the origin URL's user with its password."
+        default_factory=dict,
+        description="Who may connect; unset, the origin URL's user with its password. They all share its connections.",
     )
-    allow_plaintext_origin: bool = Field(
-        False, description="Permit an unencrypted connection to an origin on another machine."
+    client_login_timeout: Seconds = Field(
+        15.0,
+        gt=0,
+        description="How long a client may take to log in. Raise it for clients on very slow lines.",
     )
-    pool_size: int = Field(
-        20,
+    max_client_connections: Connections = Field(
+        10000,
         ge=1,
-        le=10000,
-        description="Origin connections per database. Two to four per core of the origin is plenty.",
+        description="Clients connected at once; more are refused with 53300. Lower it to bound memory; raise it, and "
+        "the limit on open files, for more.",
     )
     pooling: Pooling = Field(
         "transaction",
         description="When a client gives its origin connection back: after each transaction, after each statement "
-        "(transaction blocks are refused), or when it leaves (session).",
+        "(transaction blocks are refused), or when it leaves. Set session for a client whose state cannot be followed.",
     )
     session_functions: list[str] = Field(
         default_factory=list,
         description="Names of functions with effects on the session that neither their call nor their body shows; "
-        "calling one pins the client. Well-known ones are built in.",
+        "calling one pins the client. Add those of your extensions; well-known ones are built in.",
+        examples=[["remember_user"]],
     )
-    min_pool_size: int = Field(
+    max_unauthenticated_connections: Connections = Field(
+        256,
+        ge=1,
+        description="Connections at once that have not logged in yet; more are refused. Raise it when a great many "
+        "clients connect at the same moment.",
+    )
+    pool_size: PoolSize = Field(
+        20,
+        description="Origin connections per database at most. Raise it when clients wait (pgnear_pool_waiting) and the "
+        "origin is not busy; two to four per core of the origin is plenty.",
+    )
+    min_pool_size: Connections = Field(
         2,
         ge=0,
         le=10000,
-        description="Connections that are opened at start and kept, so that no query waits for one.",
+        description="Connections per database that are opened at start and kept, pool_size at most. Raise it when the "
+        "first queries after a quiet time are slow.",
     )
     pool_wait_timeout: Seconds = Field(
-        10.0, gt=0, description="How long a query waits for a free connection before it fails with 53300."
-    )
-    max_client_connections: int = Field(
-        10000, ge=1, description="Clients connected at once; more are refused with 53300."
-    )
-    max_unauthenticated_connections: int = Field(
-        256, ge=1, description="Connections at once that have not logged in yet; more are refused."
-    )
-    client_login_timeout: Seconds = Field(15.0, gt=0, description="How long a client may take to log in.")
-    origin_connect_timeout: Seconds = Field(
-        10.0, gt=0, description="How long connecting to the origin may take, TLS and login included."
+        10.0,
+        gt=0,
+        description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
+        "raise it to ride out bursts.",
     )
     origin_idle_timeout: Seconds = Field(
         600.0,
         ge=0,
-        description="Idle connections above min_pool_size are closed after so long; 0 keeps them.",
+        description="Idle connections above min_pool_size are closed after so long; 0 keeps them. Set it below the "
+        "time after which a firewall forgets an idle connection.",
     )
     origin_lifetime: Seconds = Field(
-        3600.0, ge=0, description="A connection is replaced at this age, between two transactions; 0 never."
-    )
-    drain_timeout: Seconds = Field(
-        5.0, ge=0, description="How long running transactions may take to finish when pgnear is told to stop."
+        3600.0,
+        ge=0,
+        description="A connection is replaced at this age, between two transactions; 0 never. Lower it so that a "
+        "change of the origin's address is followed sooner.",
     )
     cancel_wait_timeout: Seconds = Field(
-        10.0, gt=0, description="How long a cancel request may take to reach the origin."
+        10.0,
+        gt=0,
+        description="How long a cancel request may take to reach the origin. Raise it together with "
+        "origin_connect_timeout.",
+    )
+    drain_timeout: Seconds = Field(
+        5.0,
+        ge=0,
+        description="How long running transactions may take to finish when pgnear is told to stop. Keep it below the "
+        "time after which whoever stops pgnear kills it.",
     )
     max_message_bytes: Size = Field(
         128 * 1024**2,
         ge=65536,
         le=1024**3,
-        description="The largest single message from a client. COPY and results have no limit.",
+        description="The largest single message of a client: a statement with its parameters. COPY and results have no "
+        "limit. Raise it for larger values, lower it to bound memory.",
     )
     buffer_high_water: Size = Field(
-        256 * 1024, ge=16384, description="Bytes that wait for a slow reader before the other side is paused."
+        256 * 1024,
+        ge=16384,
+        description="Bytes that wait for a slow reader before the other side is paused, per connection. Lower it to "
+        "save memory with very many slow clients.",
     )
-    max_prepared_statements: int = Field(
+    max_prepared_statements: Statements = Field(
         200,
         ge=1,
-        description="Prepared statements kept on each origin connection; the least recently used goes.",
+        description="Prepared statements kept on each origin connection; the least recently used goes. Raise it when "
+        "clients use more distinct statements than that.",
     )
-    max_client_statements: int = Field(5000, ge=1, description="Prepared statements that one client may have.")
+    max_client_statements: Statements = Field(
+        5000,
+        ge=1,
+        description="Prepared statements that one client may have. Raise it for a client that is refused another.",
+    )
     cache: Cache = Field(default=Cache(), description="The query cache.")
-    log: Log = Field(default=Log(), description="Logging.")
+    log: Log = Field(default=Log(), description="What is written to standard error.")
+    databases: dict[str, Database] = Field(
+        default_factory=dict, description="More origin databases, by the name that clients ask for."
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
@@ -248,7 +371,12 @@ class Config(_Model):
             except ValueError as error:
                 problems.append(f"{key}: {error}")
                 continue
+            if target.database in targets:
+                problems.append(f"{key}: {target.database} is the name of the top-level origin's database already")
             targets[target.database] = target
+            root = target.sslrootcert
+            if root not in (None, "system") and (problem := problem_of_authorities(str(root))):
+                problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
                     f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
@@ -260,12 +388,7 @@ class Config(_Model):
                     problems.append(
                         f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket"
                     )
-        if self.tls_key_file is not None and self.tls_cert_file is None:
-            problems.append("tls_cert_file: missing, though tls_key_file is set")
-        for file_key in ("tls_cert_file", "tls_key_file"):
-            path = getattr(self, file_key)
-            if path is not None and not path.is_file():
-                problems.append(f"{file_key}: {path} is not a file")
+        problems += problems_of_pair(self.tls_cert_file, self.tls_key_file)
         if self.auth != "trust" and not self.users and targets and not next(iter(targets.values())).password:
             problems.append(
                 'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'

@@ -1,14 +1,54 @@
-"""Reads an origin's connection URL into a `Target`. Source: PostgreSQL documentation, "Connection URIs"."""
+"""Reads an origin's connection URL into a `Target`.
+
+Follows libpq, which differs from a general URL parser: everything before the first @ is user and password whatever
+characters it has, a parameter overrides what the URL says before it, + is no space. Source: PostgreSQL documentation,
+"Connection URIs" and "Parameter Key Words".
+"""
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _PLAINTEXT_MODES = ("disable", "allow", "prefer")
-_OPTIONS = ("application_name", "options", "client_encoding", "TimeZone", "search_path")
+
+_TAKEN = ("host", "port", "user", "password", "dbname", "sslmode", "sslrootcert")
+_STARTUP = {
+    name.lower(): name for name in ("application_name", "options", "client_encoding", "TimeZone", "search_path")
+}
+_ALREADY_SO = {
+    "channel_binding": ("prefer",),
+    "gssencmode": ("disable", "prefer"),
+    "load_balance_hosts": ("disable",),
+    "sslnegotiation": ("postgres",),
+    "target_session_attrs": ("any",),
+}
+"""libpq's parameters that ask, with these values, for what pgnear does anyway."""
+
+_INSTEAD = {
+    "channel_binding": "pgnear binds to the channel wherever the origin offers it; leave it out",
+    "connect_timeout": "leave it out and set origin_connect_timeout",
+    "hostaddr": "write the address as the host",
+    "passfile": "write the password into the URL",
+    "service": "write host, user and database into the URL",
+    "sslcert": "pgnear logs in by password",
+    "sslkey": "pgnear logs in by password",
+    "sslnegotiation": "pgnear asks the origin for TLS with SSLRequest; leave it out",
+    "requiressl": "write sslmode=require",
+    "ssl": "write sslmode=require or sslmode=verify-full",
+}
+_KNOWN = (
+    "fallback_application_name gsslib gssdelegation keepalives keepalives_count keepalives_idle keepalives_interval "
+    "krbsrvname max_protocol_version min_protocol_version pgbouncer replication require_auth requirepeer schema "
+    "scram_client_key scram_server_key sslcertmode sslcompression sslcrl sslcrldir sslkeylogfile sslpassword sslsni "
+    "ssl_max_protocol_version ssl_min_protocol_version tcp_user_timeout"
+).split()
+"""Parameters of libpq (and of common ORMs) that pgnear has no use for. Other names are not repeated in messages."""
+
+_ENCODE = "in a password write %40 for @, %3A for :, %2F for / and %3F for ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +85,7 @@ class Target:
 
 def is_local(host: str) -> bool:
     """Whether `host` is a unix socket or a loopback address or name."""
-    if host.startswith("/") or host == "localhost":
+    if host.startswith("/") or host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -60,31 +100,112 @@ def parse(url: str, *, database: str | None = None, pool_size: int = 20) -> Targ
       database: what clients call it; the URL's own database name where None.
 
     Raises:
-      ValueError: the URL cannot be used; the message never repeats it, for it holds a password.
+      ValueError: the URL cannot be used; the message never repeats a part that could be of the password.
     """
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("postgresql", "postgres"):
-        raise ValueError("must be a URL like postgresql://user:password@host:5432/database")
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    try:
-        port = parts.port or int(query.pop("port", 5432))
-    except ValueError:
-        raise ValueError("the port is not a number from 1 to 65535") from None
-    host = query.pop("host", "") or unquote(parts.hostname or "")
-    user = unquote(parts.username or "") or query.pop("user", "")
-    password = unquote(parts.password or "") or query.pop("password", "")
+    parameters = _split(url.strip())
+    port = _port(parameters.pop("port", "5432"))
+    host = parameters.pop("host", "")
     if not host:
         raise ValueError("names no host")
-    if "," in host or "," in parts.netloc.rpartition("@")[2]:
+    if "," in host:
         raise ValueError("names several hosts; pgnear connects to one")
+    user = parameters.pop("user", "")
     if not user:
         raise ValueError("names no user")
-    dbname = unquote(parts.path.lstrip("/")) or query.pop("dbname", "") or user
-    sslmode = query.pop("sslmode", "prefer" if is_local(host) else "verify-full")
+    password = parameters.pop("password", "")
+    dbname = parameters.pop("dbname", "") or user
+    sslmode = parameters.pop("sslmode", "")
+    if parameters.get("ssl") == "true":  # as JDBC writes it; libpq takes it for this, too
+        del parameters["ssl"]
+        sslmode = sslmode or "require"
+    sslrootcert = parameters.pop("sslrootcert", "") or None
+    sslmode = sslmode or ("prefer" if is_local(host) and sslrootcert != "system" else "verify-full")
     if sslmode not in SSLMODES:
         raise ValueError(f"sslmode must be one of {', '.join(SSLMODES)}")
-    sslrootcert = query.pop("sslrootcert", None)
-    options = {name: query.pop(name) for name in _OPTIONS if name in query}
-    if query:
-        raise ValueError(f"has unknown parameters: {', '.join(sorted(query))}")
+    if sslrootcert == "system" and sslmode != "verify-full":
+        raise ValueError("sslrootcert=system needs sslmode=verify-full")
+    options = {}
+    for name in list(parameters):
+        if name.lower() in _STARTUP:
+            options[_STARTUP[name.lower()]] = parameters.pop(name)
+    _refuse_the_rest(parameters)
     return Target(database or dbname, host, port, user, password, dbname, sslmode, sslrootcert, options, pool_size)
+
+
+def _split(url: str) -> dict[str, str]:
+    """The URL's parts by libpq's parameter names, decoded."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres"):
+        raise ValueError("must be a URL like postgresql://user:password@host:5432/database")
+    parts: dict[str, str] = {}
+    authority = re.match(r"[^/]*", rest)
+    assert authority is not None
+    if "@" in authority[0]:
+        login, _, rest = rest.partition("@")
+        user, _, password = login.partition(":")
+        parts |= {"user": user, "password": password}
+    rest, _, query = rest.partition("?")
+    place, _, dbname = rest.partition("/")
+    if "@" in rest:  # libpq would take it for a part of the database's name: more likely it is the end of a password
+        raise ValueError(f"has more than one @; {_ENCODE}")
+    parts |= {"dbname": dbname} | _split_place(place)
+    for item in query.split("&") if query else ():
+        name, separator, value = item.partition("=")
+        if not separator or not name:
+            raise ValueError("must have name=value, separated by &, behind the question mark")
+        parts[_decoded(name)] = value
+    return {name: _decoded(value) for name, value in parts.items() if value}
+
+
+def _split_place(place: str) -> dict[str, str]:
+    if place.startswith("["):
+        host, bracket, port = place[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError("an IPv6 address is written [address]:port")
+        try:
+            ipaddress.IPv6Address(_decoded(host))
+        except ValueError:
+            raise ValueError("has no IPv6 address between its brackets") from None
+        return {"host": host, "port": port[1:]}
+    if "," in place:
+        raise ValueError("names several hosts; pgnear connects to one")
+    host, _, port = place.partition(":")
+    if ":" in port:
+        raise ValueError("has a second : behind its host; an IPv6 address is written [address]:port")
+    return {"host": host, "port": port}
+
+
+def _decoded(text: str) -> str:
+    """Percent-decoded. Unlike urllib's, this refuses what is no encoding: the password would silently be another."""
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise ValueError("has a % that two hexadecimal digits do not follow; write %25 for a percent sign")
+    try:
+        decoded = re.sub(rb"%(..)", lambda match: bytes.fromhex(match[1].decode()), text.encode()).decode()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 once it is percent-decoded") from None
+    if "\0" in decoded:
+        raise ValueError("must not have %00")
+    return decoded
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise ValueError(f"the port is not a number from 1 to 65535; {_ENCODE}")
+    return int(text)
+
+
+def _refuse_the_rest(parameters: dict[str, str]) -> None:
+    """What is left was either asked for in vain or is no parameter at all."""
+    said = []
+    for name, value in sorted(parameters.items()):
+        if value in _ALREADY_SO.get(name, ()):
+            continue
+        if name in _INSTEAD:
+            said.append(f"{name} is not supported: {_INSTEAD[name]}")
+        elif name in _KNOWN or name in _ALREADY_SO:
+            said.append(f"{name} is not supported; leave it out")
+        else:
+            near = difflib.get_close_matches(name, [*_TAKEN, *_STARTUP.values(), *_INSTEAD], 1)
+            said.append("has an unknown parameter" + (f" (did you mean {near[0]}?)" if near else f"; {_ENCODE}"))
+    if said:
+        raise ValueError("; ".join(said))

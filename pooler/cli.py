@@ -48,33 +48,43 @@ def _load_or_exit(file: Path | None, flags: dict[str, Any]) -> config.Config:
         raise typer.Exit(2) from None
 
 
-@app.command()
+@app.command(
+    epilog="Every setting can also be a variable (PGNEAR_POOL_SIZE=40, PGNEAR_CACHE__TTL=5min) or a line of the file; "
+    "a flag wins over a variable, a variable over the file."
+)
 def serve(
     origin: Annotated[
         str | None,
-        typer.Option(help="The origin database: postgresql://user:password@host:5432/database", show_default=False),
+        typer.Option(metavar="URL", help="The origin database: postgresql://user:password@host/db."),
     ] = None,
     config_file: Annotated[
         Path | None,
-        typer.Option("-c", "--config", envvar="PGNEAR_CONFIG", help="A TOML file with settings.", show_default=False),
+        typer.Option("-c", "--config", metavar="FILE", envvar="PGNEAR_CONFIG", help="A TOML file with settings."),
     ] = None,
     listen: Annotated[
         list[str] | None,
-        typer.Option(help="HOST:PORT, [IPv6]:PORT or unix:/path; may be given again. Default 127.0.0.1:6432."),
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/path; may be given again. "
+            "Default 127.0.0.1:6432.",
+        ),
     ] = None,
-    pool_size: Annotated[int | None, typer.Option(help="Origin connections per database. Default 20.")] = None,
+    pool_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Origin connections per database, at most. Default 20.")
+    ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Only pool; answer nothing from memory.")] = False,
     http: Annotated[
-        str | None, typer.Option(help="Serve /metrics, /healthz and /readyz on HOST:PORT. Default off.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Where to serve /metrics, /healthz and /readyz. Default nowhere."),
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, console or json.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. Default info.")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="auto, console or json. Default auto.")
+    ] = None,
 ) -> None:
-    """Pool and cache one or more origin databases.
-
-    Every setting can also be given as PGNEAR_<NAME> in the environment (PGNEAR_CACHE__TTL=5min) or in a file; a flag
-    wins over the environment, the environment over the file.
-    """
+    """Pool and cache one or more origin databases."""
     flags = {
         "origin": origin,
         "listen": listen or None,
@@ -92,8 +102,10 @@ def serve(
 
 
 @app.command("check-config")
-def check_config(file: Annotated[Path, typer.Argument(help="The TOML file to check.")]) -> None:
-    """Say everything that is wrong in FILE (with the environment applied), or that nothing is."""
+def check_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file; the environment is applied to it.")],
+) -> None:
+    """Say everything that is wrong in FILE, or that nothing is."""
     settings = _load_or_exit(file, {})
     names = ", ".join(sorted(settings.targets()))
     typer.echo(f"{file}: ok (databases: {names}; listening on {', '.join(settings.listen)})")
@@ -101,14 +113,18 @@ def check_config(file: Annotated[Path, typer.Argument(help="The TOML file to che
 
 @app.command()
 def demo(
-    port: Annotated[int, typer.Option(help="Where pgnear listens on 127.0.0.1.", min=0, max=65535)] = 6432,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Where pgnear listens on 127.0.0.1; 0 is any free port.")
+    ] = 6432,
     data: Annotated[
         Path | None,
-        typer.Option(help="Keep the database in this directory; without it, it is removed at the end."),
+        typer.Option(metavar="DIR", help="Keep the database in DIR and open it again. Default: removed at the end."),
     ] = None,
-    http: Annotated[str, typer.Option(help="Where /metrics is served.")] = "127.0.0.1:9432",
+    http: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where /metrics is served; elsewhere if taken.")
+    ] = "127.0.0.1:9432",
 ) -> None:
-    """Start a PostgreSQL with some data and a pgnear in front of it, and show what happens."""
+    """Try pgnear with a PostgreSQL of its own and some data in it."""
     try:
         from pooler import demo as demonstration
     except ModuleNotFoundError as error:
@@ -119,7 +135,7 @@ def demo(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    app(prog_name="pgnear")
 
 
 if __name__ == "__main__":

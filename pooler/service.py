@@ -22,7 +22,7 @@ from pooler.cache.store import Store
 from pooler.ceremony.borrow import borrowed
 from pooler.ceremony.cancel import cancel_origin
 from pooler.ceremony.connect import ask, connect
-from pooler.ceremony.listen import accept_forever, address_of, open_listener
+from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.reset import reset
 from pooler.ceremony.tls import server_tls
 from pooler.logs import get_logger
@@ -192,13 +192,16 @@ class Service:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Let transactions finish for `drain_timeout`, then say goodbye to everybody."""
+        """Let transactions finish for `drain_timeout`, then say goodbye to every client."""
         self.draining = True
         with trio.move_on_after(self.config.drain_timeout):
             while any(session.busy for session in self.sessions):  # noqa: ASYNC110 (sessions are not tasks)
                 await trio.sleep(0.02)
         for session in list(self.sessions):
             session.shutdown()
+
+    def close_pools(self) -> None:
+        """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
         for pool in self.pools.values():
             pool.close()
 
@@ -268,24 +271,13 @@ async def serve(
                 else:
                     await trio.sleep_forever()
             for listener in listeners:
-                listener.close()
+                close_listener(listener)
             await service.drain()
             nursery.cancel_scope.cancel()
+        service.close_pools()
     finally:
         for listener in listeners:
-            name = listener.getsockname() if listener.fileno() >= 0 and listener.family == socket.AF_UNIX else None
-            listener.close()
-            if name:
-                _unlink(name)
-
-
-def _unlink(path: str) -> None:
-    import os
-
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
+            close_listener(listener)
 
 
 def run(config: Config) -> int:
@@ -293,8 +285,8 @@ def run(config: Config) -> int:
 
     async def until_signalled() -> None:
         stop = trio.Event()
-        async with trio.open_nursery() as nursery:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:
                     async for number in signals:

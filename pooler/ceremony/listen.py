@@ -93,6 +93,19 @@ def address_of(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
+def close_listener(listener: socket.socket) -> None:
+    """Close it, and remove a unix socket's file; safe to call twice.
+
+    The file goes first: once the socket is closed, a successor may take the path.
+    """
+    if listener.fileno() >= 0 and listener.family == socket.AF_UNIX:
+        try:
+            os.unlink(listener.getsockname())
+        except OSError:
+            pass
+    listener.close()
+
+
 async def accept_forever(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
     """Start a login for each connection that comes, until cancelled."""
     while True:
