@@ -35,6 +35,7 @@ from construct import (
     StreamError,
     Struct,
     Terminated,
+    ValidationError,
     this,
 )
 
@@ -82,6 +83,12 @@ def byte1(letters: str = "") -> Any:
     return ExprValidator(letter, lambda text, _: len(text) == 1 and text in letters)
 
 
+def is_byte1(kind: Any) -> bool:
+    """Whether a type is a `byte1`."""
+    kind = kind.subcon if isinstance(kind, ExprValidator) else kind
+    return isinstance(kind, ExprAdapter) and isinstance(kind.subcon, Bytes)
+
+
 def one_of(number: Any, *values: int) -> Any:
     """An integer that the specification gives few values to."""
     return ExprValidator(number, lambda value, _: value in values)
@@ -125,6 +132,11 @@ def until_empty(element: Any, is_end: Any, end: Any) -> Any:
     )
     items.element = element
     return items
+
+
+def is_terminated(kind: Any) -> bool:
+    """Whether a type is an `until_empty`: its elements have an end behind them, no count before them."""
+    return isinstance(kind, ExprAdapter) and isinstance(kind.subcon, RepeatUntil)
 
 
 Direction = Literal["F", "B", "FB"]
@@ -224,4 +236,6 @@ def _reason(error: Exception) -> str:
     path = getattr(error, "path", None) or ""
     steps = [step for step in path.removeprefix("(parsing)").removeprefix("(building)").split(" -> ") if step]
     text = str(error).rpartition("\n")[2] or type(error).__name__
+    if isinstance(error, ValidationError):  # construct's text has the value, which may be a secret
+        text = "not a value that it can have"
     return f"{'.'.join(steps)}: {text}" if steps else text

@@ -90,7 +90,8 @@ AuthenticationSASL = message(
 
 AuthenticationSASLContinue = message("AuthenticationSASLContinue", "B", b"R", "data" / ByteN, code=11)
 
-AuthenticationSASLFinal = message("AuthenticationSASLFinal", "B", b"R", "data" / ByteN, code=12)
+# With the challenge, the outcome is enough to try passwords against: both of SCRAM's signatures are hidden.
+AuthenticationSASLFinal = message("AuthenticationSASLFinal", "B", b"R", "data" / ByteN, code=12, secrets=("data",))
 
 BackendKeyData = message(
     "BackendKeyData",
