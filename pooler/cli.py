@@ -1,4 +1,4 @@
-"""The command `pgnear`: serve, demo, check-config.
+"""The command `pgnear`: serve, demo, check-config, trace.
 
 Exit statuses: 0 done, 1 failed while running, 2 wrong usage or configuration. No traceback reaches the user.
 """
@@ -131,6 +131,22 @@ def demo(
         typer.echo(f"pgnear: the demo needs {error.name}; install pgnear[demo]", err=True)
         raise typer.Exit(2) from None
     raise typer.Exit(demonstration.run(port=port, data=data, http=http))
+
+
+@app.command()
+def trace(
+    server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="A PostgreSQL (or pgnear) that takes plaintext.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the client connects.")] = "127.0.0.1:6433",
+    limit: Annotated[int, typer.Option(help="Characters of a text or value that are shown; 0 for all.", min=0)] = 1000,
+) -> None:
+    """Stand between a client and a server and print every message that passes, without passwords and keys."""
+    for address in (server, listen):
+        if not address.rpartition(":")[2].isdigit():
+            typer.echo(f"pgnear: {address} is not HOST:PORT", err=True)
+            raise typer.Exit(2)
+    from pooler.ceremony import trace as relay
+
+    raise typer.Exit(relay.run(listen, server, limit))
 
 
 def main() -> None:

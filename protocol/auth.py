@@ -17,7 +17,7 @@ from typing import Any
 from cryptography import x509
 from scramp import ScramClient, ScramException, ScramMechanism
 
-from protocol.errors import PgError, auth_failed, origin_unreachable, protocol_violation
+from protocol.errors import auth_failed, channel_binding_downgraded, origin_unreachable, protocol_violation
 
 SCRAM = "SCRAM-SHA-256"
 SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
@@ -128,7 +128,7 @@ class ScramServer:
             raise protocol_violation("SCRAM-SHA-256 was selected with channel binding")
         if message.startswith("y") and self._channel_binding is not None:
             # The client could bind and thinks the server cannot: somebody has taken -PLUS out of the offer.
-            raise PgError("28000", "the client supports SCRAM channel binding but thinks the server does not")
+            raise channel_binding_downgraded()
         verifier = self._verifier
         binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
         self._server = ScramMechanism(mechanism).make_server(

@@ -2,10 +2,14 @@
 
 An error of pgnear's reads like one of PostgreSQL's: severity, SQLSTATE, message, and where they help a detail and a
 hint that names the setting. The functions at the end are the whole list; nothing else in pgnear makes up a SQLSTATE.
+Each says when it is raised and has an example: `docs/errors.md` is made from them (`python -m protocol.reference`).
 Source: PostgreSQL documentation, "Error and Notice Message Fields" and "PostgreSQL Error Codes".
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 
 class PgError(Exception):
@@ -58,6 +62,14 @@ class PgError(Exception):
         return self.message
 
 
+class FrameError(PgError):
+    """A length that cannot be: under 4, or over the limit that the reader was given."""
+
+
+class MalformedMessage(PgError):
+    """Bytes that are no message of the protocol, or not the message that they say they are."""
+
+
 def error_response(
     sqlstate: str,
     message: str,
@@ -103,8 +115,25 @@ def parse_fields(payload: bytes) -> dict[str, str]:
 
 # ---- what pgnear itself says -----------------------------------------------------------------------------------------
 
+Raises = TypeVar("Raises", bound=Callable[..., PgError])
 
+EXAMPLES: dict[Callable[..., PgError], list[dict[str, Any]]] = {}
+"""Every function below, in order, with the arguments of its examples."""
+
+
+def _example(**arguments: object) -> Callable[[Raises], Raises]:
+    """Enter the function into `EXAMPLES`."""
+
+    def enter(function: Raises) -> Raises:
+        EXAMPLES.setdefault(function, []).insert(0, arguments)  # the decorator nearest to the function runs first
+        return function
+
+    return enter
+
+
+@_example(pool="shop", waited_seconds=5.0, size=20)
 def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
+    """A client waited `pool_wait_timeout` for a free origin connection."""
     return PgError(
         "53300",
         f'no origin connection of pool "{pool}" became free within {waited_seconds:g} s',
@@ -113,7 +142,9 @@ def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
     )
 
 
+@_example(limit=10000)
 def too_many_clients(limit: int) -> PgError:
+    """A client connected while `max_client_connections` others were."""
     return PgError(
         "53300",
         "sorry, too many clients already",
@@ -122,7 +153,9 @@ def too_many_clients(limit: int) -> PgError:
     )
 
 
+@_example(limit=1000)
 def too_many_logins(limit: int) -> PgError:
+    """A client connected while `max_unauthenticated_connections` others were still logging in."""
     return PgError(
         "53300",
         "too many connections that have not logged in yet",
@@ -131,7 +164,9 @@ def too_many_logins(limit: int) -> PgError:
     )
 
 
+@_example(limit=1000)
 def too_many_statements(limit: int) -> PgError:
+    """A client prepared one statement more than `max_client_statements`."""
     return PgError(
         "53400",
         f"this client has {limit} prepared statements, as many as it may have",
@@ -139,7 +174,19 @@ def too_many_statements(limit: int) -> PgError:
     )
 
 
+@_example(kind=ord("Q"), length=1073741824, limit=268435456)
+def message_too_large(kind: int, length: int, limit: int) -> FrameError:
+    """A message declares more than `max_message_bytes`. During login the limit is pgnear's own."""
+    return FrameError(
+        "54000",
+        f"a message of type '{_printable(kind)}' declares {length} bytes, more than the {limit} that are allowed",
+        hint="Raise max_message_bytes, or send the value in parts (COPY).",
+    )
+
+
+@_example(reason="the connection was reset")
 def origin_lost(reason: str) -> PgError:
+    """The origin closed or broke the connection that worked for this client. The client's connection ends too."""
     return PgError(
         "08006",
         "the connection to the origin database was lost",
@@ -148,15 +195,41 @@ def origin_lost(reason: str) -> PgError:
     )
 
 
+@_example(reason="connection refused")
+@_example(reason="it asks for a cleartext password on an unencrypted connection")
+@_example(reason="SCRAM failed: the server signature doesn't match")
 def origin_unreachable(reason: str) -> PgError:
+    """A new origin connection could not be opened, encrypted or logged in."""
     return PgError("08001", f"the origin database cannot be reached: {reason}")
 
 
+@_example(cause=PgError("22023", 'role "reporting" does not exist'))
+def settings_not_restored(cause: PgError) -> PgError:
+    """A connection refused a setting that this client had made on another one; the SQLSTATE is the origin's. The
+    client's connection ends."""
+    return PgError(
+        cause.sqlstate,
+        f"pgnear could not restore this session's settings: {cause.message}",
+        detail=cause.detail,
+        hint="Reconnect; the setting or role may no longer exist.",
+    )
+
+
+@_example(user="app")
 def auth_failed(user: str) -> PgError:
+    """The password is wrong, or there is no such user: a client is not told which."""
     return PgError("28P01", f'password authentication failed for user "{user}"')
 
 
+@_example()
+def channel_binding_downgraded() -> PgError:
+    """The client could bind SCRAM to the TLS channel and was told that pgnear cannot: somebody changed the offer."""
+    return PgError("28000", "the client supports SCRAM channel binding but thinks the server does not")
+
+
+@_example(name="shpo")
 def unknown_database(name: str) -> PgError:
+    """The startup packet names a database that pgnear does not serve; said only after authentication."""
     return PgError(
         "3D000",
         f'database "{name}" does not exist',
@@ -164,11 +237,15 @@ def unknown_database(name: str) -> PgError:
     )
 
 
+@_example()
 def no_user() -> PgError:
+    """The startup packet names no user."""
     return PgError("28000", "no PostgreSQL user name specified in startup packet")
 
 
+@_example()
 def tls_required() -> PgError:
+    """`tls = "require"`, and the client did not encrypt."""
     return PgError(
         "28000",
         "this pgnear accepts only encrypted connections",
@@ -176,11 +253,36 @@ def tls_required() -> PgError:
     )
 
 
+@_example(message="invalid startup packet layout: expected terminator as last byte")
+@_example(message="client selected an invalid SASL authentication mechanism")
+@_example(message="messages were sent behind an unfinished COPY")
 def protocol_violation(message: str) -> PgError:
+    """A client broke the protocol; the message says how."""
     return PgError("08P01", message)
 
 
+@_example(kind=ord("Q"), length=3)
+def invalid_message_length(kind: int, length: int) -> FrameError:
+    """A message's length field is under the 4 bytes that it has itself."""
+    return FrameError("08P01", f"invalid message length {length} in a message of type '{_printable(kind)}'")
+
+
+@_example(name="Bind", reason="parameters: stream read less than specified amount, expected 8, found 3")
+def malformed_message(name: str, reason: str) -> MalformedMessage:
+    """A message's fields are not those of its type. Traces say so; traffic does not look that closely."""
+    return MalformedMessage("08P01", f"malformed {name}: {reason}")
+
+
+@_example(kind=b"!", from_frontend=True)
+def unknown_message(kind: bytes, from_frontend: bool) -> MalformedMessage:
+    """A message's type is none that this side may send. Only traces say so."""
+    name = _printable(kind[0]) if kind else ""
+    return MalformedMessage("08P01", f"invalid {'frontend' if from_frontend else 'backend'} message type '{name}'")
+
+
+@_example()
 def plaintext_after_ssl_request() -> PgError:
+    """Bytes came behind a request for encryption, before its answer."""
     return PgError(
         "08P01",
         "received unencrypted data after SSL request",
@@ -188,11 +290,33 @@ def plaintext_after_ssl_request() -> PgError:
     )
 
 
+@_example()
+def startup_encoding() -> PgError:
+    """A name or value in the startup packet is not UTF-8."""
+    return PgError("22021", 'invalid byte sequence for encoding "UTF8" in startup packet')
+
+
+@_example(word="-x")
+def unknown_startup_option(word: str) -> PgError:
+    """`options` in the startup packet holds something else than `-c name=value` and `--name=value`."""
+    return PgError("42601", f"invalid command-line argument for server process: {word}")
+
+
+@_example(assignment="statement_timeout")
+def startup_option_without_value(assignment: str) -> PgError:
+    """`options` in the startup packet names a setting without a value."""
+    return PgError("42601", f"-c {assignment} requires a value")
+
+
+@_example(major=2, minor=0)
 def unsupported_protocol(major: int, minor: int) -> PgError:
+    """The client speaks another major version of the protocol."""
     return PgError("0A000", f"unsupported frontend protocol {major}.{minor}: pgnear supports 3.0 to 3.2")
 
 
+@_example()
 def replication_not_supported() -> PgError:
+    """The startup packet asks for a replication connection."""
     return PgError(
         "0A000",
         "replication connections are not pooled",
@@ -200,33 +324,48 @@ def replication_not_supported() -> PgError:
     )
 
 
+@_example(seconds=15.0)
 def login_timeout(seconds: float) -> PgError:
+    """A client did not finish its login within `client_login_timeout`."""
     return PgError("57014", f"login did not finish within {seconds:g} s", hint="See client_login_timeout.")
 
 
+@_example()
 def query_canceled() -> PgError:
+    """A cancel request came while the query still waited for an origin connection."""
     return PgError("57014", "canceling statement due to user request")
 
 
+@_example()
 def admin_shutdown() -> PgError:
+    """pgnear is shutting down: new clients are turned away, and those that stayed too long are disconnected."""
     return PgError("57P01", "terminating connection due to administrator command")
 
 
+@_example(name="s1")
 def duplicate_prepared_statement(name: str) -> PgError:
+    """Parse with the name of a statement that the client has prepared already."""
     return PgError("42P05", f'prepared statement "{name}" already exists')
 
 
+@_example(name="s1")
+@_example(name="")
 def undefined_prepared_statement(name: str) -> PgError:
+    """Bind or Describe of a statement that the client has not prepared."""
     if not name:
         return PgError("26000", "unnamed prepared statement does not exist")
     return PgError("26000", f'prepared statement "{name}" does not exist')
 
 
+@_example()
 def outdated_plan() -> PgError:
+    """DDL has changed the rows of a prepared statement since its client was told what they are."""
     return PgError("0A000", "cached plan must not change result type")
 
 
+@_example()
 def no_transaction_blocks() -> PgError:
+    """With pooling = "statement" a connection goes back after each statement."""
     return PgError(
         "0A000",
         "transaction blocks are not allowed in statement pooling mode",
@@ -234,5 +373,11 @@ def no_transaction_blocks() -> PgError:
     )
 
 
+@_example()
 def internal_error() -> PgError:
+    """A bug in pgnear; it costs one client its connection."""
     return PgError("XX000", "internal error of pgnear; its log says more")
+
+
+def _printable(kind: int) -> str:
+    return chr(kind) if 32 <= kind < 127 else f"\\x{kind:02x}"

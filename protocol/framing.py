@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from protocol.errors import PgError
+from protocol.errors import FrameError, invalid_message_length, message_too_large
 
 HEADER_BYTES = 5
 """Type byte and length of every message after the startup packet."""
@@ -19,20 +19,9 @@ length_at = Struct("!i").unpack_from
 """`length_at(data, position)[0]`: the length field; it counts its own 4 bytes, not the type byte."""
 
 
-class FrameError(PgError):
-    """A length that cannot be: under 4, or over the limit that the reader was given."""
-
-
 def bad_length(kind: int, length: int, limit: int) -> FrameError:
     """The error for a frame of type `kind` whose length field says `length` bytes where `limit` are allowed."""
-    name = chr(kind) if 32 <= kind < 127 else f"\\x{kind:02x}"
-    if length < 4:
-        return FrameError("08P01", f"invalid message length {length} in a message of type '{name}'")
-    return FrameError(
-        "54000",
-        f"a message of type '{name}' declares {length} bytes, more than the {limit} that are allowed",
-        hint="Raise max_message_bytes, or send the value in parts (COPY).",
-    )
+    return invalid_message_length(kind, length) if length < 4 else message_too_large(kind, length, limit)
 
 
 def frame_end(data: bytes, position: int, limit: int) -> int:

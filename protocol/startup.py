@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.errors import PgError, protocol_violation
+from protocol.errors import (
+    protocol_violation,
+    startup_encoding,
+    startup_option_without_value,
+    unknown_startup_option,
+)
 
 MAX_STARTUP_BYTES = 10000
 """The largest startup packet PostgreSQL accepts (MAX_STARTUP_PACKET_LENGTH)."""
@@ -75,7 +80,7 @@ def _parameters(body: bytes) -> dict[str, str]:
     try:
         texts = [field.decode() for field in fields[:-2]]
     except UnicodeDecodeError:
-        raise PgError("22021", 'invalid byte sequence for encoding "UTF8" in startup packet') from None
+        raise startup_encoding() from None
     names = texts[::2]
     if not all(names):
         raise protocol_violation("invalid startup packet layout: expected terminator as last byte")
@@ -88,7 +93,7 @@ def parse_options(options: str) -> list[tuple[str, str]]:
     A backslash quotes the next character, as in PostgreSQL's `pg_split_opts`.
 
     Raises:
-      PgError: 22023 for anything else.
+      PgError: 42601 for anything else, as PostgreSQL says.
     """
     words = _split_options(options)
     settings = []
@@ -99,10 +104,10 @@ def parse_options(options: str) -> list[tuple[str, str]]:
         elif word.startswith(("-c", "--")):
             assignment = word[2:]
         else:
-            raise PgError("42601", f"invalid command-line argument for server process: {word}")
+            raise unknown_startup_option(word)
         name, equals, value = assignment.partition("=")
         if not name or not equals:
-            raise PgError("42601", f"-c {assignment} requires a value")
+            raise startup_option_without_value(assignment)
         settings.append((name.replace("-", "_"), value))
     return settings
 
