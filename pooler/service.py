@@ -290,8 +290,8 @@ def run(config: Config) -> int:
 
     async def until_signalled() -> None:
         stop = trio.Event()
-        async with trio.open_nursery() as nursery:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:
                     async for number in signals:
