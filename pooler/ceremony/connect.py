@@ -119,14 +119,16 @@ async def connect(target: Target, reactor: Reactor) -> Connected:
     """
     first, *others = _encryptions(target)
     try:
-        return await _connect(target, reactor, encrypt=first)
-    except PgError as error:
-        if not others or not (error.sqlstate == "28000" or isinstance(error, _TlsFailed)):
-            raise
         try:
+            return await _connect(target, reactor, encrypt=first)
+        except PgError as error:
+            if not others or not (error.sqlstate == "28000" or isinstance(error, _TlsFailed)):
+                raise
             return await _connect(target, reactor, encrypt=others[0])
-        except PgError as second:
-            raise (error if second.sqlstate == "28000" else second) from None
+    except PgError as error:
+        if error.sqlstate[:2] == "28":  # said to a client as it is, it would be about the client's own password
+            raise errors.origin_unreachable(f"it refuses pgnear's login: {error.message}") from None
+        raise
 
 
 async def _connect(target: Target, reactor: Reactor, *, encrypt: bool) -> Connected:
