@@ -54,6 +54,16 @@ def test_startup_garbage_is_refused_and_harms_nobody(near: Pgnear, data: bytes) 
         assert client.one("select 1") == b"1"
 
 
+def test_a_client_that_is_still_talking_hears_why_it_is_refused(pgnear: Start) -> None:
+    """A close with bytes unread resets the connection, and with it the words that were on their way."""
+    near = pgnear()
+    with WireClient(near.port) as client:
+        client.send(b"GET / HTTP/1.1\r\n" + b"x" * 1_000_000)
+        near.wait_for_log("login_failed")
+        client.send(b"and more")
+        assert client.fatal()["C"] == "08P01"
+
+
 def test_a_client_that_hangs_up_at_any_byte_of_its_login_harms_nobody(near: Pgnear) -> None:
     packet = SSL_REQUEST + startup({"user": "postgres", "database": "postgres"})
     for size in range(len(packet)):
