@@ -20,7 +20,7 @@ from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import borrowed
-from pooler.ceremony.cancel import cancel_origin
+from pooler.ceremony.cancel import end_abandoned
 from pooler.ceremony.connect import ask, connect
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.reset import reset
@@ -95,11 +95,7 @@ class Service:
         """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
         origin.session = None
         origin.draining = True
-        self.nursery.start_soon(self._cancel_and_close, origin)
-
-    async def _cancel_and_close(self, origin: Origin) -> None:
-        await cancel_origin(self, origin)
-        origin.close()
+        self.nursery.start_soon(end_abandoned, self, origin)
 
     # ---- ceremonies that pools ask for -------------------------------------------------------------------------------
 

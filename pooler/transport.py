@@ -1,9 +1,8 @@
 """One socket, with TLS over memory BIOs where it is on, an output buffer, and two faces.
 
-The async face (`receive_some`, `send_all`, `handshake`) is for ceremony; the synchronous one (`receive`, `send`) for
-traffic. A
-transport is used through one face at a time: whoever hands it to the reactor stops awaiting it. Not here: frames
-(`protocol.framing`) and whose bytes these are (`session`, `origin`).
+The async face (`receive_some`, `send_all`, `handshake`, `finish`) is for ceremony; the synchronous one (`receive`,
+`send`) for traffic. A transport is used through one face at a time: whoever hands it to the reactor stops awaiting it.
+Not here: frames (`protocol.framing`) and whose bytes these are (`session`, `origin`).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import deque
+from collections.abc import Awaitable, Callable
 from time import monotonic
 
 import trio
@@ -20,6 +20,10 @@ from pooler.reactor import Handler, Reactor
 CHUNK_BYTES = 65536
 """The most that one read takes from the kernel, and so the most plaintext one read can give."""
 
+
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
+"""Socket options, where the system has them, by which a peer that vanished without a word is noticed: a silent one
+within two minutes (in seconds), one that acknowledges nothing likewise (in milliseconds)."""
 
 _lingering: deque[tuple[float, Transport]] = deque()
 
@@ -47,6 +51,7 @@ class Transport:
     """
 
     __slots__ = (
+        "_handler",
         "_incoming",
         "_out",
         "_outgoing",
@@ -66,6 +71,9 @@ class Transport:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in KEEPALIVE.items():
+                if hasattr(socket, name):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self.sock = sock
         self.fd = sock.fileno()
         self.peer = peer
@@ -74,7 +82,8 @@ class Transport:
         self._incoming: ssl.MemoryBIO | None = None
         self._outgoing: ssl.MemoryBIO | None = None
         self._out = bytearray()
-        self._primed = False  # the handshake may have left application data in the BIO
+        self._primed = False  # there may be news inside TLS that the socket does not tell of
+        self._handler: Handler | None = None
         self._reading = True
         self._registered = False
         self.closed = False
@@ -84,6 +93,7 @@ class Transport:
     def register(self, handler: Handler) -> None:
         """Give the transport to the reactor, which calls `handler` from now on."""
         self.reactor.add(self.fd, handler)
+        self._handler = handler
         self._registered = True
         self._reading = True
         if self._out:
@@ -93,6 +103,7 @@ class Transport:
         """Take the transport back from the reactor, for ceremony."""
         if self._registered:
             self._registered = False
+            self._handler = None
             self.reactor.remove(self.fd)
 
     def receive(self) -> bytes | None:
@@ -134,8 +145,17 @@ class Transport:
             pass
         except ssl.SSLError as error:
             raise TransportClosed(f"TLS: {error.reason or error}") from None
-        # The end of the stream: what came before it is given first, the next read reports the end again.
+        # The end of the stream: what came before it is given first, the next read reports the end again. The peer
+        # may keep its socket open until it has our own close_notify, so nothing else would ask for that read.
+        if parts:
+            self._primed = True
+            if self._registered:
+                self.reactor.call_soon(self._read_again)
         return b"".join(parts)
+
+    def _read_again(self) -> None:
+        if self._handler is not None and self._primed:
+            self._handler.readable()
 
     def send(self, data: bytes) -> None:
         """Send now what the kernel takes and keep the rest; `pending` says how much that is.
@@ -232,16 +252,20 @@ class Transport:
             return
         _Lingering(self)
 
-    def _send_close_notify(self) -> None:
-        """Tell a TLS peer that this end is meant: without it libpq takes a finished cancel for a broken one."""
-        assert self.tls is not None
+    def _close_notify(self) -> bytes:
+        """Tells a TLS peer that this end is meant: without it libpq takes a finished cancel for a broken one."""
+        if self.tls is None:
+            return b""
         assert self._outgoing is not None
         try:
             self.tls.unwrap()
         except (ssl.SSLError, ValueError):
             pass  # the usual case: the peer's own close_notify has not come
+        return self._outgoing.read()
+
+    def _send_close_notify(self) -> None:
         try:
-            self.sock.send(self._out + self._outgoing.read())
+            self.sock.send(self._out + self._close_notify())
         except OSError:
             pass
 
@@ -273,7 +297,7 @@ class Transport:
             if data is not None:
                 await trio.lowlevel.checkpoint()
                 return data
-            await trio.lowlevel.wait_readable(self.sock)
+            await self._wait(trio.lowlevel.wait_readable)
 
     async def send_all(self, data: bytes) -> None:
         """Send everything.
@@ -291,12 +315,33 @@ class Transport:
             try:
                 sent = self.sock.send(view)
             except (BlockingIOError, InterruptedError):
-                await trio.lowlevel.wait_writable(self.sock)
+                await self._wait(trio.lowlevel.wait_writable)
             except OSError as error:
                 raise TransportClosed(error.strerror or str(error)) from None
             else:
                 view = view[sent:]
         await trio.lowlevel.checkpoint()
+
+    async def finish(self) -> None:
+        """Say that nothing more comes and wait for the peer's end: a close before that may cost it our last words.
+
+        Raises:
+          TransportClosed: the connection broke.
+        """
+        await self._send_raw(self._close_notify())
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise TransportClosed(error.strerror or str(error)) from None
+        self.tls, self._primed = None, False  # what still comes is not looked at
+        while await self.receive_some():
+            pass
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        try:
+            await wait(self.sock)
+        except trio.ClosedResourceError:  # by whoever ends the pool or the process, while a ceremony is under way
+            raise TransportClosed("it was closed here") from None
 
     async def handshake(
         self,
@@ -353,6 +398,7 @@ class _Lingering:
         self._transport = transport
         transport.unregister()
         transport.register(self)
+        transport._out += transport._close_notify()
         _lingering.append((monotonic() + LINGER_SECONDS, transport))
         self.writable()
 

@@ -16,12 +16,15 @@ from typing import Any
 
 from cryptography import x509
 from scramp import ScramClient, ScramException, ScramMechanism
+from scramp.utils import saslprep
 
 from protocol.errors import auth_failed, channel_binding_downgraded, origin_unreachable, protocol_violation
 
 SCRAM = "SCRAM-SHA-256"
 SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
 AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
+SALT_BYTES = 16
+"""PostgreSQL's own; the salt shown for a user who does not exist must look like any other."""
 _BINDING = "tls-server-end-point"
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
@@ -31,6 +34,19 @@ def tls_server_end_point(certificate: bytes) -> bytes:
     algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
     name = algorithm.name if algorithm is not None else "sha256"
     return hashlib.new("sha256" if name in ("md5", "sha1") else name, certificate).digest()
+
+
+class _Password:
+    """A password's bytes as PostgreSQL and libpq take them: by SASLprep, or as they are where that refuses them."""
+
+    def __init__(self, password: str) -> None:
+        self._password = password
+
+    def __bytes__(self) -> bytes:
+        try:
+            return bytes(saslprep(self._password), "utf-8") or self._password.encode()
+        except ScramException:
+            return self._password.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +60,11 @@ class ScramVerifier:
 
     @classmethod
     def from_password(cls, password: str, iterations: int = 4096) -> ScramVerifier:
-        """Raises ValueError for a password that SASLprep does not admit."""
-        try:
-            salt, stored, server, count = ScramMechanism(SCRAM).make_auth_info(password, iteration_count=iterations)
-        except ScramException as error:
-            raise ValueError(str(error)) from None
-        return cls(count, salt, stored, server)
+        """What PostgreSQL would store for `password`, with a fresh salt."""
+        salt = secrets.token_bytes(SALT_BYTES)
+        salted = hashlib.pbkdf2_hmac("sha256", bytes(_Password(password)), salt, iterations)
+        client_key = hmac.digest(salted, b"Client Key", "sha256")
+        return cls(iterations, salt, hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256"))
 
     @classmethod
     def parse(cls, text: str) -> ScramVerifier:
@@ -72,7 +87,7 @@ class ScramVerifier:
     @classmethod
     def doomed(cls, user: str) -> ScramVerifier:
         """For a user who does not exist: nothing matches it, and its salt is the same each time they ask."""
-        salt = hmac.digest(_MOCK_SECRET, user.encode(), "sha256")[:16]
+        salt = hmac.digest(_MOCK_SECRET, user.encode(), "sha256")[:SALT_BYTES]
         return cls(4096, salt, secrets.token_bytes(32), secrets.token_bytes(32))
 
 
@@ -227,7 +242,9 @@ class OriginAuthenticator:
         name = SCRAM_PLUS if plus else SCRAM
         # Without -PLUS in the offer the client says "y": it could bind. libpq does the same.
         binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
-        self._client = ScramClient([name], self._user, self._password, channel_binding=binding)
+        # The user is the startup packet's, so the name given here means nothing; and scramp refuses some passwords.
+        self._client = ScramClient([name], "*", "", channel_binding=binding)
+        self._client.password = _Password(self._password)
         self._verified = False
         first = self._client.get_client_first().encode()
         return self._response(name.encode() + b"\0" + len(first).to_bytes(4, "big") + first)

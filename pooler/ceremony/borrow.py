@@ -42,7 +42,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
     """A connection of `pool` with `settings` set, for the length of the block.
 
     Raises:
-      PgError: none was to be had in time, or the settings cannot be made.
+      PgError: none was to be had in time, the settings cannot be made, or the origin does not answer.
     """
     borrower = _Borrower(settings)
     origin = pool.acquire(borrower)
@@ -62,7 +62,8 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
     origin.draining = True  # owned by nobody in the reactor
     try:
         if origin.settings is not settings:
-            await apply(origin, settings)
+            with trio.fail_after(pool.config.origin_connect_timeout):
+                await apply(origin, settings)
         yield origin
     except PgError:
         give_back(pool, origin)
@@ -70,6 +71,10 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
     except TransportClosed as error:
         origin.close()
         raise errors.origin_lost(str(error)) from None
+    except trio.TooSlowError:
+        origin.close()
+        seconds = pool.config.origin_connect_timeout
+        raise errors.origin_lost(f"it did not answer within {seconds:g} s (origin_connect_timeout)") from None
     except BaseException:
         origin.close()
         raise
@@ -79,6 +84,8 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
 
 def give_back(pool: Pool, origin: Origin) -> None:
     """Into the reactor's hands again, and free."""
+    if origin.closed:  # the pool was closed meanwhile
+        return
     origin.draining = False
     origin.transport.register(origin)
     pool.release(origin)

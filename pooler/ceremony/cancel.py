@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+CANCEL_AGAIN_SECONDS = 0.5
+TERMINATE = b"X\0\0\0\4"
+
 
 async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     """A client asked, with the key it was given, for its query to be cancelled. A wrong key changes nothing."""
@@ -52,3 +55,28 @@ async def cancel_origin(service: Service, origin: Origin) -> None:
         log.warning("cancel_failed", pool=origin.pool.name, origin_pid=origin.pid, reason=str(error))
     finally:
         origin.pool.cancel_done(origin)
+
+
+async def end_abandoned(service: Service, origin: Origin) -> None:
+    """Stop what `origin` does for a client that vanished, and close it; nobody else is given it meanwhile.
+
+    A cancel that arrives before its query has begun is lost, and a backend at work does not see that its connection is
+    closed: it would work on, with all its locks. So the cancel is repeated until the backend has gone.
+    """
+    transport = origin.transport
+    transport.unregister()
+    try:
+        with trio.move_on_after(service.config.cancel_wait_timeout):
+            while not origin.closed:
+                await cancel_origin(service, origin)
+                if transport.pending:  # it stands in the middle of a message, and learns of the end by reading on
+                    break
+                with trio.move_on_after(CANCEL_AGAIN_SECONDS):
+                    await transport.send_all(TERMINATE)
+                    while await transport.receive_some():
+                        pass
+                    break
+    except TransportClosed:
+        pass
+    finally:
+        origin.close()

@@ -36,12 +36,18 @@ class Connected:
     parameters: dict[str, str]
 
 
-async def open_transport(target: Target, reactor: Reactor) -> Transport:
-    """A transport to the origin, encrypted as the target's sslmode says.
+class _TlsFailed(PgError):
+    """TLS was offered and came to nothing; `prefer` goes on without."""
+
+
+async def open_transport(target: Target, reactor: Reactor, *, encrypt: bool | None = None) -> Transport:
+    """A transport to the origin, encrypted as the target's sslmode says, or as `encrypt` where that is given.
 
     Raises:
       PgError: 08001, with the reason in words.
     """
+    if encrypt is None:
+        encrypt = _encryptions(target)[0]
     try:
         if target.host.startswith("/"):
             stream = await trio.open_unix_socket(f"{target.host}/.s.PGSQL.{target.port}")
@@ -53,12 +59,19 @@ async def open_transport(target: Target, reactor: Reactor) -> Transport:
         raise errors.origin_unreachable(_reason(error)) from None
     transport = Transport(sock, reactor, f"{target.host}:{target.port}")
     try:
-        if target.sslmode not in ("disable", "allow") and not target.host.startswith("/"):
+        if encrypt:
             await _encrypt(transport, target)
     except BaseException:
         transport.close()
         raise
     return transport
+
+
+def _encryptions(target: Target) -> list[bool]:
+    """Whether to encrypt, first try and second, as libpq's sslmode words have it."""
+    if target.host.startswith("/"):
+        return [False]
+    return {"disable": [False], "allow": [False, True], "prefer": [True, False]}.get(target.sslmode, [True])
 
 
 def _detach(trio_socket: trio.socket.SocketType) -> socket.socket:
@@ -77,7 +90,10 @@ async def _encrypt(transport: Transport, target: Target) -> None:
         answer = await transport.receive_some()
         if answer == b"S":
             context = origin_context(target)
-            await transport.handshake(context, server_side=False, server_hostname=target.host)
+            try:
+                await transport.handshake(context, server_side=False, server_hostname=target.host)
+            except TransportClosed as error:
+                raise _TlsFailed("08001", errors.origin_unreachable(str(error)).message) from None
         elif answer == b"N" and target.sslmode == "prefer":
             return
         elif answer == b"N":
@@ -95,10 +111,28 @@ async def _encrypt(transport: Transport, target: Target) -> None:
 async def connect(target: Target, reactor: Reactor) -> Connected:
     """Open, encrypt and authenticate one connection.
 
+    With `allow` and `prefer` a connection that the origin's pg_hba.conf does not admit (28000), or whose TLS fails, is
+    tried the other way once.
+
     Raises:
       PgError: 08001 where the origin cannot be reached or trusted; what the origin itself said where it refused.
     """
-    transport = await open_transport(target, reactor)
+    first, *others = _encryptions(target)
+    try:
+        try:
+            return await _connect(target, reactor, encrypt=first)
+        except PgError as error:
+            if not others or not (error.sqlstate == "28000" or isinstance(error, _TlsFailed)):
+                raise
+            return await _connect(target, reactor, encrypt=others[0])
+    except PgError as error:
+        if error.sqlstate[:2] == "28":  # said to a client as it is, it would be about the client's own password
+            raise errors.origin_unreachable(f"it refuses pgnear's login: {error.message}") from None
+        raise
+
+
+async def _connect(target: Target, reactor: Reactor, *, encrypt: bool) -> Connected:
+    transport = await open_transport(target, reactor, encrypt=encrypt)
     try:
         return await _log_in(transport, target)
     except TransportClosed as error:

@@ -1,25 +1,33 @@
 """What a client is told at login: the ParameterStatus values its private connection would have reported.
 
 The first client with a given set of startup settings has them tried on an origin connection, so that a bad one fails
-the login with the origin's own words; the values are remembered for those who come after.
+the login with the origin's own words; the values are remembered for those who come after. An application_name is never
+bad, and many clients have one of their own: a plain one is not tried but told as it is.
 """
 
 from __future__ import annotations
 
 from pooler.ceremony.borrow import borrowed
 from pooler.pool import Pool
-from pooler.settings import Reports, Settings
+from pooler.settings import Reports, from_startup
 
 REMEMBERED = 1000
 """How many sets of startup settings a pool remembers the values of."""
 
+_NAME_BYTES = 63
+"""What PostgreSQL keeps of an application_name (NAMEDATALEN - 1)."""
 
-async def greeting(pool: Pool, settings: Settings) -> Reports:
-    """ParameterStatus values by name, as the origin reports them under `settings`.
+
+async def greeting(pool: Pool, wanted: dict[str, str]) -> Reports:
+    """ParameterStatus values by name, as the origin reports them under the startup settings `wanted`.
 
     Raises:
       PgError: the origin cannot be reached, refuses one of the settings, or has no connection to spare in time.
     """
+    name = wanted.get("application_name", "")
+    plain = bool(name) and len(name) <= _NAME_BYTES and name.isascii() and name.isprintable()
+    tried = {key: value for key, value in wanted.items() if key != "application_name"} if plain else wanted
+    settings = from_startup(tried)
     known = pool.greetings.get(settings)
     if known is None:
         async with borrowed(pool, settings) as origin:
@@ -27,4 +35,4 @@ async def greeting(pool: Pool, settings: Settings) -> Reports:
         while len(pool.greetings) >= REMEMBERED:
             pool.greetings.pop(next(iter(pool.greetings)))
         pool.greetings[settings] = known
-    return known
+    return known.with_value("application_name", name) if plain else known

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 BACKLOG = 4096
+PATIENCE_SECONDS = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -107,10 +108,19 @@ def close_listener(listener: socket.socket) -> None:
 
 
 async def accept_forever(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
-    """Start a login for each connection that comes, until cancelled."""
+    """Start a login for each connection that comes, until cancelled.
+
+    With as many logins under way as there may be, those who come wait in the kernel's queue: a crowd that arrives at
+    once gets in, a few at a time. If no login ends within `PATIENCE_SECONDS` somebody holds them, and they are refused.
+    """
+    patient = True
     while True:
         await trio.lowlevel.wait_readable(listener)
         for _ in range(64):  # then the others get their turn
+            if not _full(service):
+                patient = True
+            elif patient:
+                patient = await _room(service)
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:
@@ -123,21 +133,37 @@ async def accept_forever(service: Service, listener: socket.socket, nursery: tri
             _welcome(service, sock, peer, nursery)
 
 
+def _full(service: Service) -> bool:
+    return service.stats.unauthenticated >= service.config.max_unauthenticated_connections
+
+
+async def _room(service: Service) -> bool:
+    """Wait until another login may begin; False if that does not come in time."""
+    with trio.move_on_after(PATIENCE_SECONDS):
+        while _full(service):  # noqa: ASYNC110 (it is the rare case, and several listeners wait for the same thing)
+            await trio.sleep(0.005)
+    return not _full(service)
+
+
 def _welcome(service: Service, sock: socket.socket, peer: object, nursery: trio.Nursery) -> None:
     where = "unix" if sock.family == socket.AF_UNIX else str(peer[0])  # type: ignore[index]
-    transport = Transport(sock, service.reactor, where)
     stats = service.stats
     stats.clients_accepted += 1
-    limit = service.config.max_unauthenticated_connections
-    if stats.unauthenticated >= limit:
-        error = errors.too_many_logins(limit)
+    try:
+        transport = Transport(sock, service.reactor, where)
+    except OSError:  # gone already: some systems then refuse to set options
+        sock.close()
+        return
+    if _full(service):
+        error = errors.too_many_logins(service.config.max_unauthenticated_connections)
         stats.clients_rejected[error.sqlstate] = stats.clients_rejected.get(error.sqlstate, 0) + 1
         try:
             sock.send(error.fatal().response())
         except OSError:
             pass
-        transport.close()
+        transport.linger()
         return
+    stats.unauthenticated += 1
     nursery.start_soon(_log_in, service, transport)
 
 
@@ -149,3 +175,4 @@ async def _log_in(service: Service, transport: Transport) -> None:
         log.exception("internal_error", where="login", error=str(error))
     finally:
         service.reactor.ceremonies -= 1
+        service.stats.unauthenticated -= 1

@@ -17,7 +17,7 @@ from pooler.ceremony.greeting import greeting
 from pooler.ceremony.tls import ALPN
 from pooler.logs import get_logger
 from pooler.session import Session
-from pooler.settings import Settings, from_startup
+from pooler.settings import from_startup
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import AUTHENTICATION_OK, ScramServer
@@ -142,9 +142,6 @@ class _Login:
 async def log_in(service: Service, transport: Transport) -> None:
     """Take an accepted connection to its session, or tell the client why not and close."""
     login = _Login(service, transport)
-    stats = service.stats
-    stats.unauthenticated += 1
-    counted = True
     try:
         with trio.move_on_after(service.config.client_login_timeout) as deadline:
             request = await login.startup_message()
@@ -157,13 +154,11 @@ async def log_in(service: Service, transport: Transport) -> None:
             await login.authenticate(login.user)
         if deadline.cancelled_caught:
             raise errors.login_timeout(service.config.client_login_timeout)
-        stats.unauthenticated -= 1
-        counted = False
         assert isinstance(request, startup.StartupMessage)
         await _welcome(service, login, request)
     except PgError as error:
         if error.sqlstate == "28P01":
-            stats.login_failures += 1
+            service.stats.login_failures += 1
         _rejected(service, error.sqlstate)
         log.warning(
             "login_failed",
@@ -179,9 +174,6 @@ async def log_in(service: Service, transport: Transport) -> None:
     except BaseException:
         transport.close()
         raise
-    finally:
-        if counted:
-            stats.unauthenticated -= 1
 
 
 def _rejected(service: Service, sqlstate: str) -> None:
@@ -194,6 +186,7 @@ async def _say(transport: Transport, error: PgError) -> None:
     with trio.move_on_after(1):
         try:
             await transport.send_all(error.fatal().response())
+            await transport.finish()
         except TransportClosed:
             pass
     transport.close()
@@ -217,13 +210,17 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
         raise errors.tls_required()
     if parameters.get("replication", "off").lower() not in ("off", "false", "no", "0", ""):
         raise errors.replication_not_supported()
+    _has_room(service)
+
+
+def _has_room(service: Service) -> None:
     if service.draining:
         raise errors.admin_shutdown()
     if len(service.sessions) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
 
 
-def wanted_settings(parameters: dict[str, str]) -> Settings:
+def wanted_settings(parameters: dict[str, str]) -> dict[str, str]:
     """The settings that a startup packet asks for: its parameters, and `-c` and `--` in its `options`.
 
     Raises:
@@ -235,7 +232,7 @@ def wanted_settings(parameters: dict[str, str]) -> Settings:
     for name, value in parameters.items():
         if name not in _NOT_SETTINGS and not name.startswith("_pq_."):
             wanted[name.lower()] = value
-    return from_startup(wanted)
+    return wanted
 
 
 async def _welcome(service: Service, login: _Login, request: startup.StartupMessage) -> None:
@@ -245,8 +242,9 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     pool = service.pools.get(database)
     if pool is None:
         raise errors.unknown_database(database)
-    settings = wanted_settings(request.parameters)
-    statuses = await greeting(pool, settings)
+    wanted = wanted_settings(request.parameters)
+    statuses = await greeting(pool, wanted)
+    _has_room(service)  # others may have come in meanwhile
     minor = min(request.minor, 2)
     unknown = [name for name in request.parameters if name.startswith("_pq_.")]
     parts = []
@@ -258,9 +256,15 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     key = (next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4))
     parts.append(frame(b"K", key[0].to_bytes(4, "big") + key[1]))
     parts.append(b"Z\0\0\0\5I")
-    await transport.send_all(b"".join(parts))
-    session = Session(service, pool, transport, login.user, database, settings, statuses, key)
+    session = Session(service, pool, transport, login.user, database, from_startup(wanted), statuses, key)
     service.remember(session)
+    try:
+        await transport.send_all(b"".join(parts))
+    except BaseException:
+        service.forget(session)
+        raise
+    if session.closed:  # the process ends
+        return
     log.debug(
         "client_connected",
         client=transport.peer,

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -41,7 +42,7 @@ def server_tls(config: Config) -> ServerTls | None:
     """The clients' side of `config`, None where `tls` is `disable`.
 
     Raises:
-      OSError, ssl.SSLError, ValueError: the certificate or key cannot be read or do not fit together.
+      OSError, ValueError: the certificate or key cannot be read or do not fit together; the message names the setting.
     """
     if config.tls == "disable":
         return None
@@ -50,8 +51,18 @@ def server_tls(config: Config) -> ServerTls | None:
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols([ALPN])
     if config.tls_cert_file:
-        certificate_pem = Path(config.tls_cert_file).read_bytes()
-        context.load_cert_chain(str(config.tls_cert_file), str(config.tls_key_file or config.tls_cert_file))
+        key_file = config.tls_key_file or config.tls_cert_file
+        certificate_pem = _read("tls_cert_file", config.tls_cert_file)
+        _check_key(_read("tls_key_file", key_file), key_file)
+        try:
+            context.load_cert_chain(str(config.tls_cert_file), str(key_file))
+        except ssl.SSLError as error:
+            reason = error.reason or str(error)
+            if "MISMATCH" in reason:
+                reason = "the key is another certificate's"
+            raise ValueError(
+                f"tls_cert_file {config.tls_cert_file} and its key {key_file} cannot be used: {reason}"
+            ) from None
         self_signed = False
     else:
         certificate_pem, key_pem = _make_certificate()
@@ -63,6 +74,23 @@ def server_tls(config: Config) -> ServerTls | None:
         self_signed = True
     der = x509.load_pem_x509_certificate(certificate_pem).public_bytes(serialization.Encoding.DER)
     return ServerTls(context, tls_server_end_point(der), self_signed=self_signed)
+
+
+def _read(setting: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, f"{setting} {path} cannot be read: {error.strerror}") from None
+
+
+def _check_key(pem: bytes, path: Path) -> None:
+    """OpenSSL would ask the terminal for a passphrase, and calls all else that is wrong with a key the same."""
+    try:
+        serialization.load_pem_private_key(pem, None)
+    except TypeError:
+        raise ValueError(f"tls_key_file {path} is encrypted; pgnear needs a key without a passphrase") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"tls_key_file {path} holds no private key in PEM") from None
 
 
 def _make_certificate() -> tuple[bytes, bytes]:

@@ -202,6 +202,14 @@ class WireClient:
             except (EOFError, ConnectionError):
                 return frames
 
+    def fatal(self) -> dict[str, str]:
+        """The fields of the error that is the last thing the server says before it closes."""
+        frames = self.receive_all()
+        assert [kind for kind, _ in frames][-1:] == ["E"], frames
+        fields = error_fields(frames[-1][1])
+        assert fields["S"] == fields["V"] == "FATAL"
+        return fields
+
     def ask(self, *messages: bytes, syncs: int = 1) -> list[Frame]:
         """Send, and read up to the `syncs`th ReadyForQuery."""
         self.send(*messages)
@@ -232,6 +240,10 @@ class WireClient:
           Refused: the server said no.
         """
         self.send(startup({"user": user, "database": database, **parameters}, minor=minor))
+        self.log_in_from_here(password)
+
+    def log_in_from_here(self, password: str) -> None:
+        """What follows the startup packet, which was sent."""
         scram: _Scram | None = None
         while True:
             kind, body = self.receive()
