@@ -93,6 +93,8 @@ def _complain(status: int, *lines: str) -> int:
 
 def _run(port: int, data: Path | None, http: str | None) -> None:
     installed()
+    if data is not None and data.exists() and not data.is_dir():
+        raise _CannotUse(f"--data: {data} is not a directory")
     if data is not None and data.exists() and any(data.iterdir()) and not (data / MARK).exists():
         raise _CannotUse(f"--data: {data} is not empty, and was not filled by the demo; choose another directory")
     for number in SIGNALS[1:]:

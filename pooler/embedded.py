@@ -3,25 +3,45 @@ gone when we are.
 
 PostgreSQL refuses to run as root. Started by root it runs as `nobody`, from a copy of its binaries where `nobody`
 cannot reach the installed ones (a virtual environment under /root, say).
+
+A process that is killed cannot clean up. A shell that outlives it does: it waits for the end of a pipe that only this
+process holds open, then stops the server and removes its directory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 STARTS_WITHIN_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
+
+_CARETAKER = """
+PATH=/usr/bin:/bin
+pid=
+while read -r word; do
+    case $word in done) exit 0;; esac
+    pid=$word
+done
+if [ "$pid" ]; then
+    kill -INT "$pid"
+    tries=0
+    while kill -0 "$pid" && [ $tries -lt 100 ]; do
+        [ $tries -eq 50 ] && kill -QUIT "$pid"
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+fi
+rm -rf "$1"
+"""
+"""Reads the server's process id, each time it is started, then `done` or the end of the pipe; $1 is the directory."""
 
 
 class PostgresFailed(Exception):
@@ -71,6 +91,13 @@ class EmbeddedPostgres:
         self.settings = settings or {}
         self.process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="pgnear-pg-"))
+        self._caretaker = subprocess.Popen(
+            ["/bin/sh", "-c", _CARETAKER, "pgnear-caretaker", str(self._scratch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # what ends us must not end it
+        )
         self._user = "nobody" if os.geteuid() == 0 else None
         self.data = data.absolute() if data is not None else self._scratch / "data"
         self._installation = installation or installed()
@@ -152,14 +179,21 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we stop it in order
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
+        self._tell_caretaker(str(self.process.pid))
         deadline = time.monotonic() + STARTS_WITHIN_SECONDS
-        ready = [str(self.bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        while subprocess.run(ready).returncode:
+        while not self._is_ready(self.process.pid):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise PostgresFailed(f"PostgreSQL did not start: {self._log.read_text()[-2000:].strip()}")
-            time.sleep(0.05)
+            time.sleep(0.02)
+
+    def _is_ready(self, pid: int) -> bool:
+        """Whether this very server is up: its lock file says so. At the port, another one might answer."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def stop(self) -> None:
         """Stop the server at once, and remove what was temporary."""
@@ -172,6 +206,21 @@ class EmbeddedPostgres:
                 self.process.wait(10)
         self.process = None
         shutil.rmtree(self._scratch, ignore_errors=True)
+        self._tell_caretaker("done")
+
+    def _tell_caretaker(self, word: str) -> None:
+        stdin = self._caretaker.stdin
+        assert stdin is not None
+        if stdin.closed:
+            return
+        try:
+            stdin.write(f"{word}\n".encode())
+            stdin.flush()
+            if word == "done":
+                stdin.close()
+                self._caretaker.wait(10)
+        except OSError:
+            pass  # somebody ended it; we can still clean up ourselves
 
     def __enter__(self) -> EmbeddedPostgres:
         self.start()
@@ -179,8 +228,3 @@ class EmbeddedPostgres:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _die_with_parent() -> None:
-    """In the child: be told to shut down when the process that started us is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
