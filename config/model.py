@@ -55,7 +55,7 @@ def _duration(value: Any) -> Any:
     return float(match[1]) * _DURATION_UNITS[(match[2] or "").lower()]
 
 
-def _addresses(value: Any) -> Any:
+def _several(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
@@ -219,7 +219,7 @@ class Config(_Model):
         description="How long connecting to the origin may take, TLS and login included. Raise it for an origin that "
         "sleeps until somebody connects.",
     )
-    listen: Annotated[tuple[Address, ...], BeforeValidator(_addresses)] = Field(
+    listen: Annotated[tuple[Address, ...], BeforeValidator(_several)] = Field(
         ("127.0.0.1:6432",),
         min_length=1,
         json_schema_extra={"unit": "addresses"},
@@ -273,11 +273,11 @@ class Config(_Model):
         description="When a client gives its origin connection back: after each transaction, after each statement "
         "(transaction blocks are refused), or when it leaves. Set session for a client whose state cannot be followed.",
     )
-    session_functions: list[str] = Field(
-        default_factory=list,
+    session_functions: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (),
         description="Names of functions with effects on the session that neither their call nor their body shows; "
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",
-        examples=[["remember_user"]],
+        examples=["remember_user"],
     )
     max_unauthenticated_connections: Connections = Field(
         256,

@@ -395,10 +395,10 @@ def test_a_key_that_cannot_be_used_is_one_clear_line(
     nonsense.write_text("nonsense")
     for path, said, status in (
         (tmp_path / "missing", "is not a file", 2),
-        (_unreadable(tmp_path), "cannot be read", 1),
-        (anothers, "the key is another certificate's", 1),
-        (locked, "needs a key without a passphrase", 1),
-        (nonsense, "holds no private key", 1),
+        (_unreadable(tmp_path), "cannot be read", 2),
+        (anothers, "the key is another certificate's", 2),
+        (locked, "needs a key without a passphrase", 2),
+        (nonsense, "holds no private key", 2),
     ):
         settings = {**certificate, "tls_key_file": str(path)}
         done = run("serve", "--origin", origin.url(), listen="127.0.0.1:0", **settings)
