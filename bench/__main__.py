@@ -35,6 +35,7 @@ def main() -> int:
     installation = rigs.system_postgres()
     names = arguments.rigs.split(",")
     runs: list[Run] = []
+    notes: list[str] = []
     with EmbeddedPostgres(password=PASSWORD, installation=installation) as postgres:
         _pgbench(postgres, postgres.port, ["-i", "-q", "-s", str(arguments.scale)])
         with rigs.running(names, postgres) as started, tempfile.TemporaryDirectory() as scripts:
@@ -45,7 +46,8 @@ def main() -> int:
                     for mode in arguments.modes.split(","):
                         for _ in range(arguments.rounds):
                             for rig in started:
-                                if mode == "prepared" and not rigs.prepared_works(rig):
+                                if note := rigs.why_not(rig, mode):
+                                    notes.append(note)
                                     continue
                                 run = _measure(postgres, rig, workload, mode, clients, Path(scripts), arguments)
                                 runs.append(run)
@@ -57,7 +59,9 @@ def main() -> int:
         version = _pgbench(postgres, postgres.port, ["--version"], database=False).split()[2]
     seen = list(dict.fromkeys(run.rig for run in runs))
     print()
-    print(report.write(Path(__file__).parent / "results", arguments.name, runs, seen, report.machine(version)))
+    about = report.machine(version, rigs.pgbouncer_version() if "pgbouncer" in seen else "")
+    directory = Path(__file__).parent / "results"
+    print(report.write(directory, arguments.name, runs, seen, about, list(dict.fromkeys(notes))))
     failed = sum(run.failed for run in runs)
     if failed:
         print(f"{failed} transactions failed", file=sys.stderr)

@@ -123,24 +123,26 @@ def plot(rows_: list[Row], rigs: list[str]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def machine(postgres_version: str) -> dict[str, str]:
+def machine(postgres_version: str, pgbouncer_version: str) -> dict[str, str]:
     """What the figures depend on, without saying whose machine it is."""
-    return {
+    about = {
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
         "postgresql": postgres_version,
+        "pgbouncer": pgbouncer_version,
         "system": platform.system(),
     }
+    return {name: value for name, value in about.items() if value}
 
 
-def write(directory: Path, name: str, runs: list[Run], rigs: list[str], about: dict[str, str]) -> str:
-    """Write NAME.json, NAME.md and NAME.svg into `directory`; the table."""
+def write(directory: Path, name: str, runs: list[Run], rigs: list[str], about: dict[str, str], notes: list[str]) -> str:
+    """Write NAME.json, NAME.md and NAME.svg into `directory`; the table, with the notes below it."""
     directory.mkdir(parents=True, exist_ok=True)
     made = rows(runs)
-    text = table(made, rigs)
+    text = "\n\n".join([table(made, rigs), *notes])
     words = ", ".join(f"{key} {value}" for key, value in about.items())
     (directory / f"{name}.json").write_text(
-        json.dumps({"about": about, "runs": [asdict(run) for run in runs]}, indent=1) + "\n"
+        json.dumps({"about": about, "notes": notes, "runs": [asdict(run) for run in runs]}, indent=1) + "\n"
     )
     (directory / f"{name}.md").write_text(
         f"Medians of interleaved runs ({words}). Only ratios within one table mean anything.\n\n{text}\n"

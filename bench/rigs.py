@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -65,7 +66,7 @@ def running(names: list[str], postgres: EmbeddedPostgres) -> Iterator[list[Rig]]
             if name == "direct":
                 rigs.append(Rig("direct", postgres.port))
             elif name == "pgbouncer":
-                if shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin") is None:
+                if _pgbouncer_binary() is None:
                     print("PgBouncer is not installed: its column is left out.", file=sys.stderr)
                     continue
                 rigs.append(stack.enter_context(_pgbouncer(postgres)))
@@ -142,23 +143,38 @@ def _pgbouncer(postgres: EmbeddedPostgres) -> Iterator[Rig]:
             "max_client_conn = 5000",
             f"logfile = {home / 'log'}",
         ]
-        if _pgbouncer_version() >= (1, 21):
+        if _pgbouncer_prepares():
             lines.append("max_prepared_statements = 200")
         configuration.write_text("\n".join(lines) + "\n")
         for path in (users, configuration):
             path.chmod(0o644)
-        binary = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin") or "pgbouncer"
-        with _process([binary, "-q", str(configuration)], port, user) as pid:
+        with _process([_pgbouncer_binary() or "pgbouncer", "-q", str(configuration)], port, user) as pid:
             yield Rig("pgbouncer", port, pid)
 
 
-def _pgbouncer_version() -> tuple[int, int]:
-    binary = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin") or "pgbouncer"
-    words = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()
-    major, minor = words[1].split(".")[:2]
-    return int(major), int(minor)
+def _pgbouncer_binary() -> str | None:
+    return shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
 
 
-def prepared_works(rig: Rig) -> bool:
-    """Whether named prepared statements work through this rig: PgBouncer before 1.21 has none in transaction mode."""
-    return rig.name != "pgbouncer" or _pgbouncer_version() >= (1, 21)
+@lru_cache
+def pgbouncer_version() -> str:
+    """Of the installed PgBouncer, like 1.18.0; empty where there is none."""
+    binary = _pgbouncer_binary()
+    if binary is None:
+        return ""
+    return subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+def _pgbouncer_prepares() -> bool:
+    major, minor = pgbouncer_version().split(".")[:2]
+    return (int(major), int(minor)) >= (1, 21)
+
+
+def why_not(rig: Rig, mode: str) -> str:
+    """Why `rig` cannot be measured in pgbench's query mode `mode`; empty where it can."""
+    if mode == "prepared" and rig.name == "pgbouncer" and not _pgbouncer_prepares():
+        return (
+            f"PgBouncer {pgbouncer_version()} has no prepared statements in transaction mode (1.21 brought them): "
+            "it is not measured in mode prepared."
+        )
+    return ""

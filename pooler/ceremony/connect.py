@@ -7,6 +7,7 @@ Encryption".
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def _detach(trio_socket: trio.socket.SocketType) -> socket.socket:
 
 def _reason(error: OSError) -> str:
     causes = getattr(error.__cause__, "exceptions", ())
-    inner = causes[0] if causes else error.__cause__ or error
+    inner = causes[0] if causes else error
+    if isinstance(inner, OSError) and (inner.errno or 0) > 0:  # trio's own words repeat the address
+        return os.strerror(inner.errno or 0)
     return getattr(inner, "strerror", None) or str(inner)
 
 
