@@ -273,8 +273,8 @@ class Config(_Model):
         description="When a client gives its origin connection back: after each transaction, after each statement "
         "(transaction blocks are refused), or when it leaves. Set session for a client whose state cannot be followed.",
     )
-    session_functions: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
-        (),
+    session_functions: Annotated[tuple[str, ...], BeforeValidator(_several)] | None = Field(
+        None,
         description="Names of functions with effects on the session that neither their call nor their body shows; "
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",
         examples=["remember_user"],

@@ -59,7 +59,9 @@ class Service:
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
         self.cache = Store(cache.max_bytes, cache.max_entry_bytes, ttl=cache.ttl) if cache.enabled else None
-        self.classifier = Classifier(parse_always=cache.enabled, session_functions=frozenset(config.session_functions))
+        self.classifier = Classifier(
+            parse_always=cache.enabled, session_functions=frozenset(config.session_functions or ())
+        )
         self.prepared = PreparedStatements()
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
         self.sessions: set[Session] = set()

@@ -394,7 +394,7 @@ def test_a_key_that_cannot_be_used_is_one_clear_line(
     nonsense = tmp_path / "nonsense"
     nonsense.write_text("nonsense")
     for path, said, status in (
-        (tmp_path / "missing", "is not a file", 2),
+        (tmp_path / "missing", "cannot be read", 2),
         (_unreadable(tmp_path), "cannot be read", 2),
         (anothers, "the key is another certificate's", 2),
         (locked, "needs a key without a passphrase", 2),
