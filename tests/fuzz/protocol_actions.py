@@ -1,0 +1,208 @@
+"""Actions of the protocol itself: statements and portals, pipelines, several statements in one Query, COPY."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from tests.fuzz.actions import Action, Draw, carried, executed, group, pick
+from tests.fuzz.script import Message
+
+STATEMENTS = ["s1", "s2", "s3"]
+TEXTS = [
+    "select {client}",
+    "select $1::int + 1",
+    "select id, v from word where id = $1",
+    "select id, v from public.t{client} order by id",
+    "select * from public.t{client} order by id",
+    "update public.t{client} set v = $1 where id = 1",
+    "select current_setting('timezone')",
+    "set timezone to 'Asia/Tokyo'",
+    "selec",
+    "select * from no_such_table",
+    "",
+    "begin",
+    "commit",
+    "rollback",
+]
+
+
+def _name(draw: Draw) -> str:
+    return str(pick(draw, [*STATEMENTS, ""]))
+
+
+def _text(draw: Draw, client: int) -> str:
+    return str(pick(draw, TEXTS)).format(client=client)
+
+
+def _values(draw: Draw) -> tuple[str | None, ...]:
+    return tuple(pick(draw, [(), ("1",), ("2",), (None,), ("x",), ("1", "2")]))
+
+
+def _maybe_sync(draw: Draw) -> list[Message]:
+    return [("Sync",)] if draw(st.integers(0, 5)) else [("Flush",)]
+
+
+@group("statement", 8)
+def statement(draw: Draw, client: int) -> Action:
+    """One use of a statement that may or may not be prepared, Sync included."""
+    name = _name(draw)
+    use = pick(draw, ["parse", "bind", "describe", "close", "parse and run", "describe portal", "binary"])
+    messages: list[Message]
+    if use == "parse":
+        messages = [("Parse", name, _text(draw, client), pick(draw, [(), (23,), (25,)]))]
+    elif use == "bind":
+        messages = [("Bind", "", name, _values(draw)), ("Execute", "")]
+    elif use == "describe":
+        messages = [("Describe", "S", name)]
+    elif use == "close":
+        messages = [("Close", "S", name)]
+    elif use == "describe portal":
+        messages = [("Bind", "", name, _values(draw)), ("Describe", "P", ""), ("Execute", "")]
+    elif use == "binary":
+        messages = [("Bind", "", name, _values(draw), (1,)), ("Describe", "P", ""), ("Execute", "")]
+    else:
+        messages = [("Parse", name, _text(draw, client)), ("Bind", "", name, _values(draw)), ("Execute", "")]
+    return use, [*messages, ("Sync",)]
+
+
+@group("portal", 4)
+def portal(draw: Draw, client: int) -> Action:
+    """Portals with row limits; a Flush leaves the batch open."""
+    name = pick(draw, ["p1", "", "p2"])
+    use = pick(draw, ["open", "more", "all", "close", "describe", "open and close"])
+    rows = "select id, v from public.word order by id"
+    messages: list[Message]
+    if use == "open":
+        messages = [("Parse", "", rows), ("Bind", name, ""), ("Execute", name, 2)]
+    elif use == "more":
+        messages = [("Execute", name, 2)]
+    elif use == "all":
+        messages = [("Execute", name)]
+    elif use == "close":
+        messages = [("Close", "P", name)]
+    elif use == "describe":
+        messages = [("Describe", "P", name)]
+    else:
+        messages = [("Parse", "", rows), ("Bind", name, ""), ("Execute", name, 1), ("Close", "P", name)]
+    return use, [*messages, *pick(draw, [[("Sync",)], [("Flush",)], []])]
+
+
+@group("flush", 3)
+def flush(draw: Draw, client: int) -> Action:
+    """An unfinished batch, or the end of one."""
+    name = _name(draw)
+    use = pick(draw, ["sync", "parse", "run", "describe", "flush", "fail", "close"])
+    messages: list[Message]
+    if use == "sync":
+        return use, [("Sync",)]
+    if use == "parse":
+        messages = [("Parse", name, _text(draw, client))]
+    elif use == "run":
+        messages = [*executed(_text(draw, client))]
+    elif use == "describe":
+        messages = [("Describe", "S", name)]
+    elif use == "fail":
+        messages = executed("select 1/0")
+    elif use == "close":
+        messages = [("Close", "S", name)]
+    else:
+        messages = []
+    return use, [*messages, ("Flush",)]
+
+
+@group("pipeline", 4)
+def pipeline(draw: Draw, client: int) -> Action:
+    """Several batches in one write, some of which fail."""
+    messages: list[Message] = []
+    for _ in range(draw(st.integers(2, 4))):
+        part = pick(
+            draw, ["run", "fail", "prepare", "use", "two", "set", "begin", "commit", "insert", "close", "query"]
+        )
+        name = pick(draw, STATEMENTS)
+        if part == "query":
+            messages.append(("Query", "select 'simple'"))
+            continue
+        messages += {
+            "run": executed("select 1"),
+            "fail": executed("select 1/0") + executed("select 'skipped'"),
+            "prepare": [("Parse", name, _text(draw, client)), ("Describe", "S", name)],
+            "use": [("Bind", "", name, _values(draw)), ("Execute", "")],
+            "two": executed(f"update public.t{client} set v = v || '.'") + executed("select 2"),
+            "set": executed("set timezone to 'Asia/Tokyo'"),
+            "begin": executed("begin"),
+            "commit": executed("commit"),
+            "insert": executed(f"insert into public.t{client} values (3, 'piped')"),
+            "close": [("Close", "S", name), ("Parse", name, "select 'anew'")],
+        }[part]
+        messages += pick(draw, [[("Sync",)], [("Sync",)], [("Flush",)], []])
+    return "pipeline", [*messages, ("Sync",)]
+
+
+@group("multi", 4)
+def multi(draw: Draw, client: int) -> Action:
+    """Several statements in one Query: an implicit transaction, unless they say otherwise."""
+    parts = draw(
+        st.lists(
+            st.sampled_from(
+                [
+                    "select 1",
+                    "set timezone to 'Asia/Tokyo'",
+                    f"insert into public.t{client} values (5, 'multi')",
+                    "select 1/0",
+                    "begin",
+                    "commit",
+                    "rollback",
+                    "savepoint a",
+                    "rollback to a",
+                    "set local work_mem to '3MB'",
+                    "reset timezone",
+                    "set app.tenant to 'b'",
+                    "selec",
+                    "",
+                    "select v from public.word where id = 3",
+                ]
+            ),
+            min_size=2,
+            max_size=4,
+        )
+    )
+    return "several", [("Query", "; ".join(parts))]
+
+
+@group("copy", 4)
+def copy(draw: Draw, client: int) -> Action:
+    table = f"public.t{client}"
+    use = pick(
+        draw, ["out", "in", "in fails", "in bad row", "start", "go on", "end", "fail", "out query", "in duplicate"]
+    )
+    into = f"copy {table} from stdin"
+    if use == "out":
+        return use, carried(draw, f"copy {table} to stdout")
+    if use == "out query":
+        return use, carried(draw, "copy (select id, v from public.word order by id) to stdout (format csv)")
+    if use == "go on":
+        return use, [("CopyData", pick(draw, ["6\tsix\n", "bad row\n", "7\tse"]))]
+    if use == "end":
+        return use, [("CopyDone",), ("Sync",)]
+    if use == "fail":
+        return use, [("CopyFail", "gave up"), ("Sync",)]
+    extended = pick(draw, [False, True])
+    begin: list[Message] = executed(into) + [("Sync",)] if extended else [("Query", into)]
+    if use == "start":
+        return use, begin
+    data = {"in": "8\teight\n", "in fails": "8\teight\n", "in bad row": "x\ty\n", "in duplicate": "1\tone\n"}[use]
+    end: Message = ("CopyFail", "no more") if use == "in fails" else ("CopyDone",)
+    return use, [*begin, ("CopyData", data), end, *([("Sync",)] if extended else [])]
+
+
+@group("function call", 1)
+def function_call(draw: Draw, client: int) -> Action:
+    name, call = pick(
+        draw,
+        [
+            ("int4pl", ("FunctionCall", 177, ("40", "2"))),
+            ("unknown", ("FunctionCall", 1, ())),
+            ("set_config", ("FunctionCall", 2078, ("timezone", "Asia/Tokyo", "false"))),
+        ],
+    )
+    return name, [call]
