@@ -39,8 +39,8 @@ class Reason:
 
     Attributes:
       test: its name, or a pattern with * and ?.
-      lines: regular expressions; each line of a diff that begins with + or -, or the last line of a traceback, has to
-        match one of them.
+      lines: regular expressions; each line of a diff that begins with + or -, or what pytest says of the first
+        exception, or why the test was skipped, has to match one of them.
     """
 
     test: str
@@ -50,8 +50,11 @@ class Reason:
     def explains(self, test: str, outcome: Outcome) -> bool:
         if not fnmatch.fnmatchcase(test, self.test):
             return False
-        telling = [line for line in outcome.detail.splitlines() if re.match(r"[+-](?!\+\+ |-- )", line)]
-        telling = telling or [line for line in outcome.detail.splitlines() if line.strip()][-1:]
+        lines = [line for line in outcome.detail.splitlines() if line.strip()]
+        if lines and lines[0].startswith("diff "):
+            telling = [line for line in lines if re.match(r"[+-](?!\+\+ |-- )", line)]
+        else:
+            telling = [line for line in lines if line.startswith("E ")][:1] or lines[-1:]
         return all(any(re.search(pattern, line) for pattern in self.lines) for line in telling)
 
 

@@ -38,6 +38,7 @@ def pytest_runtest_logreport(report):
     if report.failed:
         _write(report.nodeid, "failed", str(report.longrepr))
     elif report.skipped:
-        _write(report.nodeid, "skipped")
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        _write(report.nodeid, "skipped", str(why))
     elif report.when == "call":
         _write(report.nodeid, "passed")
