@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench reference clean
+.PHONY: demo test lint types check bench regress driver-suites reference clean
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(BIN)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "pgnear needs CPython >= 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
@@ -33,6 +33,12 @@ check: lint types test ## Everything that CI runs
 
 bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, pgnear; results go to bench/results/
 	$(BIN)/python -m bench $(ARGS)
+
+regress: $(BIN)/.installed ## PostgreSQL's own regression suite, directly and through pgnear; writes docs/regress.md
+	$(BIN)/python -m tests.suites.regress $(ARGS)
+
+driver-suites: $(BIN)/.installed ## asyncpg's, pg8000's and psycopg2's own tests, likewise; writes docs/driver-suites.md
+	$(BIN)/python -m tests.suites.drivers $(ARGS)
 
 reference: $(BIN)/.installed ## Regenerate the configuration table, the example file and the JSON schema
 	$(BIN)/python -m config.reference

@@ -1,0 +1,306 @@
+"""`python -m tests.suites.drivers` (`make driver-suites`): drivers' own tests, directly and through pgnear.
+
+The tests come from each driver's source distribution; they run in a virtual environment of their own with the driver
+of the same version. Exit statuses: 0 no difference but known ones, 1 there are others, 2 a suite could not be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.suites import compare, rigs, workplace
+from tests.suites.compare import FAILED, Difference, Outcome
+from tests.suites.workplace import DOCS, SuiteFailed, note
+from tests.support.postgres import PASSWORD, system_installation
+
+REASONS = Path(__file__).with_name("drivers.toml")
+PLUGIN = Path(__file__).with_name("outcomes_plugin.py")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A driver's tests.
+
+    Attributes:
+      driver: what is installed; its source distribution is `source`, of the same version.
+      members: what is unpacked of the source distribution; the driver's own modules are not, for they would be
+        imported instead of the installed ones.
+      tests: what pytest is given.
+      setup: SQL that its authors ask for.
+      databases: those that pgnear serves beside `postgres`; the tests make them where `setup` does not.
+      users: name -> password of those that may log in to pgnear beside `postgres`.
+      excluded: tests that are not run either way, with the reason: node ids begin with the key.
+    """
+
+    name: str
+    version: str
+    driver: str
+    members: tuple[str, ...]
+    tests: str
+    needs: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
+    users: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
+
+
+_TOOLS = ("pytest", "pytest-timeout")
+_OWN_CLUSTER = "starts a cluster of its own, which is not the one behind pgnear"
+_SERVERS_DOOR = "tests an authentication method in the server's pg_hba.conf; clients of pgnear log in to pgnear"
+
+SUITES = (
+    Suite(
+        name="asyncpg",
+        version="0.32.0",
+        driver="asyncpg",
+        members=("tests/",),
+        tests="tests",
+        needs=("distro",),
+        databases=("testdb", "asyncpg_intro_test"),
+        environment={"PGSSLMODE": "disable"},  # as in a cluster of its own; with TLS its garbage tests fail
+        excluded={
+            "tests/test__sourcecode.py": "checks the driver's sources, which are not unpacked",
+            "tests/test_codecs.py::TestCodecsLargeOIDs": _OWN_CLUSTER,
+            "tests/test_connect.py::TestGSSAuthentication": _OWN_CLUSTER,
+            "tests/test_connect.py::TestConnectionAttributes": _OWN_CLUSTER,
+            "tests/test_pool.py::TestPoolReconnectWithTargetSessionAttrs": _OWN_CLUSTER,
+            "tests/test_pool.py::TestHotStandby": _OWN_CLUSTER,
+        },
+    ),
+    Suite(
+        name="pg8000",
+        version="1.31.6",
+        driver="pg8000",
+        members=("test/", "README.md"),
+        tests="test",
+        needs=("pytest-mock", "pytest-benchmark", "pytz", "docutils"),
+        setup=("CREATE DATABASE pg8000_scram_sha_256", "CREATE EXTENSION hstore"),
+        databases=("pg8000_scram_sha_256",),
+        users={"boltzmann": "cha\uff6fs"},
+        excluded={
+            **{f"test/{api}/auth/test_gss.py": _SERVERS_DOOR for api in ("dbapi", "legacy", "native")},
+            "test/test_readme.py": "connects to a server on port 5432 with a password of its own",
+        },
+    ),
+    Suite(
+        name="psycopg2",
+        version="2.9.13",
+        driver="psycopg2-binary",
+        members=("tests/",),
+        tests="tests",
+        setup=("CREATE EXTENSION hstore", "CREATE DATABASE psycopg2_test TEMPLATE postgres"),
+        databases=("psycopg2_test",),
+        environment={
+            "PSYCOPG2_TESTDB": "psycopg2_test",
+            "PSYCOPG2_TESTDB_PASSWORD": f"'{PASSWORD}'",  # goes into a connection string as it is
+            "PSYCOPG2_TEST_REPL_DSN": "",  # means: the same server, and test replication
+        },
+    ),
+)
+"""psycopg 3's source distribution has no tests; psycopg2's has."""
+
+
+def main() -> int:
+    arguments = _arguments()
+    sections, unknown, trouble = [], 0, []
+    try:
+        for suite in SUITES:
+            if suite.name in arguments.suites:
+                found, pgnear_trouble, section = _compare(suite, arguments)
+                sections.append(section)
+                unknown += sum(one.reason is None for one in found)
+                trouble += pgnear_trouble
+    except SuiteFailed as error:
+        note(f"driver-suites: {error}")
+        return 2
+    text = "\n".join(_head(arguments) + sections)
+    print(text)
+    whole = set(arguments.suites) == {suite.name for suite in SUITES} and not arguments.select
+    if whole and not arguments.no_docs and not arguments.no_cache:
+        DOCS.mkdir(exist_ok=True)
+        (DOCS / "driver-suites.md").write_text(text, encoding="utf-8")
+    if unknown or trouble:
+        note(f"driver-suites: {unknown} unknown differences; pgnear: {'; '.join(trouble) or 'fine'}")
+    return 1 if unknown or trouble else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.suites.drivers", description=__doc__)
+    workplace.add_arguments(parser)
+    names = [suite.name for suite in SUITES]
+    parser.add_argument("suites", nargs="*", default=names, help=f"of {', '.join(names)} (default all)")
+    parser.add_argument("-k", dest="select", help="pytest's expression: only tests whose names match")
+    parser.add_argument("--test-seconds", type=float, default=60, help="a test that takes longer has failed")
+    parser.add_argument("--run-seconds", type=float, default=1500, help="a whole run that takes longer is ended")
+    return parser.parse_args()
+
+
+def _head(arguments: argparse.Namespace) -> list[str]:
+    return [
+        "# Drivers' own test suites through pgnear",
+        "",
+        "Written by `make driver-suites`: each suite runs on a fresh cluster directly and on another through pgnear in "
+        f"transaction mode, cache {'off' if arguments.no_cache else 'on'}, {arguments.pool_size} origin connections "
+        "per database.",
+        "",
+    ]
+
+
+def _compare(suite: Suite, arguments: argparse.Namespace) -> tuple[list[Difference], list[str], str]:
+    python, tree = _prepare(suite, arguments.work / "drivers")
+    direct, _, version = _run(rigs.DIRECT, suite, python, tree, arguments)
+    pooled, trouble, _ = _run(rigs.POOLED, suite, python, tree, arguments)
+    found = compare.differences(direct, pooled, compare.read_reasons(REASONS, suite.name))
+    for one in found:
+        if one.reason is None:
+            print(f"\n=== {suite.name} {one.test}: {one.direct.status} directly, {one.pooled.status} through pgnear")
+            print((one.pooled if one.pooled.status == FAILED else one.direct).detail)
+    lines = [f"## {suite.name} {suite.version}", "", f"- server: PostgreSQL {version}"]
+    lines += [f"- direct: {compare.counts(direct)}", f"- through pgnear: {compare.counts(pooled)}"]
+    lines += compare.failed_directly(direct)
+    lines += [f"- not run: `{test}`: {reason}" for test, reason in suite.excluded.items()]
+    lines += [f"- pgnear's own trouble: {one}" for one in trouble]
+    return found, trouble, "\n".join([*lines, "", compare.table(found)])
+
+
+def _prepare(suite: Suite, home: Path) -> tuple[Path, Path]:
+    """The interpreter that has the driver, and the directory with its tests; both made once."""
+    home.mkdir(parents=True, exist_ok=True)
+    tree, environment = home / f"{suite.name}-{suite.version}", home / f"venv-{suite.name}-{suite.version}"
+    python = environment / "bin/python"
+    ready, packages = environment / "ready", [f"{suite.driver}=={suite.version}", *_TOOLS, *suite.needs]
+    if not ready.exists() or ready.read_text().split() != packages:
+        note(f"installing {suite.driver} {suite.version}")
+        venv.create(environment, with_pip=True, clear=True)
+        pip = [python, "-m", "pip", "--quiet"]
+        workplace.run([*pip, "install", *packages], within=1200)
+        downloads = home / "downloads"
+        source = f"{suite.name}=={suite.version}"
+        workplace.run(
+            [*pip, "download", "--no-deps", "--no-binary", suite.name, "--dest", downloads, source], within=1200
+        )
+        _unpack(suite, downloads / f"{suite.name}-{suite.version}.tar.gz", tree)
+        ready.write_text("\n".join(packages))
+    return python, tree
+
+
+def _unpack(suite: Suite, archive: Path, tree: Path) -> None:
+    shutil.rmtree(tree, ignore_errors=True)
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            member.name = member.name.partition("/")[2]
+            if member.name.startswith(suite.members):
+                tar.extract(member, tree, filter="data")
+    if not (tree / suite.tests).is_dir():
+        raise SuiteFailed(f"{archive.name} has no tests")
+
+
+def _run(
+    name: str, suite: Suite, python: Path, tree: Path, arguments: argparse.Namespace
+) -> tuple[dict[str, Outcome], list[str], str]:
+    """The outcome of every test, pgnear's own trouble, and the server's version."""
+    installation = system_installation()
+    if installation is None:
+        raise SuiteFailed("the suites need a PostgreSQL of the system's packages: apt-get install postgresql")
+    note(f"running {suite.name}: {name}")
+    with workplace.scratch("pgnear-drivers-") as home:
+        shutil.copy(PLUGIN, home)
+        command = [
+            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", PLUGIN.stem, "--tb=short",
+            f"--timeout={arguments.test_seconds:g}", "--continue-on-collection-errors", suite.tests,
+            *(f"--deselect={test}" for test in suite.excluded),
+        ]  # fmt: skip
+        if "pytest-benchmark" in suite.needs:
+            command.append("--benchmark-disable")
+        if arguments.select:
+            command += ["-k", arguments.select]
+        with rigs.running(
+            name, installation, suite.databases, setup=suite.setup, users=suite.users, cache=not arguments.no_cache,
+            pool_size=arguments.pool_size,
+        ) as rig:  # fmt: skip
+            version = str(rig.server.execute("select current_setting('server_version')")[0][0])
+            outcomes = _pytest(command, tree, home, rig.environment("postgres") | suite.environment, arguments)
+        if arguments.keep is not None:
+            kept = arguments.keep / f"{suite.name}-{name}"
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir(parents=True)
+            for file in ("pytest.out", "outcomes"):
+                shutil.copy(home / file, kept)
+            (kept / "pgnear.log").write_text("\n".join(json.dumps(line) for line in rig.log))
+        failed = sum(outcome.status == FAILED for outcome in outcomes.values())
+        if not outcomes or (name == rigs.DIRECT and failed > len(outcomes) / 10):
+            last = (home / "pytest.out").read_text()[-2000:]
+            raise SuiteFailed(f"{suite.name} does not run here: {failed} of {len(outcomes)} tests fail: {last}")
+    return outcomes, rig.trouble, version
+
+
+def _pytest(
+    command: list[str], tree: Path, home: Path, environment: dict[str, str], arguments: argparse.Namespace
+) -> dict[str, Outcome]:
+    """Run it, again where a test hung so that not even its own time limit could end it."""
+    written = home / "outcomes"
+    environment |= {"HOME": str(home), "PYTHONPATH": str(home), "OUTCOMES": str(written)}
+    end = time.monotonic() + arguments.run_seconds
+    while time.monotonic() < end:
+        with open(home / "pytest.out", "ab") as output:
+            process = subprocess.Popen(
+                command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        if _ends(process, written, min(2 * arguments.test_seconds, end - time.monotonic())):
+            break
+        note("ended pytest: a test hangs")
+    return _outcomes(written)
+
+
+def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bool:
+    """Whether it ends by itself; it and its children are killed where it writes nothing for `silence` seconds."""
+    size, since = -1, time.monotonic()
+    while True:
+        try:
+            process.wait(1)
+            return True
+        except subprocess.TimeoutExpired:
+            now = written.stat().st_size if written.exists() else 0
+            if now != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > silence:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return False
+
+
+def _outcomes(written: Path) -> dict[str, Outcome]:
+    """The last word on each test; one that only began hung."""
+    outcomes: dict[str, Outcome] = {}
+    for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
+        test, status, detail = json.loads(line)
+        before = outcomes.get(test)
+        if status == "began":
+            outcomes[test] = Outcome(FAILED, "the test hung, or pytest died in it")
+        elif (
+            status == FAILED
+            and before is not None
+            and before.status == FAILED
+            and before.detail.startswith("the test hung")
+        ):
+            outcomes[test] = Outcome(FAILED, detail)
+        elif before is None or before.status != FAILED or before.detail.startswith("the test hung"):
+            outcomes[test] = Outcome(status, detail)
+    return outcomes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
