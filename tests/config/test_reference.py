@@ -81,7 +81,9 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
         (tmp_path / "server.crt").write_bytes(issued.certificate + (issued.key if name == "tls_cert_file" else b""))
         if name == "tls_key_file":
             switched.insert(0, 'tls_cert_file = "server.crt"')
-        if name == "databases.replica.pool_size":
+        if name == "users.reporting.pooling":
+            switched.insert(number, 'password = "x"')
+        if name in ("databases.replica.pool_size", "databases.replica.pooling"):
             switched.insert(number, 'origin = "postgresql://app:secret@localhost"')
         file = tmp_path / "pgnear.toml"
         file.write_text("\n".join(switched))

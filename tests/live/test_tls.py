@@ -396,9 +396,9 @@ def test_a_key_that_cannot_be_used_is_one_clear_line(
     for path, said, status in (
         (tmp_path / "missing", "cannot be read", 2),
         (_unreadable(tmp_path), "cannot be read", 2),
-        (anothers, "the key is another certificate's", 2),
-        (locked, "needs a key without a passphrase", 2),
-        (nonsense, "holds no private key", 2),
+        (anothers, "is not that of the certificate in", 2),
+        (locked, "is encrypted", 2),
+        (nonsense, "has no PEM block of a private key", 2),
     ):
         settings = {**certificate, "tls_key_file": str(path)}
         done = run("serve", "--origin", origin.url(), listen="127.0.0.1:0", **settings)
