@@ -118,7 +118,7 @@ def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bo
     A private connection would say "cached plan must not change result type" where the answer differs; here the
     statement would just be parsed anew, and a client that trusts the old description would misread the rows.
     """
-    if origin.units and not origin.units[-1].synced:
+    if origin.open_unit is not None:
         return False
     for operation in operations:
         prepared = session.statements.get(operation[4]) if operation[0] == _BIND and operation[4] else None
@@ -147,8 +147,8 @@ def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bo
 
 def _open_unit(session: Session, origin: Origin) -> Unit:
     """The unit this batch belongs to: the one that waits for its Sync, or a new one."""
-    if origin.units and not origin.units[-1].synced:
-        return origin.units[-1]
+    if origin.open_unit is not None:
+        return origin.open_unit
     unit = Unit(perf_counter(), session.service.stats.bypass_latency)
     unit.synced = False
     session.push(unit)

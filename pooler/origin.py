@@ -249,6 +249,8 @@ class Origin:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             session.deliver(data)
+        if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
+            session.release_hold()
         if not self.units and self.session is session:
             session.settled()
 
@@ -263,6 +265,11 @@ class Origin:
     def circumstances(self) -> object:
         """What decides whether a statement can be parsed: compared with `Session.circumstances`."""
         return self.pool, self.settings, self.pool.schema_epoch
+
+    @property
+    def open_unit(self) -> Unit | None:
+        """The unit that waits for its Sync, if there is one; it is the last."""
+        return self.units[-1] if self.units and not self.units[-1].synced else None
 
     @property
     def works_for_client(self) -> bool:

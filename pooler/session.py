@@ -48,6 +48,7 @@ _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
+FLUSH_FRAME = b"H\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
 PARTIAL_BATCH_BYTES = 262144
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
@@ -295,6 +296,12 @@ class Session:
 
     def _single(self, data: bytes, position: int, kind: int, frame_end: int) -> bool:
         """A message that is no part of an extended batch; False if it must wait."""
+        if kind in (QUERY, FUNCTION_CALL) and self.origin is not None and self.origin.open_unit is not None:
+            if self.origin.open_unit.failed:
+                return True  # the origin skips everything up to a Sync
+            if self.origin.open_unit.steps:
+                self._hold_for_answers(self.origin)
+                return False
         if kind == QUERY:
             return self._query(data, position, frame_end)
         if kind == TERMINATE:
@@ -306,7 +313,7 @@ class Session:
             if not self.link(position):
                 return False
             self.writes = True
-            self.push(Unit(perf_counter(), self.service.stats.bypass_latency, simple=True))
+            self._simple_unit(perf_counter())
             self._to_origin.append(data[position:frame_end])
         else:
             self._refuse(errors.protocol_violation(f"invalid frontend message type {kind}"))
@@ -317,6 +324,7 @@ class Session:
         service = self.service
         text = data[position + 5 : frame_end - 1]
         statement = service.classifier(text)
+        self.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
         started = perf_counter()
         capture = None
         if statement.deallocates is not None and self._deallocate(statement.deallocates):
@@ -336,9 +344,8 @@ class Session:
         if self.origin is None and not self.link(position):
             return False
         assert self.origin is not None
-        self.origin.unnamed = None  # a simple Query destroys the unnamed statement
-        unit = Unit(started, service.stats.bypass_latency, simple=True)
-        self.push(unit)
+        self.origin.unnamed = None
+        unit = self._simple_unit(started)
         if capture is not None:
             self.capture(unit, capture)
         self.mind(statement, unit)
@@ -347,6 +354,22 @@ class Session:
         else:
             self._to_origin.append(data if frame_end == len(data) and not position else data[position:frame_end])
         return True
+
+    def _simple_unit(self, started: float) -> Unit:
+        """The unit of a Query or FunctionCall: the one that waits for a Sync, which its ReadyForQuery ends, or a new one."""
+        assert self.origin is not None
+        unit = self.origin.open_unit
+        if unit is None:
+            unit = Unit(started, self.service.stats.bypass_latency, simple=True)
+            self.push(unit)
+        else:
+            unit.simple = unit.synced = True
+        return unit
+
+    def _hold_for_answers(self, origin: Origin) -> None:
+        """Whether what comes now is carried out or skipped depends on what is still under way: wait for that."""
+        self.hold()
+        self.send_later(FLUSH_FRAME)
 
     def _followed(self, unit: Unit, statement: Statement, text: bytes) -> bytes:
         """The Query frame of a text with effects on the session, whose completions `unit` follows.
@@ -444,7 +467,10 @@ class Session:
                 if prepared is not None and origin is not None:
                     origin.prepared.pop(prepared, None)
             else:
+                unnamed = self.statements.get(b"")  # it is no part of DEALLOCATE ALL
                 self.statements.clear()
+                if unnamed is not None:
+                    self.statements[b""] = unnamed
                 if origin is not None:
                     origin.prepared.clear()
 
@@ -567,6 +593,8 @@ class Session:
 
     def release_hold(self) -> None:
         """The origin has said what pgnear waited for."""
+        if not self.holding:
+            return
         self.holding = False
         self.service.reactor.call_soon(self._resume_walk)
 

@@ -143,8 +143,9 @@ class Rig:
         try:
             until(noticed, within=5.0)
         except AssertionError:
-            backends = self._admins[1].execute(
-                f"select pid, state, wait_event, query, backend_start {_BACKENDS}").fetchall()
+            backends = (
+                self._admins[1].execute(f"select pid, state, wait_event, query, backend_start {_BACKENDS}").fetchall()
+            )
             said = {key: (_connections(p), p.log_lines[-8:]) for key, p in self._pgnears.items()}
             raise RuntimeError(f"pgnear keeps connections that are dead: {begun} {backends} {said}") from None
 
