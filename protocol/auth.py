@@ -16,12 +16,16 @@ from typing import Any
 
 from cryptography import x509
 from scramp import ScramClient, ScramException, ScramMechanism
+from scramp.utils import saslprep
 
 from protocol.errors import auth_failed, channel_binding_downgraded, origin_unreachable, protocol_violation
 
 SCRAM = "SCRAM-SHA-256"
 SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
 AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
+LEAST_ITERATIONS, MOST_ITERATIONS = 4096, 10_000_000
+"""What scramp takes: RFC 7677's least, and what is no denial of service yet."""
+
 _BINDING = "tls-server-end-point"
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
@@ -31,6 +35,19 @@ def tls_server_end_point(certificate: bytes) -> bytes:
     algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
     name = algorithm.name if algorithm is not None else "sha256"
     return hashlib.new("sha256" if name in ("md5", "sha1") else name, certificate).digest()
+
+
+def prepared(password: str) -> bytes:
+    """What SCRAM computes with: the password after SASLprep, or as it is where SASLprep does not admit it.
+
+    The second is PostgreSQL's rule, on both sides; without it no password could have an emoji, which Unicode 3.2 does
+    not know, or an Arabic word with a digit behind it.
+    """
+    try:
+        text = saslprep(password)
+    except ScramException:
+        text = ""
+    return (text or password).encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +60,12 @@ class ScramVerifier:
     server_key: bytes = field(repr=False)
 
     @classmethod
-    def from_password(cls, password: str, iterations: int = 4096) -> ScramVerifier:
-        """Raises ValueError for a password that SASLprep does not admit."""
-        try:
-            salt, stored, server, count = ScramMechanism(SCRAM).make_auth_info(password, iteration_count=iterations)
-        except ScramException as error:
-            raise ValueError(str(error)) from None
-        return cls(count, salt, stored, server)
+    def from_password(cls, password: str, iterations: int = 4096, salt: bytes | None = None) -> ScramVerifier:
+        """The verifier that PostgreSQL would make; a new salt of 16 bytes unless one is given."""
+        salt = salt or secrets.token_bytes(16)
+        salted = hashlib.pbkdf2_hmac("sha256", prepared(password), salt, iterations)
+        stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+        return cls(iterations, salt, stored_key, hmac.digest(salted, b"Server Key", "sha256"))
 
     @classmethod
     def parse(cls, text: str) -> ScramVerifier:
@@ -65,8 +81,10 @@ class ScramVerifier:
             raw = [base64.b64decode(part, validate=True) for part in (salt, stored, server)]
         except ValueError:
             raise ValueError("not of the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>") from None
-        if mechanism != SCRAM or not count.isdigit() or len(raw[1]) != 32 or len(raw[2]) != 32:
+        if mechanism != SCRAM or not count.isdecimal() or len(raw[1]) != 32 or len(raw[2]) != 32:
             raise ValueError("not a SCRAM-SHA-256 verifier")
+        if not LEAST_ITERATIONS <= int(count) <= MOST_ITERATIONS:
+            raise ValueError(f"{count} iterations; {LEAST_ITERATIONS} to {MOST_ITERATIONS} are supported")
         return cls(int(count), *raw)
 
     @classmethod
@@ -182,7 +200,8 @@ class OriginAuthenticator:
 
     def __init__(self, user: str, password: str, *, channel_binding: bytes | None, cleartext_allowed: bool) -> None:
         self._user = user
-        self._password = password
+        self._password = password.encode("utf-8", "surrogateescape")
+        self._prepared = prepared(password)
         self._channel_binding = channel_binding
         self._cleartext_allowed = cleartext_allowed
         self._client: Any = None
@@ -202,7 +221,7 @@ class OriginAuthenticator:
         if code == _CLEARTEXT:
             if not self._cleartext_allowed:
                 raise origin_unreachable("it asks for a cleartext password on an unencrypted connection")
-            return self._response(self._password.encode() + b"\0")
+            return self._response(self._password + b"\0")
         if code == _MD5:
             return self._response(self._md5(data[:4]) + b"\0")
         try:
@@ -227,13 +246,14 @@ class OriginAuthenticator:
         name = SCRAM_PLUS if plus else SCRAM
         # Without -PLUS in the offer the client says "y": it could bind. libpq does the same.
         binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
-        self._client = ScramClient([name], self._user, self._password, channel_binding=binding)
+        self._client = ScramClient([name], self._user, "", channel_binding=binding)
+        self._client.password = self._prepared  # scramp's own preparation refuses what PostgreSQL takes
         self._verified = False
         first = self._client.get_client_first().encode()
         return self._response(name.encode() + b"\0" + len(first).to_bytes(4, "big") + first)
 
     def _md5(self, salt: bytes) -> bytes:
-        inner = hashlib.md5((self._password + self._user).encode(), usedforsecurity=False).hexdigest()
+        inner = hashlib.md5(self._password + self._user.encode(), usedforsecurity=False).hexdigest()
         return b"md5" + hashlib.md5(inner.encode() + salt, usedforsecurity=False).hexdigest().encode()
 
     @staticmethod
