@@ -186,6 +186,14 @@ def test_nobody_logs_in_as_an_unknown_user() -> None:
         assert caught.value.sqlstate == "28P01"
 
 
+def test_not_even_the_right_proof_logs_an_unknown_user_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mock verifier's keys are random; should they ever be guessed, there is still no such user."""
+    monkeypatch.setattr(ScramVerifier, "doomed", lambda user: PENCIL)
+    with pytest.raises(PgError) as caught:
+        exchange(ScramServer(None, "ghost", None), client())
+    assert caught.value.sqlstate == "28P01"
+
+
 def test_a_server_that_does_not_know_the_password_is_not_believed() -> None:
     other = client()
     one = server()
@@ -260,8 +268,8 @@ def test_the_binding_is_the_certificates_hash() -> None:
         b"",
         b"SCRAM-SHA-256",
         b"SCRAM-SHA-256\0",
-        b"SCRAM-SHA-256\0\0\0\0\x05n,,n",
-        b"SCRAM-SHA-256\0\0\0\0\x03n,,n",
+        b"SCRAM-SHA-256\0\0\0\0\x0dn,,n=,r=abcd",  # 12 bytes that say 13
+        b"SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abcd",
         b"SCRAM-SHA-256\0\xff\xff\xff\xff",  # no initial response: SCRAM needs one
         initial(b"\xff\xfe"),
         initial(""),
