@@ -23,11 +23,13 @@ from protocol.errors import auth_failed, channel_binding_downgraded, origin_unre
 SCRAM = "SCRAM-SHA-256"
 SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
 AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
-LEAST_ITERATIONS, MOST_ITERATIONS = 4096, 10_000_000
-"""What scramp takes: RFC 7677's least, and what is no denial of service yet."""
-
+SALT_BYTES = 16
+"""PostgreSQL's own; the salt shown for a user who does not exist must look like any other."""
 _BINDING = "tls-server-end-point"
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
+
+LEAST_ITERATIONS, MOST_ITERATIONS = 4096, 10_000_000
+"""What scramp takes: RFC 7677's least, and what is no denial of service yet."""
 
 
 def tls_server_end_point(certificate: bytes) -> bytes:
@@ -37,17 +39,17 @@ def tls_server_end_point(certificate: bytes) -> bytes:
     return hashlib.new("sha256" if name in ("md5", "sha1") else name, certificate).digest()
 
 
-def prepared(password: str) -> bytes:
-    """What SCRAM computes with: the password after SASLprep, or as it is where SASLprep does not admit it.
+class _Password:
+    """A password's bytes as PostgreSQL and libpq take them: by SASLprep, or as they are where that refuses them."""
 
-    The second is PostgreSQL's rule, on both sides; without it no password could have an emoji, which Unicode 3.2 does
-    not know, or an Arabic word with a digit behind it.
-    """
-    try:
-        text = saslprep(password)
-    except ScramException:
-        text = ""
-    return (text or password).encode("utf-8", "surrogateescape")
+    def __init__(self, password: str) -> None:
+        self._password = password
+
+    def __bytes__(self) -> bytes:
+        try:
+            return bytes(saslprep(self._password), "utf-8") or self._password.encode()
+        except ScramException:
+            return self._password.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,12 @@ class ScramVerifier:
     server_key: bytes = field(repr=False)
 
     @classmethod
-    def from_password(cls, password: str, iterations: int = 4096, salt: bytes | None = None) -> ScramVerifier:
-        """The verifier that PostgreSQL would make; a new salt of 16 bytes unless one is given."""
-        salt = salt or secrets.token_bytes(16)
-        salted = hashlib.pbkdf2_hmac("sha256", prepared(password), salt, iterations)
-        stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-        return cls(iterations, salt, stored_key, hmac.digest(salted, b"Server Key", "sha256"))
+    def from_password(cls, password: str, iterations: int = 4096) -> ScramVerifier:
+        """What PostgreSQL would store for `password`, with a fresh salt."""
+        salt = secrets.token_bytes(SALT_BYTES)
+        salted = hashlib.pbkdf2_hmac("sha256", bytes(_Password(password)), salt, iterations)
+        client_key = hmac.digest(salted, b"Client Key", "sha256")
+        return cls(iterations, salt, hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256"))
 
     @classmethod
     def parse(cls, text: str) -> ScramVerifier:
@@ -90,7 +92,7 @@ class ScramVerifier:
     @classmethod
     def doomed(cls, user: str) -> ScramVerifier:
         """For a user who does not exist: nothing matches it, and its salt is the same each time they ask."""
-        salt = hmac.digest(_MOCK_SECRET, user.encode(), "sha256")[:16]
+        salt = hmac.digest(_MOCK_SECRET, user.encode(), "sha256")[:SALT_BYTES]
         return cls(4096, salt, secrets.token_bytes(32), secrets.token_bytes(32))
 
 
@@ -200,8 +202,7 @@ class OriginAuthenticator:
 
     def __init__(self, user: str, password: str, *, channel_binding: bytes | None, cleartext_allowed: bool) -> None:
         self._user = user
-        self._password = password.encode("utf-8", "surrogateescape")
-        self._prepared = prepared(password)
+        self._password = password
         self._channel_binding = channel_binding
         self._cleartext_allowed = cleartext_allowed
         self._client: Any = None
@@ -221,7 +222,7 @@ class OriginAuthenticator:
         if code == _CLEARTEXT:
             if not self._cleartext_allowed:
                 raise origin_unreachable("it asks for a cleartext password on an unencrypted connection")
-            return self._response(self._password + b"\0")
+            return self._response(self._password.encode() + b"\0")
         if code == _MD5:
             return self._response(self._md5(data[:4]) + b"\0")
         try:
@@ -246,14 +247,15 @@ class OriginAuthenticator:
         name = SCRAM_PLUS if plus else SCRAM
         # Without -PLUS in the offer the client says "y": it could bind. libpq does the same.
         binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
-        self._client = ScramClient([name], self._user, "", channel_binding=binding)
-        self._client.password = self._prepared  # scramp's own preparation refuses what PostgreSQL takes
+        # The user is the startup packet's, so the name given here means nothing; and scramp refuses some passwords.
+        self._client = ScramClient([name], "*", "", channel_binding=binding)
+        self._client.password = _Password(self._password)
         self._verified = False
         first = self._client.get_client_first().encode()
         return self._response(name.encode() + b"\0" + len(first).to_bytes(4, "big") + first)
 
     def _md5(self, salt: bytes) -> bytes:
-        inner = hashlib.md5(self._password + self._user.encode(), usedforsecurity=False).hexdigest()
+        inner = hashlib.md5((self._password + self._user).encode(), usedforsecurity=False).hexdigest()
         return b"md5" + hashlib.md5(inner.encode() + salt, usedforsecurity=False).hexdigest().encode()
 
     @staticmethod

@@ -217,6 +217,7 @@ def origin_lost(reason: str) -> PgError:
     "it does not speak PostgreSQL's protocol",
     "the connection broke during login: the peer closed the connection",
     "unexpected message of type 'D' during login",
+    'it refuses pgnear\'s login: password authentication failed for user "pooler"',
     "it asks for a cleartext password on an unencrypted connection",
     "it asks for authentication method 7, which pgnear does not know",
     "it offers only SCRAM-SHA-512 authentication",
