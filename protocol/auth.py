@@ -28,6 +28,9 @@ SALT_BYTES = 16
 _BINDING = "tls-server-end-point"
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
+LEAST_ITERATIONS, MOST_ITERATIONS = 4096, 10_000_000
+"""What scramp takes: RFC 7677's least, and what is no denial of service yet."""
+
 
 def tls_server_end_point(certificate: bytes) -> bytes:
     """The channel binding data of a certificate in DER: its hash, SHA-256 where its own is MD5 or SHA-1 (RFC 5929)."""
@@ -80,8 +83,10 @@ class ScramVerifier:
             raw = [base64.b64decode(part, validate=True) for part in (salt, stored, server)]
         except ValueError:
             raise ValueError("not of the form SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>") from None
-        if mechanism != SCRAM or not count.isdigit() or len(raw[1]) != 32 or len(raw[2]) != 32:
+        if mechanism != SCRAM or not count.isdecimal() or len(raw[1]) != 32 or len(raw[2]) != 32:
             raise ValueError("not a SCRAM-SHA-256 verifier")
+        if not LEAST_ITERATIONS <= int(count) <= MOST_ITERATIONS:
+            raise ValueError(f"{count} iterations; {LEAST_ITERATIONS} to {MOST_ITERATIONS} are supported")
         return cls(int(count), *raw)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 An error of pgnear's reads like one of PostgreSQL's: severity, SQLSTATE, message, and where they help a detail and a
 hint that names the setting. The functions at the end are the whole list; nothing else in pgnear makes up a SQLSTATE.
-Each says when it is raised and has an example: `docs/errors.md` is made from them (`python -m protocol.reference`).
+Each says when it is raised and has examples: `docs/errors.md` is made from them (`python -m protocol.reference`).
 Source: PostgreSQL documentation, "Error and Notice Message Fields" and "PostgreSQL Error Codes".
 """
 
@@ -42,8 +42,9 @@ class PgError(Exception):
     def from_payload(cls, payload: bytes) -> PgError:
         """The error that an ErrorResponse's body tells of."""
         fields = parse_fields(payload)
+        sqlstate = fields.get("C", "")
         return cls(
-            fields.get("C", "XX000"),
+            sqlstate if len(sqlstate) == 5 else "XX000",
             fields.get("M", "no message"),
             severity=fields.get("V", fields.get("S", "ERROR")),
             detail=fields.get("D"),
@@ -131,6 +132,16 @@ def _example(**arguments: object) -> Callable[[Raises], Raises]:
     return enter
 
 
+def _examples(name: str, *values: object) -> Callable[[Raises], Raises]:
+    """Enter the function with each of `values` for its one argument."""
+
+    def enter(function: Raises) -> Raises:
+        EXAMPLES.setdefault(function, []).extend({name: value} for value in values)
+        return function
+
+    return enter
+
+
 @_example(pool="shop", waited_seconds=5.0, size=20)
 def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
     """A client waited `pool_wait_timeout` for a free origin connection."""
@@ -195,9 +206,24 @@ def origin_lost(reason: str) -> PgError:
     )
 
 
-@_example(reason="connection refused")
-@_example(reason="it asks for a cleartext password on an unencrypted connection")
-@_example(reason="SCRAM failed: the server signature doesn't match")
+@_examples(
+    "reason",
+    "Connection refused",
+    "no answer within 10 s (origin_connect_timeout)",
+    "no answer within 10 s",
+    "it does not offer TLS, and sslmode is verify-full",
+    "sslrootcert cannot be used: [Errno 2] No such file or directory",
+    "it sent plaintext behind its answer to SSLRequest",
+    "it does not speak PostgreSQL's protocol",
+    "the connection broke during login: the peer closed the connection",
+    "unexpected message of type 'D' during login",
+    'it refuses pgnear\'s login: password authentication failed for user "pooler"',
+    "it asks for a cleartext password on an unencrypted connection",
+    "it asks for authentication method 7, which pgnear does not know",
+    "it offers only SCRAM-SHA-512 authentication",
+    "SCRAM failed: The server signature doesn't match.",
+    "it said AuthenticationOk without finishing SCRAM",
+)
 def origin_unreachable(reason: str) -> PgError:
     """A new origin connection could not be opened, encrypted or logged in."""
     return PgError("08001", f"the origin database cannot be reached: {reason}")
@@ -253,11 +279,28 @@ def tls_required() -> PgError:
     )
 
 
-@_example(message="invalid startup packet layout: expected terminator as last byte")
-@_example(message="client selected an invalid SASL authentication mechanism")
-@_example(message="messages were sent behind an unfinished COPY")
+@_examples(
+    "message",
+    "invalid length of startup packet",
+    "invalid length of startup packet: 20000",
+    "invalid startup packet layout: expected terminator as last byte",
+    "invalid length of query cancel packet",
+    "received direct SSL connection request without ALPN protocol negotiation extension",
+    "SSLRequest on a connection that is encrypted already",
+    "too many encryption requests",
+    "not a startup packet; TLS cannot be traced: use sslmode=disable",
+    "expected a SASL response, got message type 'Q'",
+    "malformed SASLInitialResponse",
+    "malformed SCRAM message: not UTF-8",
+    "client selected an invalid SASL authentication mechanism",
+    "SCRAM-SHA-256-PLUS was selected without channel binding",
+    "SCRAM-SHA-256 was selected with channel binding",
+    "invalid frontend message type 33",
+    "a message ended before its last field",
+    "messages were sent behind an unfinished COPY",
+)
 def protocol_violation(message: str) -> PgError:
-    """A client broke the protocol; the message says how."""
+    """A client broke the protocol; the message says how. Its connection ends."""
     return PgError("08P01", message)
 
 

@@ -1,8 +1,8 @@
 """What `protocol.messages` declares with: the specification's data types as constructs, and `Message` itself.
 
 Types are called what the specification calls them (Int16, String, Byte1, ByteN), with three additions for what it says
-in prose: `UInt32` for object and process ids, `Value` for "a length, -1 for NULL, then so many bytes", and `counted`
-for "a number, then so many of the following". Which messages exist is not said here.
+in prose: `UInt16` to `UInt64` for ids and versions, `Value` for "a length, -1 for NULL, then so many bytes", and
+`counted` for "a number, then so many of the following". Which messages exist is not said here.
 
 Source: PostgreSQL documentation, "Message Data Types".
 """
@@ -42,7 +42,7 @@ from construct import (
 from protocol.errors import malformed_message
 
 Int8, Int16, Int32, Int64 = Int8sb, Int16sb, Int32sb, Int64sb
-UInt32, UInt64 = Int32ub, Int64ub
+UInt16, UInt32, UInt64 = Int16ub, Int32ub, Int64ub
 ByteN = GreedyBytes
 """Everything up to the message's end."""
 

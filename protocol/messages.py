@@ -28,6 +28,7 @@ from protocol.fields import (
     Int64,
     Message,
     String,
+    UInt16,
     UInt32,
     UInt64,
     Value,
@@ -230,7 +231,7 @@ SASLResponse = message("SASLResponse", "F", b"p", "data" / ByteN, secrets=("data
 SSLRequest = message("SSLRequest", "F", b"", code=SSL_REQUEST_CODE)
 
 StartupMessage = message(
-    "StartupMessage", "F", b"", "major_version" / Int16, "minor_version" / Int16, "parameters" / _PARAMETERS
+    "StartupMessage", "F", b"", "major_version" / UInt16, "minor_version" / UInt16, "parameters" / _PARAMETERS
 )
 
 Sync = message("Sync", "F", b"S")
