@@ -42,6 +42,7 @@ driver-suites: $(BIN)/.installed ## asyncpg's, pg8000's and psycopg2's own tests
 
 reference: $(BIN)/.installed ## Regenerate the configuration table, the example file and the JSON schema
 	$(BIN)/python -m config.reference
+	$(BIN)/python -m protocol.reference
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

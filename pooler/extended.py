@@ -24,6 +24,7 @@ from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
 from pooler.cache.store import Entry, Store
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
+from pooler.sql.names import renamed
 from pooler.sql.statement import Part, PinKind
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Capture, Step, Unit
@@ -357,13 +358,7 @@ class _Translation:
         if not name:
             undo = self._remember(name, prepared)
             before, origin.unnamed = origin.unnamed, prepared
-            victim = session.statements.get(prepared.statement.deallocates or b"")
-            if prepared.statement.deallocates and victim is not None:
-                self._have(prepared.statement.deallocates)
-                self.messages.append(framing.frame(b"P", b"\0DEALLOCATE " + victim.name + b"\0" + prepared.types))
-                self.changed = True
-            else:
-                self.messages.append(self.data[operation[1] : operation[2]])
+            self.messages.append(self._unnamed_parse(operation, prepared))
 
             def undo_unnamed() -> None:
                 origin.unnamed = None if origin.unnamed is prepared else before
@@ -373,7 +368,7 @@ class _Translation:
             # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
             return
         self.scripted = self.changed = True
-        if name in session.statements:
+        if name in session.statements or name in session.state.sql_statements:
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
@@ -390,6 +385,18 @@ class _Translation:
         origin.prepared[prepared] = None
         self.messages.append(prepared.parse_frame(prepared.name))
         self.steps.append((PARSE, True, prepared, undo_named))
+
+    def _unnamed_parse(self, operation: Operation, prepared: Prepared) -> bytes:
+        """The Parse of an unnamed statement; SQL that names a statement made by Parse gets pgnear's name for it."""
+        statement = prepared.statement
+        named = statement.parts[0].named if statement.parts else None
+        target = self.session.statements.get(named) if named else None
+        if named is None or target is None:
+            return self.data[operation[1] : operation[2]]
+        self._have(named)
+        self.changed = True
+        text = prepared.text
+        return framing.frame(b"P", b"\0" + renamed(text, 0, len(text), {named: target.name}) + b"\0" + prepared.types)
 
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, DATA_ROW, ERROR, PARAMETER_STATUS, READY, Unit
+from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
+from protocol import errors
 from protocol.errors import PgError
 from protocol.framing import length_at
 
@@ -43,6 +44,7 @@ class Origin:
       outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
       status: the last ReadyForQuery's status byte.
+      client_pid: the process id that its session was given, or the last one that it had.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -52,6 +54,7 @@ class Origin:
         "_partial",
         "_stream",
         "cancels",
+        "client_pid",
         "closed",
         "created",
         "draining",
@@ -88,6 +91,7 @@ class Origin:
         self.status = IDLE
         self.created = self.idle_since = monotonic()
         self.cancels = 0
+        self.client_pid = 0
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
@@ -182,6 +186,9 @@ class Origin:
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
+        if kind == NOTIFICATION and session is not None:
+            self._out.append(session.notified(frame))
+            return False
         if kind == ERROR and (b"\0VFATAL\0" in frame[5:80] or b"\0VPANIC\0" in frame[5:80]):
             self.fatal = PgError.from_payload(frame[5:])
             return False
@@ -228,14 +235,7 @@ class Origin:
         session = self.session
         self.close()
         if session is not None:
-            session.origin_lost(
-                PgError(
-                    error.sqlstate,
-                    f"pgnear could not restore this session's settings: {error.message}",
-                    detail=error.detail,
-                    hint="Reconnect; the setting or role may no longer exist.",
-                )
-            )
+            session.origin_lost(errors.settings_not_restored(error))
 
     def _deliver(self) -> None:
         out = self._out
@@ -249,6 +249,9 @@ class Origin:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             session.deliver(data)
+        if session.leaving and not self.owes_answers:
+            session.settled()
+            return
         if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
             session.release_hold()
         if not self.units and self.session is session:
@@ -270,6 +273,21 @@ class Origin:
     def open_unit(self) -> Unit | None:
         """The unit that waits for its Sync, if there is one; it is the last."""
         return self.units[-1] if self.units and not self.units[-1].synced else None
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether an answer is still to come. A batch without its Sync owes none once each of its messages has one."""
+        if len(self.units) != 1:
+            return bool(self.units)
+        unit = self.units[0]
+        return unit.synced or (bool(unit.steps) and not unit.failed)
+
+    def make_room(self) -> list[Prepared]:
+        """Forget statements until there is room for one more, and say which: they must be closed on the connection."""
+        closed = []
+        while len(self.prepared) >= self.pool.max_prepared:
+            closed.append(self.prepared.popitem(last=False)[0])
+        return closed
 
     @property
     def works_for_client(self) -> bool:

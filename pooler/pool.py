@@ -29,6 +29,9 @@ log = get_logger(__name__)
 PEEK_AFTER_SECONDS = 0.02
 """A connection that was idle for longer is looked at before it is trusted with a query."""
 
+ASIDE_SECONDS = 10.0
+"""How long a database that is being dropped is left alone; PostgreSQL itself waits 5 s for others to leave."""
+
 MATCH_DEPTH = 8
 """How many idle connections are compared with the session's settings before the latest one is taken."""
 
@@ -76,6 +79,7 @@ class Pool:
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
         self.schema_epoch = 0  # how often DDL was seen
+        self._aside_until = 0.0
         self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
@@ -261,6 +265,7 @@ class Pool:
 
     def defaults_changed(self) -> None:
         """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
+        self._aside_until = 0.0
         self._defaults_since = monotonic()
         self.greetings.clear()
         for origin in list(self.idle):
@@ -282,9 +287,17 @@ class Pool:
             if aged or (surplus and 0 < idle_limit < now - origin.idle_since):
                 origin.close()
 
+    def step_aside(self) -> None:
+        """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""
+        self._aside_until = monotonic() + ASIDE_SECONDS
+        for origin in list(self.idle):
+            origin.close()
+
     @property
     def missing(self) -> int:
         """How many connections are lacking to `min_pool_size`."""
+        if monotonic() < self._aside_until:
+            return 0
         wanted = min(self.config.min_pool_size, self.size)
         return max(0, wanted - len(self.origins) - self.connecting_count)
 

@@ -19,9 +19,9 @@ from config import Config, User
 from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.store import Store
-from pooler.ceremony.borrow import borrowed
+from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import end_abandoned
-from pooler.ceremony.connect import ask, connect
+from pooler.ceremony.connect import connect
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.reset import reset
 from pooler.ceremony.tls import server_tls
@@ -84,6 +84,19 @@ class Service:
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
         session = self._by_pid.get(pid)
         return session if session is not None and session.has_key(secret) else None
+
+    def client_pid(self, session: Session, origin_pid: int) -> int:
+        """The process id that clients know the backend `origin_pid` of the session's database by: its last client's."""
+        for origin in session.pool.origins:
+            if origin.pid == origin_pid:
+                return origin.client_pid or origin_pid
+        return origin_pid
+
+    def leave_databases(self, names: frozenset[str]) -> None:
+        """One of these databases is about to be dropped, renamed or copied: idle connections must not be in the way."""
+        for pool in self.pools.values():
+            if pool.target.dbname in names:
+                pool.step_aside()
 
     def leave_later(self, session: Session) -> None:
         """`session` said Terminate while answers are owed; it is cut off if they take too long."""
@@ -171,7 +184,7 @@ class Service:
             try:
                 async with borrowed(pool) as origin:
                     with trio.fail_after(self.config.origin_connect_timeout):
-                        frames = await ask(origin.transport, CATALOG_QUERY)
+                        frames = await ask_origin(origin, CATALOG_QUERY)
                 pool.catalog = Catalog.from_frames(frames)
                 wait = CATALOG_SECONDS
             except (PgError, trio.TooSlowError) as error:

@@ -25,6 +25,7 @@ from pooler.logs import get_logger
 from pooler.origin import IDLE, IN_TRANSACTION, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.sql.names import renamed
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
@@ -48,6 +49,7 @@ _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
+SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
 PARTIAL_BATCH_BYTES = 262144
@@ -305,6 +307,8 @@ class Session:
         if kind == QUERY:
             return self._query(data, position, frame_end)
         if kind == TERMINATE:
+            if self.origin is not None and self.origin.open_unit is not None:
+                self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
             self._flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
@@ -356,7 +360,7 @@ class Session:
         return True
 
     def _simple_unit(self, started: float) -> Unit:
-        """The unit of a Query or FunctionCall: the one that waits for a Sync, which its ReadyForQuery ends, or a new one."""
+        """The unit of a Query or FunctionCall: a new one, or the one that waits for a Sync; either ends it."""
         assert self.origin is not None
         unit = self.origin.open_unit
         if unit is None:
@@ -384,8 +388,8 @@ class Session:
         position = 0
         for part in statement.parts:
             followed.append(part)
-            if part.deallocates and part.deallocates in self.statements:
-                pieces += [text[position : part.start], self._deallocation(self.statements[part.deallocates], followed)]
+            if part.named in self.statements:
+                pieces += [text[position : part.start], self._renamed(part, text)]
                 position = part.end
             elif part.resets and state.startup is not DEFAULTS:
                 again = state.startup.restore([change.name for change in part.changes if change.apply_sql is None])
@@ -399,13 +403,28 @@ class Session:
             frame += self.restore_startup(unit)
         return frame
 
-    def _deallocation(self, prepared: Prepared, followed: list[Part]) -> bytes:
-        """The text that deallocates a client's statement on the linked connection, which may lack it."""
-        assert self.origin is not None
-        if prepared in self.origin.prepared:
-            return b"DEALLOCATE " + prepared.name
-        followed.insert(-1, HIDDEN)
-        return b"PREPARE " + prepared.name + b" AS SELECT;DEALLOCATE " + prepared.name
+    def _renamed(self, part: Part, text: bytes) -> bytes:
+        """A statement that names one made by Parse, with pgnear's name for it; the linked connection has that then."""
+        assert part.named is not None
+        prepared = self.statements[part.named]
+        self._have(prepared)
+        return renamed(text, part.start, part.end, {part.named: prepared.name})
+
+    def _have(self, prepared: Prepared) -> None:
+        """Have `prepared` on the linked connection, in a unit of pgnear's own."""
+        origin = self.origin
+        assert origin is not None
+        if prepared in origin.prepared:
+            return
+
+        def done(own: Unit) -> None:
+            if own.error is not None:
+                origin.prepared.pop(prepared, None)
+
+        frames = b"".join(victim.close_frame() for victim in origin.make_room())
+        origin.prepared[prepared] = None
+        self._to_origin.append(frames + prepared.parse_frame(prepared.name) + SYNC_FRAME)
+        origin.units.insert(len(origin.units) - 1, Unit.own(done))  # before the unit of the message at hand
 
     def restore_startup(self, unit: Unit) -> bytes:
         """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
@@ -453,6 +472,8 @@ class Session:
             self.schema_changes = True
         if statement.changes_defaults:
             self.defaults_change = True
+        if statement.databases:
+            self.service.leave_databases(statement.databases)
         if (self.writes or self.schema_changes) and unit.capture is None:
             unit.notable |= WATCHFUL
 
@@ -547,6 +568,7 @@ class Session:
     def _attach(self, origin: Origin) -> None:
         self.origin = origin
         origin.session = self
+        origin.client_pid = self.key[0]
         if origin.settings is not self.settings:
             self._to_origin.append(origin.settings.difference_to(self.settings))
             origin.units.append(Unit.own())
@@ -645,6 +667,11 @@ class Session:
             self.transport.resume()
 
     # ---- from the origin ---------------------------------------------------------------------------------------------
+
+    def notified(self, frame: bytes) -> bytes:
+        """A NotificationResponse of the origin's with the sender's process id as clients know it."""
+        pid = self.service.client_pid(self, int.from_bytes(frame[5:9], "big"))
+        return frame[:5] + pid.to_bytes(4, "big") + frame[9:]
 
     def notice(self, unit: Unit, kind: int, frame: bytes) -> None:
         """A notable frame of `unit` passed."""
@@ -858,7 +885,7 @@ class Session:
         if self.closed:
             return
         origin = self.origin
-        if not abrupt and origin is not None and origin.units:
+        if not abrupt and origin is not None and origin.owes_answers:
             # What it sent before Terminate is carried out, as on a private connection.
             self.leaving = True
             self.transport.pause()
@@ -879,7 +906,9 @@ class Session:
             self.origin = None
             if self.writes:
                 self._invalidate()
-            if origin.units and not origin.closed:
+            if origin.units and not origin.owes_answers:
+                origin.close()  # a batch without its Sync: closing undoes it
+            elif origin.units and not origin.closed:
                 self.service.cancel_abandoned(origin)
             elif not origin.closed:
                 if self.state.tainted:

@@ -92,16 +92,26 @@ def give_back(pool: Pool, origin: Origin) -> None:
 
 
 async def apply(origin: Origin, settings: Settings) -> None:
-    """Make `origin` have `settings`, and note what it reports.
+    """Make `origin` have `settings`.
 
     Raises:
       PgError: the origin refuses one of them; none of them is made then.
       TransportClosed: the connection broke.
     """
-    text = origin.settings.difference_to(settings)[5:-1].decode()
-    for kind, body in await ask(origin.transport, text):
+    await ask_origin(origin, origin.settings.difference_to(settings)[5:-1].decode())
+    origin.settings = settings
+
+
+async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:
+    """`ask` on a borrowed connection, noting what it reports of itself.
+
+    Raises:
+      PgError, TransportClosed: as `ask` does.
+    """
+    origin.unnamed = None
+    frames = await ask(origin.transport, text)
+    for kind, body in frames:
         if kind == ord("S"):
             name, value = body[:-1].split(b"\0")[:2]
             origin.reports = origin.reports.with_value(name.decode(), value.decode(errors="replace"))
-    origin.unnamed = None
-    origin.settings = settings
+    return frames

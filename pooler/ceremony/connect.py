@@ -80,8 +80,9 @@ def _detach(trio_socket: trio.socket.SocketType) -> socket.socket:
 
 
 def _reason(error: OSError) -> str:
-    causes = getattr(error.__cause__, "exceptions", ())
-    inner = causes[0] if causes else error
+    inner: BaseException = error.__cause__ or error
+    while isinstance(inner, BaseExceptionGroup):  # trio wraps one failure for each address
+        inner = inner.exceptions[0]
     if isinstance(inner, OSError) and (inner.errno or 0) > 0:  # trio's own words repeat the address
         return os.strerror(inner.errno or 0)
     return getattr(inner, "strerror", None) or str(inner)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from pooler.ceremony.borrow import give_back
-from pooler.ceremony.connect import ask
+from pooler.ceremony.borrow import ask_origin, give_back
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
@@ -26,9 +25,9 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
     try:
         with trio.fail_after(deadline_seconds):
             if origin.status != IDLE:
-                await ask(origin.transport, "ROLLBACK")
+                await ask_origin(origin, "ROLLBACK")
                 origin.status = IDLE
-            await ask(origin.transport, "DISCARD ALL")
+            await ask_origin(origin, "DISCARD ALL")
             origin.settings = DEFAULTS
             origin.prepared.clear()
             origin.unnamed = None

@@ -112,6 +112,7 @@ def part_of(
         discards=discards,
         deallocates=deallocates,
         prepares=prepares,
+        executes=facts.executes.encode() or None,
     )
 
 

@@ -42,6 +42,7 @@ class Facts:
     Attributes:
       node: the statement's own node, `name` its type.
       calls: every function call, as its node. temporary: it names a temporary relation.
+      executes: the prepared statement that it executes. databases: see `Statement`.
     """
 
     def __init__(self, node: Any) -> None:
@@ -54,6 +55,8 @@ class Facts:
         self.writes = False
         self.sequences = False
         self.temporary = False
+        self.executes = ""
+        self.databases: set[str] = set()
         self.why_not = ""
         self.calls: list[Any] = []
         self.relations: set[Name] = set()
@@ -96,6 +99,14 @@ def _examine_command(statement: Any, name: str, facts: Facts) -> None:
         facts.reads_only = not (facts.writes and analyzes)
     elif name == "DeclareCursorStmt":
         facts.reads_only = not facts.writes
+    elif name == "DropdbStmt":
+        facts.databases.add(statement.dbname)
+    elif name == "RenameStmt" and enum_name(statement, "rename_type") == "OBJECT_DATABASE":
+        facts.databases.add(statement.subname)
+    elif name == "CreatedbStmt":
+        facts.databases |= {
+            option.def_elem.arg.string.sval for option in statement.options if option.def_elem.defname == "template"
+        }
     elif name == "CopyStmt":
         facts.reads_only = not (statement.is_from or facts.writes or statement.is_program)
 
@@ -193,7 +204,12 @@ def _visit_string(string: Any, facts: Facts) -> None:
         facts.refuse("a literal names the current time")
 
 
+def _visit_execute(statement: Any, facts: Facts) -> None:
+    facts.executes = statement.name
+
+
 _VISITORS = {
+    "ExecuteStmt": _visit_execute,
     "FuncCall": _visit_function,
     "RangeVar": _visit_relation,
     "CommonTableExpr": _visit_cte,

@@ -82,7 +82,7 @@ class Part:
       changes: settings that it sets or resets. configs: calls of set_config that wait for their parameters.
       pins: state that it may leave on the connection. releases: state that it may have ended.
       transact, savepoint: transaction control. discards: of DISCARD, "all", "plans", "temp" or "sequences".
-      deallocates, prepares: names of prepared statements, as SQL has them; b"" deallocates all of them.
+      deallocates, prepares, executes: names of prepared statements, as SQL has them; b"" deallocates all of them.
     """
 
     start: int = 0
@@ -96,13 +96,19 @@ class Part:
     discards: str = ""
     deallocates: bytes | None = None
     prepares: bytes | None = None
+    executes: bytes | None = None
+
+    @property
+    def named(self) -> bytes | None:
+        """The prepared statement that it names, which may be one that Parse has made."""
+        return self.deallocates or self.prepares or self.executes
 
     @property
     def has_effects(self) -> bool:
         """Whether its completion must be noticed, whatever the session has done before."""
         return bool(
             self.changes or self.configs or self.pins or self.releases or self.discards
-            or self.deallocates is not None or self.prepares is not None
+            or self.deallocates is not None or self.named is not None
         )  # fmt: skip
 
     @property
@@ -122,6 +128,7 @@ class Statement:
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
+      databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on.
       cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
         `operators`.
@@ -134,6 +141,7 @@ class Statement:
     changes_schema: bool = False
     changes_defaults: bool = False
     sequences: bool = False
+    databases: frozenset[str] = frozenset()
     reads_only: bool = False
     cacheable: bool = False
     why_not: str = ""
@@ -187,6 +195,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         changes_schema=any(fact.changes_schema for fact in facts),
         changes_defaults=any(fact.changes_defaults for fact in facts),
         sequences=any(fact.sequences for fact in facts),
+        databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,
         why_not=why_not,

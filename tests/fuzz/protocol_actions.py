@@ -187,7 +187,7 @@ def copy(draw: Draw, client: int) -> Action:
     if use == "fail":
         return use, [("CopyFail", "gave up"), ("Sync",)]
     extended = pick(draw, [False, True])
-    begin: list[Message] = executed(into) + [("Sync",)] if extended else [("Query", into)]
+    begin: list[Message] = [*executed(into), ("Sync",)] if extended else [("Query", into)]
     if use == "start":
         return use, begin
     data = {"in": "8\teight\n", "in fails": "8\teight\n", "in bad row": "x\ty\n", "in duplicate": "1\tone\n"}[use]

@@ -140,9 +140,8 @@ class Referee:
             return all(message[0] in _WHILE_COPYING for message in step.messages)
         size = self._script.pool_size
         others = self._holders() - {client}
-        if step.act == "connect" or client not in self._holders():
-            if len(others) >= size:
-                return False
+        if (step.act == "connect" or client not in self._holders()) and len(others) >= size:
+            return False
         return step.group in PLAIN or client in self._pinned or len(self._pinned) < max(1, size - 1)
 
     def _holders(self) -> set[int]:

@@ -1,0 +1,28 @@
+"""Renaming a prepared statement in SQL text: EXECUTE, PREPARE and DEALLOCATE of what a client knows by another name.
+
+A statement made by Parse has a name of pgnear's on the origin; SQL that speaks of it must do so by that name.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAMED = re.compile(
+    rb"""\b(execute | prepare | deallocate (?:\s+prepare\b)? ) \s+ ( "(?:[^"]|"")*" | [^\s(;"]+ )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def renamed(text: bytes, start: int, end: int, names: dict[bytes, bytes]) -> bytes:
+    """The statement from `start` to `end` in `text` with the first prepared statement that it names renamed."""
+    statement = text[start:end]
+    for found in _NAMED.finditer(statement):
+        new = names.get(_folded(found[2]))
+        if new is not None:
+            return statement[: found.start(2)] + new + statement[found.end(2) :]
+    return statement
+
+
+def _folded(name: bytes) -> bytes:
+    """A name as PostgreSQL folds it: quoted as it is, otherwise in lower case."""
+    return name[1:-1].replace(b'""', b'"') if name.startswith(b'"') else name.lower()
