@@ -465,16 +465,17 @@ class _Translation:
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
         session, origin = self.session, self.origin
+        known = session.statements.get(name)
+        if origin.verified and known is not None and origin.verified.get(known) is False:
+            del origin.verified[known]
+            self._fail(errors.outdated_plan().response())
+            return
         prepared = self._have(name)
         if prepared is None:
             if name in session.state.sql_statements:
                 self._pass(operation, BIND)
             else:
                 self._missing(name)
-            return
-        if origin.verified and origin.verified.get(prepared) is False:
-            del origin.verified[prepared]
-            self._fail(errors.outdated_plan().response())
             return
         if name:
             body = portal + b"\0" + prepared.name + b"\0" + self.data[rest:end]
