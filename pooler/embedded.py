@@ -137,13 +137,28 @@ class EmbeddedPostgres:
         self.data.mkdir(parents=True, exist_ok=True)
         os.chown(self.data, owner.pw_uid, owner.pw_gid)
         self.data.chmod(0o700)
+        if subprocess.run(
+            ["/bin/sh", "-c", 'cd "$1"', "sh", str(self.data)], user=self._user, stderr=subprocess.DEVNULL
+        ).returncode:
+            raise PostgresFailed(
+                f"the user {self._user}, as whom PostgreSQL runs when root starts it, cannot reach {self.data}; "
+                "choose a directory below one that others may enter, /var/tmp or /srv"
+            )
         check = [str(self.bin / "postgres"), "--version"]
         try:
             subprocess.run(check, user=self._user, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
-            copy = self._scratch / "postgresql"
-            shutil.copytree(self._installation, copy, symlinks=True)
-            self._installation = copy
+            self._installation = self._copy_installation()
+
+    def _copy_installation(self) -> Path:
+        """The wheel's package and, beside it as its programs expect them, the shared libraries."""
+        package = self._installation.parent
+        copy = self._scratch / "postgresql" / package.name / self._installation.name
+        shutil.copytree(self._installation, copy, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, copy.parent.with_name(libraries.name))
+        return copy
 
     def _initdb(self) -> None:
         password_file = self._scratch / "password"

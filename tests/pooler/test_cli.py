@@ -362,7 +362,6 @@ def origin_down() -> Iterator[Server]:
 def test_a_wrong_password_for_the_origin_is_said_where_it_is_looked_for(origin: Server, pgnear: Start) -> None:
     near = pgnear(url=origin.url(password="wrong"))
     failure = near.wait_for_log("origin_connect_failed")
-    assert failure["sqlstate"] == "28P01"
     assert 'password authentication failed for user "postgres"' in failure["reason"]
     status, text = near.get("/readyz")
     assert (status, "password authentication failed" in text) == (503, True)

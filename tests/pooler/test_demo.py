@@ -46,7 +46,10 @@ class Demo:
         if terminal:
             pid, self.terminal = pty.fork()
             if pid == 0:
-                os.execve(line[0], line, environment)
+                try:
+                    os.execve(line[0], line, environment)
+                finally:
+                    os._exit(127)  # a second test run must not go on from here
             self.process = psutil.Process(pid)
         else:
             self.terminal, output = os.pipe()

@@ -63,6 +63,29 @@ def test_a_data_directory_of_its_own_is_kept_and_opened_again() -> None:
             assert (data / "PG_VERSION").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts it as somebody else")
+@pytest.mark.parametrize("version", [16, 18])
+def test_it_starts_from_where_only_root_can_read(tmp_path: Path, version: int) -> None:
+    """A checkout under /root: the copy of the programs lacked their shared libraries, and `make demo` failed."""
+    tmp_path.chmod(0o700)
+    installation = installed(version)
+    (tmp_path / "site-packages").symlink_to(installation.parent.parent)
+    hidden = tmp_path / "site-packages" / installation.parent.name / installation.name
+    with EmbeddedPostgres(installation=hidden) as postgres:
+        assert tmp_path not in postgres.bin.parents
+        with psycopg.connect(postgres.url()) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+        psql = subprocess.run([str(postgres.bin / "psql"), "--version"], capture_output=True, text=True)
+        assert psql.stdout.startswith("psql (PostgreSQL)")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts it as somebody else")
+def test_a_data_directory_that_only_root_can_reach_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(PostgresFailed, match=rf"cannot reach {tmp_path}/kept; choose"):
+        EmbeddedPostgres(data=tmp_path / "kept").start()
+
+
 def test_what_keeps_it_from_starting_is_said() -> None:
     with EmbeddedPostgres() as running:
         second = EmbeddedPostgres(port=running.port)
