@@ -52,6 +52,7 @@ def pgbench(origin: Server, near: Pgnear, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["simple", "extended", "prepared"])
 def test_two_hundred_clients_share_twenty_connections(origin: Server, bench: Pgnear, mode: str) -> None:
     pgbench(origin, bench, "-M", mode, "-b", "simple-update", "-t", "20")
@@ -59,6 +60,7 @@ def test_two_hundred_clients_share_twenty_connections(origin: Server, bench: Pgn
     until(lambda: bench.metric("pool_busy") == 0 and bench.metric("clients") == 0)
 
 
+@pytest.mark.slow
 def test_two_hundred_clients_reconnect_for_each_transaction(origin: Server, bench: Pgnear) -> None:
     opened = bench.metric("origin_connections_opened_total")
     accepted = bench.metric("clients_accepted_total")
@@ -68,6 +70,7 @@ def test_two_hundred_clients_reconnect_for_each_transaction(origin: Server, benc
     assert bench.metric("clients_rejected_total") == 0
 
 
+@pytest.mark.slow
 def test_two_thousand_clients_are_connected_at_once(pgnear: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 4096:
@@ -203,6 +206,7 @@ def copied(origin: Server) -> Iterator[str]:
     origin.execute("drop table copied")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [65536, 50 * MB])
 def test_200_megabytes_are_copied_in_through_little_memory(
     pgnear: Start, origin: Server, copied: str, size: int
