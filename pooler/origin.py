@@ -323,7 +323,9 @@ class Origin:
         idle = session is None and not self.draining
         self.close()
         self.pool.lost(self, reason, idle=idle)
-        if session is not None:
+        if session is not None and self._stream:
+            session.end(abrupt=True)  # an error put inside a row that was cut short would be read as its values
+        elif session is not None:
             session.origin_lost_because(self, reason)
 
     def crashed(self, error: Exception) -> None:
