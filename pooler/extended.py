@@ -25,7 +25,7 @@ from pooler.cache.store import Entry, Store
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.names import renamed
-from pooler.sql.statement import Part, PinKind
+from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Capture, Step, Unit
 from protocol import errors, framing
@@ -45,6 +45,8 @@ BIND_COMPLETE = b"2\0\0\0\4"
 CLOSE_COMPLETE = b"3\0\0\0\4"
 NO_PARAMETERS = b"\0\0"
 _header = Struct("!ci").pack
+
+NOTHING = Statement()
 
 Operation = tuple[Any, ...]
 
@@ -70,14 +72,18 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
                 if lookup is True:
                     return True
                 capture = lookup
-        if session.mode == "statement" and any(_begins(session, operation) for operation in operations):
+        if session.mode == "statement" and any(_statement_of(session, each).begins for each in operations):
             session.answer(errors.no_transaction_blocks().response())
             session.skip_to_sync(at_sync=terminator == _SYNC)
             return True
+        if session.service.classifier.recalls_seen and _recalls_sequences(session, operations):
+            session.go_home()
         if not session.link(start):
             return False
     origin = session.origin
     assert origin is not None
+    if session.service.classifier.recalls_seen and _recalls_sequences(session, operations) and not origin.open_unit:
+        session.forget_others_sequences(origin)
     if session.schema_moved and _verify(session, origin, operations):
         return False
     unit = _open_unit(session, origin)
@@ -105,12 +111,20 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     return True
 
 
-def _begins(session: Session, operation: Operation) -> bool:
-    """Whether a Bind is of a statement that opens a transaction block."""
-    if operation[0] == _PARSE:
-        return bool(operation[4].statement.begins)
-    prepared = session.statements.get(operation[4]) if operation[0] == _BIND else None
-    return prepared is not None and prepared.statement.begins
+def _statement_of(session: Session, operation: Operation) -> Statement:
+    """What a Parse or Bind is about; of other messages, nothing."""
+    kind = operation[0]
+    if kind == _PARSE:
+        prepared: Prepared | None = operation[4]
+    elif kind == _BIND:
+        prepared = session.statements.get(operation[4])
+    else:
+        return NOTHING
+    return prepared.statement if prepared is not None else NOTHING
+
+
+def _recalls_sequences(session: Session, operations: list[Operation]) -> bool:
+    return any(_statement_of(session, operation).recalls_sequences for operation in operations)
 
 
 def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bool:

@@ -45,6 +45,7 @@ class Origin:
       unnamed: what its unnamed statement is, if it is known.
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
+      sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -66,6 +67,7 @@ class Origin:
         "prepared",
         "reports",
         "secret",
+        "sequence_client",
         "session",
         "settings",
         "status",
@@ -92,6 +94,7 @@ class Origin:
         self.created = self.idle_since = monotonic()
         self.cancels = 0
         self.client_pid = 0
+        self.sequence_client = 0
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None

@@ -127,6 +127,13 @@ class Pool:
         self._grow()
         return None
 
+    def take(self, origin: Origin) -> bool:
+        """Take this very connection, if it is idle and nobody waits."""
+        if self.waiting or origin not in self.idle:
+            return False
+        self.idle.remove(origin)
+        return True
+
     def _take_idle(self, settings: Settings) -> Origin:
         idle = self.idle
         last = len(idle) - 1

@@ -65,6 +65,7 @@ class Session:
       reports: the ParameterStatus values that it has been told.
       statements: its prepared statements by name; the unnamed one is b"".
       portals: by name, the `Part` of a portal whose completion matters to the session.
+      sequence_home: where it last ran a statement that may have drawn values from sequences.
       holding: input is kept until the origin has said something that pgnear must know first.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
@@ -73,8 +74,8 @@ class Session:
         "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_stream_begun", "_to_origin",
         "_walk_from",
         "closed", "database", "defaults_change", "holding", "key", "leaving", "mode", "namespace", "origin", "pool",
-        "portals", "reports", "schema_changes", "service", "skipping", "state", "statements", "transport", "user",
-        "waiting", "writes",
+        "portals", "reports", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
+        "transport", "user", "waiting", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +100,7 @@ class Session:
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Part] = {}
+        self.sequence_home: Origin | None = None
         self.origin: Origin | None = None
         self.waiting = False
         self.holding = False
@@ -345,9 +347,13 @@ class Session:
                     service.stats.hit_latency.observe(perf_counter() - started)
                     return True
                 capture = Capture(self.namespace, key, service.cache.epoch(self.namespace))
+        if statement.recalls_sequences:
+            self.go_home()
         if self.origin is None and not self.link(position):
             return False
         assert self.origin is not None
+        if statement.recalls_sequences:
+            self.forget_others_sequences(self.origin)
         self.origin.unnamed = None
         unit = self._simple_unit(started)
         if capture is not None:
@@ -468,6 +474,9 @@ class Session:
         """Note what `statement`, now on its way, may do to the cache."""
         if not statement.reads_only and self.service.cache is not None:
             self.writes = True
+        if statement.sequences and self.origin is not None:
+            self.sequence_home = self.origin
+            self.origin.sequence_client = self.key[0]
         if statement.changes_schema:
             self.schema_changes = True
         if statement.changes_defaults:
@@ -476,6 +485,23 @@ class Session:
             self.service.leave_databases(statement.databases)
         if (self.writes or self.schema_changes) and unit.capture is None:
             unit.notable |= WATCHFUL
+
+    def go_home(self) -> None:
+        """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+        home = self.sequence_home
+        if self.origin is None and home is not None and home.sequence_client == self.key[0] and self.pool.take(home):
+            self._attach(home)
+
+    def forget_others_sequences(self, origin: Origin) -> None:
+        """Before currval or lastval: another client's values are not this one's, so the origin must not know them."""
+        if origin.sequence_client == self.key[0]:
+            return
+        if self.sequence_home is not None:
+            log.warning("sequence_state_lost", user=self.user, database=self.database, client=self.transport.peer)
+        origin.sequence_client = self.key[0]
+        origin.unnamed = None
+        self.push(Unit.own(lambda own: None))  # in a failed transaction it fails, and so does what comes behind
+        self.send_later(query("DISCARD SEQUENCES"))
 
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""

@@ -48,6 +48,8 @@ class Classifier:
         self._parse_always = parse_always
         self._max_entries = max_entries
         self._configured = session_functions
+        self.recalls_seen = False
+        """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self._by_text: dict[bytes, Statement] = {}
         self._by_shape: dict[str, Statement] = {}
         self._session_functions: frozenset[str] = frozenset()
@@ -70,6 +72,7 @@ class Classifier:
         if known is not None:
             return known
         statement = self._classify(text)
+        self.recalls_seen = self.recalls_seen or statement.recalls_sequences
         if len(text) <= self.LONGEST_REMEMBERED:
             _make_room(self._by_text, self._max_entries)
             self._by_text[text] = statement

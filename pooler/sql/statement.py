@@ -128,6 +128,7 @@ class Statement:
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
+      recalls_sequences: it asks for such a value (currval, lastval).
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on.
       cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
@@ -141,6 +142,7 @@ class Statement:
     changes_schema: bool = False
     changes_defaults: bool = False
     sequences: bool = False
+    recalls_sequences: bool = False
     databases: frozenset[str] = frozenset()
     reads_only: bool = False
     cacheable: bool = False
@@ -156,7 +158,7 @@ class Statement:
         return self.parts[0].deallocates if len(self.parts) == 1 else None
 
 
-UNKNOWN = Statement(why_not="not examined: the cache is off")
+UNKNOWN = Statement(sequences=True, why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
 
 
@@ -195,6 +197,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         changes_schema=any(fact.changes_schema for fact in facts),
         changes_defaults=any(fact.changes_defaults for fact in facts),
         sequences=any(fact.sequences for fact in facts),
+        recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,

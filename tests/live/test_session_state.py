@@ -302,6 +302,22 @@ def test_statement_pooling_refuses_transaction_blocks(pgnear: Start, how: str) -
         assert client.one("select 1; select 2") == b"1"
 
 
+def test_currval_and_lastval_are_never_somebody_elses(one: Pgnear, origin: Server) -> None:
+    origin.execute("drop sequence if exists numbers")
+    origin.execute("create sequence numbers")
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        assert client.one("select nextval('numbers')") == b"1"
+        assert client.one("select currval('numbers')") == b"1"
+        client.query("discard sequences")
+        client.one("select nextval('numbers')")
+        other.one("select nextval('numbers')")
+        for how in (client.query, lambda text: client.ask(*extended(text))):
+            fields = wire.error_fields(dict(how("select lastval()"))["E"])
+            assert fields["M"] == "lastval is not yet defined in this session"
+        assert client.one("select nextval('numbers')") == b"4"
+        assert client.one("select lastval()") == b"4"
+
+
 # ---- prepared statements ---------------------------------------------------------------------------------------------
 
 
@@ -351,6 +367,24 @@ def test_deallocate_of_a_protocol_level_statement_works_in_a_transaction(one: Pg
         assert wire.rows(frames) == [[b"1"]]
 
 
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_sql_speaks_of_protocol_level_statements_by_the_clients_names(one: Pgnear, how: str) -> None:
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+
+        def run(text: str) -> list[wire.Frame]:
+            other.one("select 1")
+            return client.query(text) if how == "simple" else client.ask(*extended(text))
+
+        client.ask(wire.parse("select $1::int + 1", "Plus one"), wire.SYNC)
+        assert wire.rows(run('execute "Plus one" (41)')) == [[b"42"]]
+        assert "E" not in kinds(run('explain execute "Plus one" (41)'))
+        fields = wire.error_fields(dict(run('prepare "Plus one" as select 1'))["E"])
+        assert (fields["C"], fields["M"]) == ("42P05", 'prepared statement "Plus one" already exists')
+        run("prepare two as select 2")
+        fields = wire.error_fields(dict(client.ask(wire.parse("select 3", "two"), wire.SYNC))["E"])
+        assert fields["C"] == "42P05"
+
+
 def test_errors_speak_of_the_clients_own_statement_names(one: Pgnear) -> None:
     with WireClient.logged_in(one.port) as client:
         client.ask(wire.parse("select $1::int", "s"), wire.SYNC)
@@ -366,6 +400,45 @@ def test_protocol_and_sql_prepared_statements_share_one_name_space(one: Pgnear) 
         assert wire.rows(frames) == [[b"42"]]
         client.query("deallocate s")
         assert "E" in kinds(client.ask(wire.bind("s"), wire.execute(), wire.SYNC))
+
+
+def test_a_query_behind_a_batch_without_sync_is_skipped_with_it_or_ends_it(client: WireClient) -> None:
+    frames = client.ask(wire.parse("select 1"), wire.bind(), wire.execute(), wire.FLUSH, wire.query("select 2"))
+    assert [row[0] for row in wire.rows(frames)] == [b"1", b"2"]
+    frames = client.ask(wire.parse("select 1/0"), wire.bind(), wire.execute(), wire.query("select 2"), wire.SYNC)
+    assert kinds(frames) == "1EZ"
+    assert client.one("select 3") == b"3"
+
+
+def test_terminate_behind_a_batch_without_sync_ends_at_once_and_undoes_it(one: Pgnear, table: str) -> None:
+    for messages in ([], [wire.FLUSH]):
+        client = WireClient.logged_in(one.port)
+        client.send(wire.parse(f"delete from {table}"), wire.bind(), wire.execute(), *messages, wire.TERMINATE)
+        client.receive_all()
+    with WireClient.logged_in(one.port) as other:
+        assert other.one(f"select count(*) from {table}") == b"3"
+
+
+def test_a_notification_names_its_sender_as_clients_know_it(pgnear: Start) -> None:
+    near = pgnear(pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        client.query("listen news")
+        other.query("notify news")
+        kind, body = client.receive()
+        assert (kind, int.from_bytes(body[:4], "big")) == ("A", other.pid)
+        own = [body for kind, body in client.query("notify news") if kind == "A"]
+        assert [int.from_bytes(body[:4], "big") for body in own] == [client.pid]
+
+
+def test_an_idle_pool_is_not_in_the_way_of_dropping_its_database(pgnear: Start, origin: Server) -> None:
+    origin.execute("drop database if exists doomed")
+    origin.execute("create database doomed")
+    near = pgnear(databases={"doomed": {"origin": origin.url().rpartition("/")[0] + "/doomed"}})
+    with WireClient.logged_in(near.port, database="doomed") as visitor:
+        visitor.one("select 1")
+    with WireClient.logged_in(near.port) as client:
+        frames = client.query("drop database doomed")
+        assert tags(frames) == ["DROP DATABASE"], frames
 
 
 def test_psycopg_and_asyncpg_pools_reset_without_pinning(one: Pgnear) -> None:
