@@ -186,11 +186,27 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
         text_end = data.index(b"\0", name_end + 1, end)
         text = data[name_end + 1 : text_end]
         service = session.service
-        prepared = service.prepared.intern(text, data[text_end + 1 : end], service.classifier(text), session.scope)
+        types = data[text_end + 1 : end]
+        statement = service.classifier(text)
+        if statement.parts and statement.parts[0].named in session.statements:
+            prepared = _about_another(session, text, types, statement)
+        else:
+            prepared = service.prepared.intern(text, types, statement, session.scope)
         return kind, start, end, data[body:name_end], prepared
     if body >= end:
         raise ValueError
     return kind, start, end, data[body], data[body + 1 : data.index(b"\0", body + 1, end)]
+
+
+def _about_another(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
+    """SQL that speaks of a statement made by Parse (EXECUTE, PREPARE, DEALLOCATE), with pgnear's name for that."""
+    named = statement.parts[0].named
+    assert named is not None
+    target = session.statements[named]
+    text = renamed(text, 0, len(text), {named: target.name})
+    prepared = session.service.prepared.intern(text, types, statement, session.scope)
+    prepared.needs = target
+    return prepared
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -372,7 +388,12 @@ class _Translation:
         if not name:
             undo = self._remember(name, prepared)
             before, origin.unnamed = origin.unnamed, prepared
-            self.messages.append(self._unnamed_parse(operation, prepared))
+            if prepared.needs is None:
+                self.messages.append(self.data[operation[1] : operation[2]])
+            else:
+                self._have_needed(prepared.needs)
+                self.messages.append(prepared.parse_frame(b""))
+                self.changed = True
 
             def undo_unnamed() -> None:
                 origin.unnamed = None if origin.unnamed is prepared else before
@@ -386,6 +407,8 @@ class _Translation:
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
+        if prepared.needs is not None:
+            self._have_needed(prepared.needs)
         if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
@@ -399,18 +422,6 @@ class _Translation:
         origin.prepared[prepared] = None
         self.messages.append(prepared.parse_frame(prepared.name))
         self.steps.append((PARSE, True, prepared, undo_named))
-
-    def _unnamed_parse(self, operation: Operation, prepared: Prepared) -> bytes:
-        """The Parse of an unnamed statement; SQL that names a statement made by Parse gets pgnear's name for it."""
-        statement = prepared.statement
-        named = statement.parts[0].named if statement.parts else None
-        target = self.session.statements.get(named) if named else None
-        if named is None or target is None:
-            return self.data[operation[1] : operation[2]]
-        self._have(named)
-        self.changed = True
-        text = prepared.text
-        return framing.frame(b"P", b"\0" + renamed(text, 0, len(text), {named: target.name}) + b"\0" + prepared.types)
 
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements
@@ -449,17 +460,25 @@ class _Translation:
         origin = self.origin
         if prepared is None:
             return None
+        if prepared.needs is not None:
+            self._have_needed(prepared.needs)
         if not name:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")
                 origin.unnamed = prepared
-        elif prepared in origin.prepared:
+        else:
+            self._have_needed(prepared)
+        return prepared
+
+    def _have_needed(self, prepared: Prepared) -> None:
+        """`prepared`, present on the origin connection under pgnear's name from here on."""
+        origin = self.origin
+        if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
         else:
             self._make_room()
             self._replay(prepared, prepared.name)
             origin.prepared[prepared] = None
-        return prepared
 
     def _replay(self, prepared: Prepared, name: bytes) -> None:
         """A Parse that the client does not know of."""
@@ -525,10 +544,7 @@ class _Translation:
         """Parse, Bind, Execute and Close that the client does not know of."""
         service = self.session.service
         prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), self.session.scope)
-        if prepared not in self.origin.prepared:
-            self._make_room()
-            self._replay(prepared, prepared.name)
-            self.origin.prepared[prepared] = None
+        self._have_needed(prepared)
         portal = ORIGIN_PREFIX + b"unseen"
         body = portal + b"\0" + prepared.name + b"\0" + ALL_TEXT
         self.messages += [

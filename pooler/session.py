@@ -52,7 +52,7 @@ _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
-PARTIAL_BATCH_BYTES = 262144
+PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
 """
 

@@ -35,14 +35,15 @@ class Prepared:
       types: the rest of the Parse message: Int16 count, Int32 per parameter type.
       statement: what the text means.
       proven: (pool, settings, schema epoch) under which an origin has last parsed it without an error.
+      needs: the statement that its text speaks of, which must be on the same connection.
       parameter_description, row_description: what an origin has described it with: a ParameterDescription, and a
         RowDescription or NoData frame.
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
     """
 
     __slots__ = (
-        "__weakref__", "epoch", "name", "parameter_description", "proven", "row_description", "statement", "text",
-        "types",
+        "__weakref__", "epoch", "name", "needs", "parameter_description", "proven", "row_description", "statement",
+        "text", "types",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -51,6 +52,7 @@ class Prepared:
         self.types = types
         self.statement = statement
         self.epoch = epoch
+        self.needs: Prepared | None = None
         self.parameter_description: bytes | None = None
         self.row_description: bytes | None = None
         self.proven: object = None

@@ -20,6 +20,7 @@ class PgError(Exception):
       message: one line, lower case first, as PostgreSQL writes them.
       severity: ERROR, FATAL or PANIC.
       detail, hint: whole sentences, or None.
+      routine: of an error that stands for one of PostgreSQL's: the name by which drivers recognise it.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class PgError(Exception):
         severity: str = "ERROR",
         detail: str | None = None,
         hint: str | None = None,
+        routine: str | None = None,
     ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
@@ -37,6 +39,7 @@ class PgError(Exception):
         self.severity = severity
         self.detail = detail
         self.hint = hint
+        self.routine = routine
 
     @classmethod
     def from_payload(cls, payload: bytes) -> PgError:
@@ -53,7 +56,7 @@ class PgError(Exception):
 
     def response(self) -> bytes:
         """The whole ErrorResponse frame."""
-        return _response(b"E", self.severity, self.sqlstate, self.message, self.detail, self.hint)
+        return _response(b"E", self.severity, self.sqlstate, self.message, self.detail, self.hint, self.routine)
 
     def fatal(self) -> PgError:
         """The same error as the last thing a client hears."""
@@ -95,8 +98,18 @@ def notice_response(
     return _response(b"N", severity, sqlstate, message, detail, hint)
 
 
-def _response(kind: bytes, severity: str, sqlstate: str, message: str, detail: str | None, hint: str | None) -> bytes:
-    fields = (("S", severity), ("V", severity), ("C", sqlstate), ("M", message), ("D", detail), ("H", hint))
+def _response(
+    kind: bytes,
+    severity: str,
+    sqlstate: str,
+    message: str,
+    detail: str | None,
+    hint: str | None,
+    routine: str | None = None,
+) -> bytes:
+    fields = (
+        ("S", severity), ("V", severity), ("C", sqlstate), ("M", message), ("D", detail), ("H", hint), ("R", routine),
+    )  # fmt: skip
     body = b"".join(
         code.encode() + value.replace("\0", "").encode(errors="replace") + b"\0"
         for code, value in fields
@@ -403,7 +416,7 @@ def undefined_prepared_statement(name: str) -> PgError:
 @_example()
 def outdated_plan() -> PgError:
     """DDL has changed the rows of a prepared statement since its client was told what they are."""
-    return PgError("0A000", "cached plan must not change result type")
+    return PgError("0A000", "cached plan must not change result type", routine="RevalidateCachedQuery")
 
 
 @_example()

@@ -377,6 +377,10 @@ def test_sql_speaks_of_protocol_level_statements_by_the_clients_names(one: Pgnea
 
         client.ask(wire.parse("select $1::int + 1", "Plus one"), wire.SYNC)
         assert wire.rows(run('execute "Plus one" (41)')) == [[b"42"]]
+        frames = client.ask(wire.parse('execute "Plus one" (42)', "again"), wire.describe("S", "again"), wire.SYNC)
+        assert "E" not in kinds(frames), frames
+        other.one("select 1")
+        assert wire.rows(client.ask(wire.bind("again"), wire.execute(), wire.SYNC)) == [[b"43"]]
         assert "E" not in kinds(run('explain execute "Plus one" (41)'))
         fields = wire.error_fields(dict(run('prepare "Plus one" as select 1'))["E"])
         assert (fields["C"], fields["M"]) == ("42P05", 'prepared statement "Plus one" already exists')
