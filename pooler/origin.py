@@ -316,6 +316,12 @@ class Origin:
         if self.session is not None and self.transport.pending <= self.pool.high_water // 2:
             self.session.origin_drained()
 
+    def leave_reactor(self) -> None:
+        """A ceremony takes the connection: from this moment on nobody else reads it."""
+        self.transport.unregister()
+        self.session = None
+        self.draining = True
+
     # ---- its end -----------------------------------------------------------------------------------------------------
 
     def lost(self, reason: str) -> None:

@@ -243,6 +243,7 @@ class Pool:
             return
         if origin.status != ord("I"):
             self.stats.transactions_rolled_back += 1
+        origin.leave_reactor()
         self._ceremonies.reset(self, origin)
 
     def lost(self, origin: Origin, reason: str, *, idle: bool) -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -108,9 +108,16 @@ class Service:
 
     def cancel_abandoned(self, origin: Origin) -> None:
         """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
-        origin.session = None
-        origin.draining = True
-        self.nursery.start_soon(end_abandoned, self, origin)
+        origin.leave_reactor()
+        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
+
+    async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""
+        try:
+            await ceremony(*arguments)
+        except Exception as error:
+            log.exception("internal_error", where=ceremony.__name__, error=str(error))
+            origin.close()
 
     # ---- ceremonies that pools ask for -------------------------------------------------------------------------------
 
@@ -155,7 +162,7 @@ class Service:
             self.reactor.ceremonies -= 1
 
     def reset(self, pool: Pool, origin: Origin) -> None:
-        self.nursery.start_soon(reset, pool, origin, self.config.origin_connect_timeout)
+        self.nursery.start_soon(self._contained, origin, reset, pool, origin, self.config.origin_connect_timeout)
 
     # ---- time --------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class _Borrower:
         self.decided = trio.Event()
 
     def granted(self, origin: Origin) -> None:
+        origin.leave_reactor()
         self.origin = origin
         self.decided.set()
 
@@ -52,14 +53,14 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
         except trio.Cancelled:
             pool.withdraw(borrower)
             if borrower.origin is not None:
-                pool.release(borrower.origin)
+                give_back(pool, borrower.origin)
             raise
         if borrower.error is not None:
             raise borrower.error
         assert borrower.origin is not None
         origin = borrower.origin
-    origin.transport.unregister()
-    origin.draining = True  # owned by nobody in the reactor
+    else:
+        origin.leave_reactor()
     try:
         if origin.settings is not settings:
             with trio.fail_after(pool.config.origin_connect_timeout):

@@ -64,7 +64,6 @@ async def end_abandoned(service: Service, origin: Origin) -> None:
     closed: it would work on, with all its locks. So the cancel is repeated until the backend has gone.
     """
     transport = origin.transport
-    transport.unregister()
     try:
         with trio.move_on_after(service.config.cancel_wait_timeout):
             while not origin.closed:

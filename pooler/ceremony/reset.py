@@ -21,7 +21,6 @@ log = get_logger(__name__)
 
 async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
     """Roll back and discard, then give the connection back to `pool`; or close it."""
-    origin.transport.unregister()
     try:
         with trio.fail_after(deadline_seconds):
             if origin.status != IDLE:

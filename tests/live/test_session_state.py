@@ -259,6 +259,18 @@ def test_what_came_to_nothing_does_not_pin(one: Pgnear, script: list[str]) -> No
         assert other.one("select 1") == b"1"
 
 
+def test_news_that_comes_while_a_connection_is_being_reset_do_no_harm(one: Pgnear, origin: Server) -> None:
+    """A notification between the client's end and DISCARD ALL began a second reset of the connection: pgnear ended."""
+    with origin.connect() as direct:
+        for _ in range(30):
+            client = WireClient.logged_in(one.port)
+            client.query("listen news")
+            client.terminate()
+            direct.execute("notify news")
+    with WireClient.logged_in(one.port) as other:
+        assert other.one("select 1") == b"1"
+
+
 def test_a_second_state_keeps_the_pin_when_the_first_is_gone(one: Pgnear) -> None:
     with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
         client.query("listen news")
