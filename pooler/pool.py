@@ -205,6 +205,9 @@ class Pool:
             self.wait_histogram.observe(now - since)
             waiter.granted(origin)
             return
+        if now < self._aside_until:
+            origin.close()
+            return
         origin.idle_since = now
         self.idle.append(origin)
 

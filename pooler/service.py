@@ -21,7 +21,7 @@ from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import end_abandoned
-from pooler.ceremony.connect import connect
+from pooler.ceremony.connect import connect, text_rows
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.reset import reset
 from pooler.ceremony.tls import server_tls
@@ -31,6 +31,7 @@ from pooler.pool import Pool
 from pooler.reactor import Reactor
 from pooler.session import Session
 from pooler.settings import Reports
+from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
 from pooler.sql.classifier import Classifier
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
@@ -183,7 +184,7 @@ class Service:
             await trio.sleep(TICK_SECONDS)
 
     async def keep_catalog(self, pool: Pool) -> None:
-        """What the cache must know of the database's tables and functions, looked up anew from time to time.
+        """What must be known of the database's functions, and for the cache of its tables, looked up from time to time.
 
         Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
         """
@@ -191,8 +192,10 @@ class Service:
             try:
                 async with borrowed(pool) as origin:
                     with trio.fail_after(self.config.origin_connect_timeout):
-                        frames = await ask_origin(origin, CATALOG_QUERY)
-                pool.catalog = Catalog.from_frames(frames)
+                        found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
+                        frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
+                self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
+                pool.catalog = Catalog.from_frames(frames) if frames is not None else None
                 wait = CATALOG_SECONDS
             except (PgError, trio.TooSlowError) as error:
                 pool.catalog = None
@@ -265,9 +268,8 @@ async def serve(
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
-            if service.cache is not None:
-                for pool in service.pools.values():
-                    nursery.start_soon(service.keep_catalog, pool)
+            for pool in service.pools.values():
+                nursery.start_soon(service.keep_catalog, pool)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:

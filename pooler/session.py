@@ -481,6 +481,8 @@ class Session:
             self.schema_changes = True
         if statement.changes_defaults:
             self.defaults_change = True
+        if statement.session_functions:
+            self.service.classifier.add_functions(statement.session_functions)
         if statement.databases:
             self.service.leave_databases(statement.databases)
         if (self.writes or self.schema_changes) and unit.capture is None:
@@ -758,8 +760,7 @@ class Session:
     def _schema_changed(self) -> None:
         """Names may mean something else now: statements are parsed and the catalog is read anew."""
         self.pool.schema_epoch += 1
-        if self.service.cache is not None:
-            self.service.catalog_changed(self.pool)
+        self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
         if self.service.cache is not None:

@@ -212,3 +212,20 @@ async def ask(transport: Transport, text: str) -> list[tuple[int, bytes]]:
         if not data:
             raise failure or TransportClosed("the origin closed the connection")
         reader.feed(data)
+
+
+def text_rows(frames: list[tuple[int, bytes]]) -> list[tuple[str, ...]]:
+    """The rows of an answer to `ask`, each column as text; NULL is the empty text."""
+    rows = []
+    for kind, body in frames:
+        if kind != ord("D"):
+            continue
+        values = []
+        position = 2
+        for _ in range(int.from_bytes(body[:2], "big")):
+            size = max(int.from_bytes(body[position : position + 4], "big", signed=True), 0)
+            position += 4
+            values.append(body[position : position + size].decode())
+            position += size
+        rows.append(tuple(values))
+    return rows

@@ -53,17 +53,25 @@ class Classifier:
         self._by_text: dict[bytes, Statement] = {}
         self._by_shape: dict[str, Statement] = {}
         self._session_functions: frozenset[str] = frozenset()
+        self._found: dict[str, frozenset[str]] = {}
         self._suspects: re.Pattern[bytes] | None = None
-        self.found_functions("", frozenset())
+        self._look_for(session_functions)
 
     def found_functions(self, database: str, found: frozenset[str]) -> None:
-        """The catalog of `database` shows these functions to have effects on the session."""
-        names = self._configured | self._session_functions | found
+        """The catalog of `database` shows these functions to have effects on the session: they, and no others."""
+        self._found[database] = found
+        self._look_for(self._configured.union(*self._found.values()))
+
+    def add_functions(self, made: frozenset[str]) -> None:
+        """Somebody is making such functions; the catalog is read again later."""
+        self._look_for(self._session_functions | made)
+
+    def _look_for(self, names: frozenset[str]) -> None:
         if names == self._session_functions:
             return
         self._session_functions = names
         words = b"|".join(re.escape(name.encode()) for name in sorted(names))
-        self._suspects = re.compile(rb"(?:" + words + rb")", re.IGNORECASE)
+        self._suspects = re.compile(rb"(?:" + words + rb")", re.IGNORECASE) if names else None
         self._by_text.clear()
         self._by_shape.clear()
 

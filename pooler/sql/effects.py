@@ -5,23 +5,12 @@ Lives here: reading one parsed statement into a `Part`. Not here: what the sessi
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from pooler.sql.bodies import hides_effects
 from pooler.sql.functions import BUILT_IN_PINS, PIN_PREFIXES
 from pooler.sql.purity import Facts, enum_name, names
 from pooler.sql.statement import Part, PinKind, SetConfig, SettingChange, Transact
-
-_BODY = r"""(^|;|'|\$\$|{b}begin|{b}then|{b}else|{b}loop)\s*"""
-_BODY += r"""(set\s+(session\s+)?(?!local{b})(?!transaction{b})(?!constraints{b})|reset\s|listen\s|unlisten\s|load\s|"""
-_BODY += r"""prepare\s|deallocate\s|discard\s|create\s+(local\s+|global\s+)?temp)"""
-_BODY += r"""|{b}set_config\s*\([^;]*,\s*(false|'f[^']*'|'off'|'0')\s*\)"""
-_BODY += r"""|{b}into\s+(local\s+)?temp|{b}with\s+hold{b}|{b}pg_(try_)?advisory_lock|{b}setseed{b}"""
-
-BODY_PATTERN = _BODY.replace("{b}", r"\y")
-"""For PostgreSQL's `~*`: finds what has effects on the session in the body of a function."""
-
-_HIDES = re.compile(_BODY.replace("{b}", r"\b"), re.IGNORECASE)
 
 _LOCAL_NAMES = frozenset({"transaction", "transaction snapshot", "transaction_isolation", "transaction_read_only"})
 _LISTS = frozenset(
@@ -77,7 +66,7 @@ def part_of(
         changes, pinned = _read_set(statement, own)
         pins |= pinned
     elif name == "DoStmt":
-        if any(_HIDES.search(option.def_elem.arg.string.sval) for option in statement.args):
+        if any(hides_effects(option.def_elem.arg.string.sval) for option in statement.args):
             pins.add(PinKind.HIDDEN)
     elif name == "DeclareCursorStmt" and statement.options & _HOLD:
         pins.add(PinKind.CURSOR)
@@ -114,6 +103,18 @@ def part_of(
         prepares=prepares,
         executes=facts.executes.encode() or None,
     )
+
+
+def hidden_in(facts: Facts) -> str:
+    """The name of the function that a CREATE FUNCTION makes, where its body has effects on the session; else ""."""
+    if facts.name != "CreateFunctionStmt":
+        return ""
+    for option in facts.node.options:
+        if option.def_elem.defname == "as":
+            bodies = [item.string.sval for item in option.def_elem.arg.list.items]
+            if any(hides_effects(body) for body in bodies):
+                return names(facts.node.funcname)[-1]
+    return ""
 
 
 # ---- SET and RESET ---------------------------------------------------------------------------------------------------

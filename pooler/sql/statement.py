@@ -129,6 +129,7 @@ class Statement:
       changes_defaults: it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
       recalls_sequences: it asks for such a value (currval, lastval).
+      session_functions: names of functions that it makes, with effects on the session that a call will not show.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on.
       cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
@@ -143,6 +144,7 @@ class Statement:
     changes_defaults: bool = False
     sequences: bool = False
     recalls_sequences: bool = False
+    session_functions: frozenset[str] = frozenset()
     databases: frozenset[str] = frozenset()
     reads_only: bool = False
     cacheable: bool = False
@@ -198,6 +200,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         changes_defaults=any(fact.changes_defaults for fact in facts),
         sequences=any(fact.sequences for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
+        session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
         databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,

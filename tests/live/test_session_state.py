@@ -259,6 +259,23 @@ def test_what_came_to_nothing_does_not_pin(one: Pgnear, script: list[str]) -> No
         assert other.one("select 1") == b"1"
 
 
+def test_a_function_whose_body_changes_the_session_pins_its_caller(one: Pgnear, origin: Server) -> None:
+    origin.execute(
+        "create or replace function remember() returns void language plpgsql as $$ begin set work_mem to '5MB'; end $$"
+    )
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        client.query("create or replace function remember_too() returns void language sql as $$ listen news $$")
+        client.query("select remember_too()")
+        assert one.metric("clients_pinned") == 1
+        client.query("unlisten *; discard all; drop function remember_too()")
+        until(
+            lambda: client.query("select remember()") and one.metric("clients_pinned") == 1, what="seen in the catalog"
+        )
+        assert client.one("show work_mem") == b"5MB"
+        client.query("discard all")
+        assert other.one("show work_mem") == b"4MB"
+
+
 def test_news_that_comes_while_a_connection_is_being_reset_do_no_harm(one: Pgnear, origin: Server) -> None:
     """A notification between the client's end and DISCARD ALL began a second reset of the connection: pgnear ended."""
     with origin.connect() as direct:
