@@ -276,7 +276,6 @@ class Pool:
 
     def defaults_changed(self) -> None:
         """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
-        self._aside_until = 0.0
         self._defaults_since = monotonic()
         self.greetings.clear()
         for origin in list(self.idle):
