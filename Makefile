@@ -2,8 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DURATION ?= 300
 
+<<<<<<< HEAD
 .PHONY: demo test lint types check bench regress driver-suites reference clean
+=======
+.PHONY: demo test fuzz lint types check bench reference clean
+>>>>>>> fuzz
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -20,6 +25,9 @@ demo: $(BIN)/.installed ## A PostgreSQL, some data and a pgnear in front of them
 
 test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it)
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(BIN)/.installed ## Scripts of many clients, pooled beside private, for DURATION seconds (ARGS='--replay FILE')
+	$(BIN)/python -m tests.fuzz --duration $(DURATION) $(ARGS)
 
 lint: $(BIN)/.installed ## ruff and the import directions
 	$(BIN)/ruff check .

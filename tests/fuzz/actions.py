@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.fuzz.rig import CLIENTS
 from tests.fuzz.script import Message, Script, Step
 
-POOLS = [(1, False), (2, True)]
+POOLS = [(1, False), (3, True)]
 """(origin connections, cache?) of the pgnear processes that scripts run against; each takes some memory and time."""
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -79,7 +79,7 @@ def scripts(groups: Sequence[str], *, max_steps: int = 30, clients: int = 3) -> 
         pool_size, cache = draw(st.sampled_from(POOLS))
         some = draw(st.lists(st.sampled_from(list(groups)), min_size=1, max_size=6, unique=True))
         chosen = [name for name in some for _ in range(GROUPS[name][1])]
-        rounds = draw(st.lists(st.lists(step(chosen), min_size=1, max_size=8), min_size=1, max_size=8))
+        rounds = draw(st.lists(st.lists(step(chosen), min_size=1, max_size=8), min_size=2, max_size=8))
         steps = [each for some in rounds for each in some][:max_steps]  # in rounds, because a list alone stays short
         return Script(tuple(steps), pool_size, cache, watch=draw(st.sampled_from([False, False, False, True])))
 

@@ -26,10 +26,6 @@ TEXTS = [
 ]
 
 
-def _name(draw: Draw) -> str:
-    return str(pick(draw, [*STATEMENTS, ""]))
-
-
 def _text(draw: Draw, client: int) -> str:
     return str(pick(draw, TEXTS)).format(client=client)
 
@@ -38,14 +34,18 @@ def _values(draw: Draw) -> tuple[str | None, ...]:
     return tuple(pick(draw, [(), ("1",), ("2",), (None,), ("x",), ("1", "2")]))
 
 
-def _maybe_sync(draw: Draw) -> list[Message]:
-    return [("Sync",)] if draw(st.integers(0, 5)) else [("Flush",)]
-
-
 @group("statement", 8)
 def statement(draw: Draw, client: int) -> Action:
+    return _use(draw, client, pick(draw, STATEMENTS))
+
+
+@group("unnamed statement", 3)
+def unnamed_statement(draw: Draw, client: int) -> Action:
+    return _use(draw, client, "")
+
+
+def _use(draw: Draw, client: int, name: str) -> Action:
     """One use of a statement that may or may not be prepared, Sync included."""
-    name = _name(draw)
     use = pick(draw, ["parse", "bind", "describe", "close", "parse and run", "describe portal", "binary"])
     messages: list[Message]
     if use == "parse":
@@ -90,7 +90,7 @@ def portal(draw: Draw, client: int) -> Action:
 @group("flush", 3)
 def flush(draw: Draw, client: int) -> Action:
     """An unfinished batch, or the end of one."""
-    name = _name(draw)
+    name = pick(draw, [*STATEMENTS, ""])
     use = pick(draw, ["sync", "parse", "run", "describe", "flush", "fail", "close"])
     messages: list[Message]
     if use == "sync":
@@ -115,20 +115,14 @@ def pipeline(draw: Draw, client: int) -> Action:
     """Several batches in one write, some of which fail."""
     messages: list[Message] = []
     for _ in range(draw(st.integers(2, 4))):
-        part = pick(
-            draw, ["run", "fail", "prepare", "use", "two", "set", "begin", "commit", "insert", "close", "query"]
-        )
+        part = pick(draw, ["run", "fail", "prepare", "use", "two", "begin", "commit", "insert", "close"])
         name = pick(draw, STATEMENTS)
-        if part == "query":
-            messages.append(("Query", "select 'simple'"))
-            continue
         messages += {
             "run": executed("select 1"),
             "fail": executed("select 1/0") + executed("select 'skipped'"),
             "prepare": [("Parse", name, _text(draw, client)), ("Describe", "S", name)],
             "use": [("Bind", "", name, _values(draw)), ("Execute", "")],
             "two": executed(f"update public.t{client} set v = v || '.'") + executed("select 2"),
-            "set": executed("set timezone to 'Asia/Tokyo'"),
             "begin": executed("begin"),
             "commit": executed("commit"),
             "insert": executed(f"insert into public.t{client} values (3, 'piped')"),
@@ -136,6 +130,32 @@ def pipeline(draw: Draw, client: int) -> Action:
         }[part]
         messages += pick(draw, [[("Sync",)], [("Sync",)], [("Flush",)], []])
     return "pipeline", [*messages, ("Sync",)]
+
+
+@group("set in batch", 2)
+def set_in_batch(draw: Draw, client: int) -> Action:
+    """A SET in one implicit transaction with others, or bound and not executed."""
+    setting: list[Message] = executed("set timezone to 'Asia/Tokyo'")
+    name, messages = pick(
+        draw,
+        [
+            ("alone", setting),
+            ("then fails", [*setting, *executed("select 1/0")]),
+            ("not executed", setting[:-1]),
+            ("committed, then fails", [*executed("begin"), *setting, *executed("commit"), *executed("select 1/0")]),
+            ("begun", [*executed("begin"), *setting]),
+        ],
+    )
+    return name, [*messages, ("Sync",)]
+
+
+@group("query in batch", 1)
+def query_in_batch(draw: Draw, client: int) -> Action:
+    """A simple Query or a FunctionCall behind messages without a Sync."""
+    name, message = pick(
+        draw, [("query", ("Query", "select 'simple'")), ("function call", ("FunctionCall", 177, ("40", "2")))]
+    )
+    return name, [*executed("select 1"), message, *pick(draw, [[], [("Sync",)]])]
 
 
 @group("multi", 4)
@@ -171,6 +191,15 @@ def multi(draw: Draw, client: int) -> Action:
 
 @group("copy", 4)
 def copy(draw: Draw, client: int) -> Action:
+    return _copy(draw, client, extended=False)
+
+
+@group("copy extended", 2)
+def copy_extended(draw: Draw, client: int) -> Action:
+    return _copy(draw, client, extended=True)
+
+
+def _copy(draw: Draw, client: int, *, extended: bool) -> Action:
     table = f"public.t{client}"
     use = pick(
         draw, ["out", "in", "in fails", "in bad row", "start", "go on", "end", "fail", "out query", "in duplicate"]
@@ -186,7 +215,6 @@ def copy(draw: Draw, client: int) -> Action:
         return use, [("CopyDone",), ("Sync",)]
     if use == "fail":
         return use, [("CopyFail", "gave up"), ("Sync",)]
-    extended = pick(draw, [False, True])
     begin: list[Message] = [*executed(into), ("Sync",)] if extended else [("Query", into)]
     if use == "start":
         return use, begin
@@ -202,7 +230,6 @@ def function_call(draw: Draw, client: int) -> Action:
         [
             ("int4pl", ("FunctionCall", 177, ("40", "2"))),
             ("unknown", ("FunctionCall", 1, ())),
-            ("set_config", ("FunctionCall", 2078, ("timezone", "Asia/Tokyo", "false"))),
         ],
     )
     return name, [call]

@@ -132,11 +132,12 @@ class Rig:
     def _end_connections(self) -> None:
         """End every connection to both servers, and wait until pgnear has noticed: nothing outlives a script."""
         (begun,) = self._admins[1].execute("select clock_timestamp()").fetchone()
-        for admin in self._admins:
-            admin.execute(f"select pg_terminate_backend(pid) {_BACKENDS}")  # with a timeout it would look every 100 ms
+        self._admins[0].execute(f"select pg_terminate_backend(pid) {_BACKENDS}")
+        end_old = f"select pg_terminate_backend(pid) {_BACKENDS} and backend_start < %s"
         query = f"select count(*), coalesce(min(backend_start), %s) {_BACKENDS}"
 
         def noticed() -> bool:
+            self._admins[1].execute(end_old, (begun,))  # again and again: one may just have been starting
             count, oldest = self._admins[1].execute(query, (begun,)).fetchone()
             return oldest >= begun and count == sum(map(_connections, self._pgnears.values()))
 

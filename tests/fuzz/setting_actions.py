@@ -6,8 +6,7 @@ from tests.fuzz.actions import Action, Draw, carried, group, pick
 
 VALUES: dict[str, list[str]] = {
     "timezone": ["'Asia/Tokyo'", "'America/New_York'", "UTC", "-3", "'Nowhere/Bogus'"],
-    "datestyle": ["'ISO, DMY'", "'SQL, MDY'", "German"],
-    "application_name": ["'one'", "'two words'", "'it''s'", "''", "'back\\slash'"],
+    "application_name": ["'one'", "'two words'", "'it''s'", "''"],
     "search_path": ["other, public", "public", "pg_catalog", '"$user", public', "''"],
     "intervalstyle": ["iso_8601", "sql_standard"],
     "bytea_output": ["escape", "hex"],
@@ -15,14 +14,12 @@ VALUES: dict[str, list[str]] = {
     "work_mem": ["'5MB'", "1234", "'1234kB'", "'nonsense'"],
     "lock_timeout": ["'7s'", "7100"],
     "client_encoding": ["'LATIN1'", "'UTF8'", "SQL_ASCII"],
-    "standard_conforming_strings": ["off", "on"],
     "client_min_messages": ["error", "debug1", "warning"],
     "default_transaction_isolation": ["serializable", "'repeatable read'"],
     "default_transaction_read_only": ["on", "off"],
     "row_security": ["off", "on"],
     "enable_seqscan": ["off", "on"],
     "plan_cache_mode": ["force_generic_plan"],
-    "session_replication_role": ["replica", "origin"],
     "statement_timeout": ["'20s'", "0"],
     "geqo": ["off"],
     "xmloption": ["document"],
@@ -62,10 +59,42 @@ def set_special(draw: Draw, client: int) -> Action:
             ("quoted", "set \"TimeZone\" to 'Asia/Tokyo'"),
             ("from current", "set timezone from current"),
             ("seed", "set seed to 0.5"),
-            ("by update", "update pg_settings set setting = '4321' where name = 'work_mem'"),
         ],
     )
     return name, carried(draw, text)
+
+
+@group("date style", 1)
+def date_style(draw: Draw, client: int) -> Action:
+    """DateStyle has two parts, and a SET of one keeps the other."""
+    value = pick(draw, ["'ISO, DMY'", "'SQL, MDY'", "German", "YMD", "iso", "default"])
+    return "set", carried(draw, f"set datestyle to {value}")
+
+
+@group("string syntax", 1)
+def string_syntax(draw: Draw, client: int) -> Action:
+    """What a literal in a SET means depends on other settings."""
+    name, text = pick(
+        draw,
+        [
+            ("off", "set standard_conforming_strings to off"),
+            ("on", "set standard_conforming_strings to on"),
+            ("backslash", "set application_name to 'back\\slash'"),
+        ],
+    )
+    return name, carried(draw, text)
+
+
+@group("privileged setting", 1)
+def privileged_setting(draw: Draw, client: int) -> Action:
+    """A setting that the role of a later SET ROLE could not make."""
+    value = pick(draw, ["replica", "origin", "default"])
+    return "set", carried(draw, f"set session_replication_role to {value}")
+
+
+@group("update of pg_settings", 1)
+def update_settings(draw: Draw, client: int) -> Action:
+    return "update", carried(draw, "update pg_settings set setting = '4321' where name = 'work_mem'")
 
 
 @group("reset", 4)
@@ -98,12 +127,24 @@ def custom(draw: Draw, client: int) -> Action:
             ("upper case", "set App.Tenant to {}"),
             ("another", 'set "app".note to {}'),
             ("read rows", "select tenant, v from public.tenant_row order by 1, 2"),
-            ("current_setting", "select current_setting('app.tenant', true)"),
-            ("current_setting strict", "select current_setting('app.tenant')"),
-            ("show", "show app.tenant"),
         ],
     )
     return name, carried(draw, text.format(pick(draw, CUSTOM)) if "{}" in text else text)
+
+
+@group("unknown custom", 1)
+def unknown_custom(draw: Draw, client: int) -> Action:
+    """A custom setting that nobody has set is unknown, and not empty."""
+    name, text = pick(
+        draw,
+        [
+            ("current_setting", "select current_setting('app.tenant')"),
+            ("show", "show app.tenant"),
+            ("or null", "select current_setting('app.tenant', true)"),
+            ("is null", "select current_setting('app.note', true) is null"),
+        ],
+    )
+    return name, carried(draw, text)
 
 
 @group("role", 4)
@@ -116,14 +157,24 @@ def role(draw: Draw, client: int) -> Action:
             ("reset role", "reset role"),
             ("set local role", "set local role alice"),
             ("set role unknown", "set role nobody_here"),
-            ("set session authorization", "set session authorization bob"),
-            ("set session authorization default", "set session authorization default"),
-            ("reset session authorization", "reset session authorization"),
-            ("set local session authorization", "set local session authorization alice"),
             ("set role default", "set role to default"),
         ],
     )
     return name, carried(draw, text)
+
+
+@group("session authorization", 2)
+def session_authorization(draw: Draw, client: int) -> Action:
+    text = pick(
+        draw,
+        [
+            "set session authorization bob",
+            "set session authorization default",
+            "reset session authorization",
+            "set local session authorization alice",
+        ],
+    )
+    return text, carried(draw, text)
 
 
 @group("characteristics", 2)
@@ -180,8 +231,11 @@ def hidden_set(draw: Draw, client: int) -> Action:
             ("do", "do $$ begin perform set_config('timezone', 'Asia/Tokyo', false); end $$"),
             ("do set", "do $$ begin set timezone to 'Asia/Tokyo'; end $$"),
             ("function", "select public.remember('app.tenant', 'b')"),
+            ("function call", None),
         ],
     )
+    if text is None:
+        return name, [("FunctionCall", 2078, ("timezone", "Asia/Tokyo", "false"))]
     return name, carried(draw, text)
 
 
@@ -191,10 +245,15 @@ def transaction(draw: Draw, client: int) -> Action:
         draw,
         [
             "begin", "commit", "rollback", "begin", "commit", "rollback", "savepoint a", "rollback to a", "release a",
-            "savepoint b", "rollback to savepoint b", "end", "abort", "commit and chain", "rollback and chain",
-            "start transaction",
+            "savepoint b", "rollback to savepoint b", "end", "abort", "start transaction",
         ],
     )  # fmt: skip
+    return text, carried(draw, text)
+
+
+@group("chain", 1)
+def chain(draw: Draw, client: int) -> Action:
+    text = pick(draw, ["commit and chain", "rollback and chain"])
     return text, carried(draw, text)
 
 
@@ -257,15 +316,17 @@ def defaults(draw: Draw, client: int) -> Action:
     return " ".join(text.split()[:2]), carried(draw, text)
 
 
-@group("connection", 4)
+@group("connection", 3)
 def connection(draw: Draw, client: int) -> Action:
-    act = pick(draw, ["connect", "connect", "terminate", "hang up", "reset"])
-    if act != "connect":
-        return act, [(act,)]
+    act = pick(draw, ["terminate", "hang up", "reset", "connect"])
+    return act, [("connect", {}) if act == "connect" else (act,)]
+
+
+@group("startup", 3)
+def startup(draw: Draw, client: int) -> Action:
     parameters = pick(
         draw,
         [
-            {},
             {"options": "-c timezone=Asia/Tokyo"},
             {"options": "-c app.tenant=a --work_mem=6MB"},
             {"options": "-c search_path=other,public"},

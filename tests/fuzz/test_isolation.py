@@ -5,6 +5,7 @@ The long run is `make fuzz`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 
 from tests.fuzz import known, referee
 from tests.fuzz.actions import all_groups, scripts
+from tests.fuzz.reduction import reduce
 from tests.fuzz.referee import Difference, Unfit
 from tests.fuzz.rig import Rig, rig
 from tests.fuzz.script import Script
@@ -41,16 +43,30 @@ def test_a_client_cannot_tell_a_pooled_connection_from_a_private_one(both: Rig, 
         reject()
 
 
-def test_a_difference_is_found_and_said(both: Rig) -> None:
-    """What the fuzz is for, seen once on purpose: the two sides are told different things."""
-    script = Script.read('{"pool_size": 1}\n[0, "look:different", ["Query", "select 1"]]')
-    direct = both.private.execute
-    direct("alter role postgres set application_name to 'only here'")
+def test_a_difference_is_found_made_small_and_said(both: Rig) -> None:
+    """What the fuzz is for, made to happen: one of the two servers has a schema that the other has not."""
+    ask = '["Query", "select nspname from pg_namespace where nspname = \'only_here\'"]'
+    before, behind = '[0, "data:one", ["Query", "select 1"]]', '[2, "data:two", ["Query", "select 2"]]'
+    text = f'{{"pool_size": 1}}\n{before}\n[1, "look:schema", {ask}]\n{behind}'
+
+    def attempt(script: Script) -> Difference | None:
+        try:
+            referee.run(both, script)
+        except Difference as difference:
+            return difference
+        return None
+
+    assert attempt(Script.read(text)) is None
+    both.private.execute("create schema only_here")
     try:
-        with pytest.raises(Difference, match="application_name=only here"):
-            referee.Referee(both, script, referee.Counter(), ()).run_without_refresh()
+        difference = attempt(Script.read(text))
+        assert difference is not None
+        assert (difference.signature, difference.position) == ("look:schema: D -> C", 1)
+        small, same = reduce(Script.read(text), difference, attempt, time.monotonic() + 20.0)
     finally:
-        direct("alter role postgres reset application_name")
+        both.private.execute("drop schema only_here")
+    assert [step.name for step in small.steps] == ["schema"]
+    assert "private  (1 alike) | D only_here | C SELECT 1 | Z I" in str(same)
 
 
 def test_a_script_reads_as_it_was_written() -> None:

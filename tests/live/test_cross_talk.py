@@ -23,10 +23,13 @@ from tests.support.waiting import together, until
 from tests.support.wire import SYNC, Frame, WireClient, bind, close, describe, error_fields, execute, parse
 
 CLIENTS = 40
-ROUNDS = 250
+ROUNDS = 400
 """Of each client; a round is one transaction, some are several."""
 
 POOL_SIZE = 4
+
+VANISH_WHILE_SERVED = False
+"""Off while test_a_client_that_vanishes_while_it_is_served_does_not_hang_another fails: everybody else would hang."""
 
 CANCELED = "57014"
 _MARKED = re.compile(r'invalid input syntax for type integer: "mark (\d+) question (\d+)"')
@@ -218,7 +221,7 @@ class Witness:
     def vanishes(self) -> None:
         """Leaves without a word, in a transaction or with an answer on its way, and comes back."""
         asked = self._new()
-        how = self._random.choice(["in a transaction", "before the answer", "in a batch"])
+        how = self._random.choice(["in a transaction", "in a batch", *["before the answer"] * VANISH_WHILE_SERVED])
         if how == "in a transaction":
             self._ask("begin")
             self._ask(f"insert into told values ({asked})")
@@ -265,3 +268,18 @@ def test_nobody_ever_gets_anothers_answer(near: Pgnear, origin: Server) -> None:
     for witness in witnesses:
         found = {question for mark, question in there if mark == witness.mark}
         assert witness.written <= found <= witness.written | witness.unsure
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the abandoned connection is given to the next client, then cancelled and closed"
+)
+def test_a_client_that_vanishes_while_it_is_served_does_not_hang_another(pgnear: Start) -> None:
+    """Its query may end before the cancel that pgnear sends for it: the connection is then another client's already."""
+    near = pgnear(pool_size=1)
+    with WireClient.logged_in(near.port, timeout=5.0) as other:
+        for question in range(200):
+            vanishing = WireClient.logged_in(near.port)
+            vanishing.send(wire.query("select random()"))
+            vanishing.hang_up()
+            answer = other.query(f"select {question}, random(), pg_sleep(0.002)")
+            assert [row[0] for row in wire.rows(answer)] == [str(question).encode()]
