@@ -399,15 +399,6 @@ def test_a_client_that_leaves_in_mid_stream_takes_its_origin_connection_along(
     until(lambda: near.metric("replication_connections") == 0)
 
 
-def test_what_a_client_sent_before_it_left_is_carried_out(near: Pgnear, source: Server) -> None:
-    source.execute("create table if not exists notes (v text)")
-    for number in range(10):
-        with replicating(near) as client:
-            client.send(query(f"insert into notes values ('{number}' || repeat('x', 500000))"))
-            client.terminate()
-    until(lambda: source.execute("select count(*) from notes") == [(10,)])
-
-
 def test_a_terminated_walsender_is_told_of_in_the_origins_words(near: Pgnear, source: Server) -> None:
     with streaming(near, "ended", application_name="to be ended") as client:
         (origin_pid,) = backends(source, "to be ended")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from math import inf
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,22 +50,51 @@ def test_a_stream_that_is_no_frames_has_no_end_of_one() -> None:
     assert follower.follow(bytes(1 << 20)) < 0
 
 
-async def test_what_an_origin_said_before_it_went_reaches_a_client_that_still_sends() -> None:
-    """The client's bytes cannot be written any more; that the origin has said why is only seen by reading on."""
+@contextmanager
+def relaying(high_water: int = 1 << 20) -> Iterator[tuple[Relay, socket.socket, socket.socket]]:
+    """A relay that has begun, the client's socket and the origin's."""
     client, near_client = socket.socketpair()
     origin, near_origin = socket.socketpair()
     reactor = Reactor()
-    service: Any = SimpleNamespace(relays={}, cache=None)
-    pool: Any = SimpleNamespace(name="shop", high_water=65536)
+    service: Any = SimpleNamespace(relays={}, cache=None, reactor=reactor)
+    pool: Any = SimpleNamespace(name="shop", high_water=high_water)
     request = StartupMessage(3, 0, {"user": "app", "replication": "true"})
     relay = Relay(service, pool, Transport(near_client, reactor), request)
     service.relays[relay.key[0]] = relay
+    relay.begin(Connected(Transport(near_origin, reactor), 1, b"1234", {}), b"")
     with client, origin:
-        relay.begin(Connected(Transport(near_origin, reactor), 1, b"1234", {}), b"")
+        yield relay, client, origin
+    relay.end("the test is over")
+    end_lingering(inf)
+
+
+async def test_what_an_origin_said_before_it_went_reaches_a_client_that_still_sends() -> None:
+    """The client's bytes cannot be written any more; that the origin has said why is only seen by reading on."""
+    with relaying() as (relay, client, origin):
         origin.sendall(frame(b"E", b"that is why"))
         origin.close()
         relay.pass_on(relay._client, frame(b"d", b"a status update"))
-        assert not service.relays
+        assert not relay.service.relays
         assert client.recv(100) == frame(b"E", b"that is why")
         assert client.recv(100) == b""
-    end_lingering(inf)
+
+
+@pytest.mark.parametrize("leaver", ["client", "origin"])
+async def test_what_one_end_sent_before_it_left_reaches_the_other(leaver: str) -> None:
+    """The other is slow: most of it is still in pgnear when the first has gone."""
+    data = frame(b"d", bytes(900_000))
+    with relaying() as (relay, client, origin), trio.fail_after(10):
+        first, second = (client, origin) if leaver == "client" else (origin, client)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.service.reactor.run)
+            await trio.to_thread.run_sync(first.sendall, data)
+            first.close()
+            while relay.service.relays:  # noqa: ASYNC110 (a relay tells nobody)
+                await trio.sleep(0.001)
+            got = await trio.to_thread.run_sync(_everything, second)
+            nursery.cancel_scope.cancel()
+    assert got == data
+
+
+def _everything(sock: socket.socket) -> bytes:
+    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
