@@ -273,12 +273,12 @@ class Relay:
         """A walsender in a database runs SQL: what it has completed may be a write, or DDL."""
         if self.logical and origin.frames.completions != self._completions:
             self._completions = origin.frames.completions
-            self._forget_cached()
+            self._forget()
 
-    def _forget_cached(self) -> None:
+    def _forget(self) -> None:
         if self.service.cache is not None:
             self.service.cache.invalidate(self.pool.name)
-            self.service.catalog_changed(self.pool)
+        self.service.catalog_changed(self.pool)
 
     # ---- its end -----------------------------------------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class Relay:
         self._ended = True
         self.service.relays.pop(self.key[0], None)
         if self.logical:
-            self._forget_cached()  # a write's completion may have been on its way
+            self._forget()  # a write's completion may have been on its way
         for end in (self._client, self.other(self._client)):
             end.transport.linger()
         log.info("replication_ended", **self._who(), reason=reason, seconds=round(monotonic() - self._began, 3))
