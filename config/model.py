@@ -279,6 +279,13 @@ class Config(_Model):
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",
         examples=["remember_user"],
     )
+    max_replication_connections: Connections = Field(
+        10,
+        ge=0,
+        description="Replication connections at once, each with an origin connection of its own beside the pool; more "
+        "are refused with 53300, and with 0 all of them with 0A000. Raise it together with the origin's "
+        "max_wal_senders.",
+    )
     max_unauthenticated_connections: Connections = Field(
         256,
         ge=1,

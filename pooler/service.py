@@ -23,6 +23,7 @@ from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import end_abandoned
 from pooler.ceremony.connect import connect, text_rows
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
+from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.tls import server_tls
 from pooler.logs import get_logger
@@ -47,6 +48,9 @@ CATALOG_SECONDS = 30.0
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
 
+FAREWELL_SECONDS = 1.0
+"""How long a shutdown waits for the end of frames that replication clients are being sent."""
+
 
 class Service:
     """Everything that exists once. Made by `serve`."""
@@ -66,6 +70,8 @@ class Service:
         self.prepared = PreparedStatements()
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
         self.sessions: set[Session] = set()
+        self.relays: dict[int, Relay] = {}
+        """Replication connections, by the process id that the client was given; those being made, too."""
         self.draining = False
         self.listen_addresses: list[str] = []
         self.http_address: str | None = None
@@ -85,6 +91,10 @@ class Service:
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
         session = self._by_pid.get(pid)
         return session if session is not None and session.has_key(secret) else None
+
+    def relay_by_key(self, pid: int, secret: bytes) -> Relay | None:
+        relay = self.relays.get(pid)
+        return relay if relay is not None and relay.has_key(secret) else None
 
     def client_pid(self, session: Session, origin_pid: int) -> int:
         """The process id that clients know the backend `origin_pid` of the session's database by: its last client's."""
@@ -220,6 +230,13 @@ class Service:
                 await trio.sleep(0.02)
         for session in list(self.sessions):
             session.shutdown()
+        for relay in list(self.relays.values()):
+            relay.shutdown()
+        with trio.move_on_after(FAREWELL_SECONDS):
+            while self.relays:  # noqa: ASYNC110 (neither are these)
+                await trio.sleep(0.02)
+        for relay in list(self.relays.values()):
+            relay.end("pgnear is shutting down")
 
     def close_pools(self) -> None:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""

@@ -780,7 +780,7 @@ class Session:
         """Nothing is owed: give the connection back unless a transaction, a pin or held input keeps it."""
         origin = self.origin
         if origin is None or origin.units or origin.status != IDLE or self._to_origin:
-            if self.leaving and origin is not None and not origin.units:
+            if self.leaving and origin is not None and not origin.owes_answers:
                 self._finish_leaving()
             return
         if self.leaving:

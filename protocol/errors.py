@@ -188,6 +188,17 @@ def too_many_logins(limit: int) -> PgError:
     )
 
 
+@_example(limit=10)
+def too_many_replication_connections(limit: int) -> PgError:
+    """A client asked for a replication connection while `max_replication_connections` others had one."""
+    return PgError(
+        "53300",
+        "too many replication connections",
+        detail=f"{limit} are passed through.",
+        hint="Raise max_replication_connections.",
+    )
+
+
 @_example(limit=1000)
 def too_many_statements(limit: int) -> PgError:
     """A client prepared one statement more than `max_client_statements`."""
@@ -371,12 +382,12 @@ def unsupported_protocol(major: int, minor: int) -> PgError:
 
 
 @_example()
-def replication_not_supported() -> PgError:
-    """The startup packet asks for a replication connection."""
+def replication_disabled() -> PgError:
+    """A client asked for a replication connection while `max_replication_connections` is 0."""
     return PgError(
         "0A000",
-        "replication connections are not pooled",
-        hint="Connect to the origin database directly for replication.",
+        "this pgnear passes no replication connections through",
+        hint="Set max_replication_connections, or connect to the origin database directly.",
     )
 
 

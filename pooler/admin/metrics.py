@@ -94,6 +94,7 @@ def _clients(service: Service) -> Iterator[Metric]:
     yield _gauge("clients", "Clients that are logged in.", len(service.sessions))
     pinned = sum(1 for session in service.sessions if session.pinned)
     yield _gauge("clients_pinned", "Clients that keep their origin connection because of session state.", pinned)
+    yield _gauge("replication_connections", "Replication connections passed through, unpooled.", len(service.relays))
     yield _gauge("clients_unauthenticated", "Connections that have not logged in yet.", stats.unauthenticated)
     yield _counter("clients_accepted", "Connections accepted from clients.", stats.clients_accepted)
     yield _counter(

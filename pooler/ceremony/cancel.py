@@ -19,6 +19,7 @@ from protocol.errors import PgError
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
+    from pooler.pool import Pool
     from pooler.service import Service
 
 log = get_logger(__name__)
@@ -30,6 +31,10 @@ TERMINATE = b"X\0\0\0\4"
 async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     """A client asked, with the key it was given, for its query to be cancelled. A wrong key changes nothing."""
     service.stats.cancels_received += 1
+    relay = service.relay_by_key(pid, secret)
+    if relay is not None and relay.connected:
+        await _ask_to_cancel(service, relay.pool, relay.origin_pid, relay.origin_secret)
+        return
     session = service.session_by_key(pid, secret)
     if session is None or session.cancel_waiting():
         return
@@ -41,20 +46,25 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
 async def cancel_origin(service: Service, origin: Origin) -> None:
     """Ask the origin to cancel what `origin` works on; returns when the request has arrived."""
     origin.cancels += 1
+    try:
+        await _ask_to_cancel(service, origin.pool, origin.pid, origin.secret)
+    finally:
+        origin.pool.cancel_done(origin)
+
+
+async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) -> None:
     service.stats.cancels_forwarded += 1
     try:
         with trio.move_on_after(service.config.cancel_wait_timeout):
-            transport = await open_transport(origin.pool.target, service.reactor)
+            transport = await open_transport(pool.target, service.reactor)
             try:
-                await transport.send_all(startup.cancel_request(origin.pid, origin.secret))
+                await transport.send_all(startup.cancel_request(pid, secret))
                 while await transport.receive_some():  # the origin closes once it has delivered the signal
                     pass
             finally:
                 transport.close()
     except (PgError, TransportClosed) as error:
-        log.warning("cancel_failed", pool=origin.pool.name, origin_pid=origin.pid, reason=str(error))
-    finally:
-        origin.pool.cancel_done(origin)
+        log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason=str(error))
 
 
 async def end_abandoned(service: Service, origin: Origin) -> None:

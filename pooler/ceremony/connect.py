@@ -1,8 +1,8 @@
 """Connecting to the origin: TCP or unix socket, TLS, startup packet, authentication, first ReadyForQuery.
 
-Used for pool connections (`connect`) and, without authentication, for cancel requests (`ceremony.cancel`). The
-deadline is the caller's. Source: PostgreSQL documentation, "Message Flow", sections "Start-up" and "SSL Session
-Encryption".
+Used for pool and replication connections (`connect`) and, without authentication, for cancel requests
+(`ceremony.cancel`). The deadline is the caller's. Source: PostgreSQL documentation, "Message Flow", sections "Start-up"
+and "SSL Session Encryption".
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Connected:
     pid: int
     secret: bytes
     parameters: dict[str, str]
+    rest: bytes = b""
+    """What came behind ReadyForQuery."""
 
 
 class _TlsFailed(PgError):
@@ -112,8 +114,8 @@ async def _encrypt(transport: Transport, target: Target) -> None:
         raise errors.origin_unreachable(f"sslrootcert cannot be used: {error}") from None
 
 
-async def connect(target: Target, reactor: Reactor) -> Connected:
-    """Open, encrypt and authenticate one connection.
+async def connect(target: Target, reactor: Reactor, parameters: dict[str, str] | None = None) -> Connected:
+    """Open, encrypt and authenticate one connection, with `parameters` in its startup packet besides the target's own.
 
     With `allow` and `prefer` a connection that the origin's pg_hba.conf does not admit (28000), or whose TLS fails, is
     tried the other way once.
@@ -124,21 +126,21 @@ async def connect(target: Target, reactor: Reactor) -> Connected:
     first, *others = _encryptions(target)
     try:
         try:
-            return await _connect(target, reactor, encrypt=first)
+            return await _connect(target, reactor, parameters or {}, encrypt=first)
         except PgError as error:
             if not others or not (error.sqlstate == "28000" or isinstance(error, _TlsFailed)):
                 raise
-            return await _connect(target, reactor, encrypt=others[0])
+            return await _connect(target, reactor, parameters or {}, encrypt=others[0])
     except PgError as error:
         if error.sqlstate[:2] == "28":  # said to a client as it is, it would be about the client's own password
             raise errors.origin_unreachable(f"it refuses pgnear's login: {error.message}") from None
         raise
 
 
-async def _connect(target: Target, reactor: Reactor, *, encrypt: bool) -> Connected:
+async def _connect(target: Target, reactor: Reactor, parameters: dict[str, str], *, encrypt: bool) -> Connected:
     transport = await open_transport(target, reactor, encrypt=encrypt)
     try:
-        return await _log_in(transport, target)
+        return await _log_in(transport, target, parameters)
     except TransportClosed as error:
         transport.close()
         raise errors.origin_unreachable(f"the connection broke during login: {error}") from None
@@ -147,9 +149,9 @@ async def _connect(target: Target, reactor: Reactor, *, encrypt: bool) -> Connec
         raise
 
 
-async def _log_in(transport: Transport, target: Target) -> Connected:
-    parameters = {"user": target.user, "database": target.dbname, **target.options}
-    await transport.send_all(startup.startup_message(parameters))
+async def _log_in(transport: Transport, target: Target, parameters: dict[str, str]) -> Connected:
+    login = {"user": target.user, "database": target.dbname}  # last: nothing that a client wants takes their place
+    await transport.send_all(startup.startup_message({**target.options, **parameters, **login}))
     encrypted = transport.tls is not None
     binding = None
     if transport.tls is not None:
@@ -179,6 +181,7 @@ async def _log_in(transport: Transport, target: Target) -> Connected:
                 connected.pid = int.from_bytes(body[:4], "big")
                 connected.secret = body[4:]
             elif kind == ord("Z"):
+                connected.rest = reader.rest
                 return connected
             elif kind not in b"Nv":
                 raise errors.origin_unreachable(f"unexpected message of type {chr(kind)!r} during login")

@@ -7,15 +7,24 @@ bad, and many clients have one of their own: a plain one is not tried but told a
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
+from itertools import count
+
 from pooler.ceremony.borrow import borrowed
 from pooler.pool import Pool
 from pooler.settings import Reports, from_startup
+from protocol import startup
+from protocol.auth import AUTHENTICATION_OK
+from protocol.framing import frame
 
 REMEMBERED = 1000
 """How many sets of startup settings a pool remembers the values of."""
 
 _NAME_BYTES = 63
 """What PostgreSQL keeps of an application_name (NAMEDATALEN - 1)."""
+
+_pids = count(1)
 
 
 async def greeting(pool: Pool, wanted: dict[str, str]) -> Reports:
@@ -36,3 +45,23 @@ async def greeting(pool: Pool, wanted: dict[str, str]) -> Reports:
             pool.greetings.pop(next(iter(pool.greetings)))
         pool.greetings[settings] = known
     return known.with_value("application_name", name) if plain else known
+
+
+def new_key(minor: int) -> tuple[int, bytes]:
+    """A process id and a secret for a client of protocol 3.`minor` to cancel with: 4 bytes, 32 from 3.2 on."""
+    return next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4)
+
+
+def first_words(request: startup.StartupMessage, values: Mapping[str, str], key: tuple[int, bytes]) -> bytes:
+    """Everything from AuthenticationOk to ReadyForQuery, with the ParameterStatus `values` and the client's `key`."""
+    minor = min(request.minor, 2)
+    unknown = [name for name in request.parameters if name.startswith("_pq_.")]
+    parts = []
+    if request.minor > minor or unknown:
+        parts.append(startup.negotiate_protocol_version(minor, unknown))
+    parts.append(AUTHENTICATION_OK)
+    for name, value in values.items():
+        parts.append(frame(b"S", name.encode() + b"\0" + value.encode() + b"\0"))
+    parts.append(frame(b"K", key[0].to_bytes(4, "big") + key[1]))
+    parts.append(b"Z\0\0\0\5I")
+    return b"".join(parts)

@@ -6,23 +6,22 @@ PostgreSQL documentation, "Message Flow", sections "Start-up", "SSL Session Encr
 
 from __future__ import annotations
 
-import secrets
-from itertools import count
 from typing import TYPE_CHECKING
 
 import trio
 
 from pooler.ceremony.cancel import cancel_for_client
-from pooler.ceremony.greeting import greeting
+from pooler.ceremony.greeting import first_words, greeting, new_key
+from pooler.ceremony.passthrough import pass_through, wants_replication
 from pooler.ceremony.tls import ALPN
 from pooler.logs import get_logger
 from pooler.session import Session
 from pooler.settings import from_startup
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
-from protocol.auth import AUTHENTICATION_OK, ScramServer
+from protocol.auth import ScramServer
 from protocol.errors import PgError
-from protocol.framing import FrameReader, frame
+from protocol.framing import FrameReader
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -32,7 +31,6 @@ log = get_logger(__name__)
 PASSWORD_FRAME_LIMIT = 65536
 """The largest authentication message of a client, in bytes."""
 
-_pids = count(1)
 _NOT_SETTINGS = ("user", "database", "options", "replication")
 
 
@@ -155,7 +153,11 @@ async def log_in(service: Service, transport: Transport) -> None:
         if deadline.cancelled_caught:
             raise errors.login_timeout(service.config.client_login_timeout)
         assert isinstance(request, startup.StartupMessage)
-        await _welcome(service, login, request)
+        if wants_replication(request.parameters):
+            wanted = wanted_settings(request.parameters)
+            await pass_through(service, transport, request, wanted, login.buffer)
+        else:
+            await _welcome(service, login, request)
     except PgError as error:
         if error.sqlstate == "28P01":
             service.stats.login_failures += 1
@@ -208,8 +210,6 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
         raise errors.no_user()
     if service.config.tls == "require" and transport.tls is None and not transport.local:
         raise errors.tls_required()
-    if parameters.get("replication", "off").lower() not in ("off", "false", "no", "0", ""):
-        raise errors.replication_not_supported()
     _has_room(service)
 
 
@@ -245,21 +245,11 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     wanted = wanted_settings(request.parameters)
     statuses = await greeting(pool, wanted)
     _has_room(service)  # others may have come in meanwhile
-    minor = min(request.minor, 2)
-    unknown = [name for name in request.parameters if name.startswith("_pq_.")]
-    parts = []
-    if request.minor > minor or unknown:
-        parts.append(startup.negotiate_protocol_version(minor, unknown))
-    parts.append(AUTHENTICATION_OK)
-    for name, value in statuses.values.items():
-        parts.append(frame(b"S", name.encode() + b"\0" + value.encode() + b"\0"))
-    key = (next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4))
-    parts.append(frame(b"K", key[0].to_bytes(4, "big") + key[1]))
-    parts.append(b"Z\0\0\0\5I")
+    key = new_key(request.minor)
     session = Session(service, pool, transport, login.user, database, from_startup(wanted), statuses, key)
     service.remember(session)
     try:
-        await transport.send_all(b"".join(parts))
+        await transport.send_all(first_words(request, statuses.values, key))
     except BaseException:
         service.forget(session)
         raise

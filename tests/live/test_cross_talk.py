@@ -270,9 +270,6 @@ def test_nobody_ever_gets_anothers_answer(near: Pgnear, origin: Server) -> None:
         assert witness.written <= found <= witness.written | witness.unsure
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the abandoned connection is given to the next client, then cancelled and closed"
-)
 def test_a_client_that_vanishes_while_it_is_served_does_not_hang_another(pgnear: Start) -> None:
     """Its query may end before the cancel that pgnear sends for it: the connection is then another client's already."""
     near = pgnear(pool_size=1)
