@@ -115,7 +115,7 @@ def pipeline(draw: Draw, client: int) -> Action:
     """Several batches in one write, some of which fail."""
     messages: list[Message] = []
     for _ in range(draw(st.integers(2, 4))):
-        part = pick(draw, ["run", "fail", "prepare", "use", "two", "begin", "commit", "insert", "close"])
+        part = pick(draw, ["run", "fail", "prepare", "use", "two", "begin", "commit", "insert"])
         name = pick(draw, STATEMENTS)
         messages += {
             "run": executed("select 1"),
@@ -126,10 +126,19 @@ def pipeline(draw: Draw, client: int) -> Action:
             "begin": executed("begin"),
             "commit": executed("commit"),
             "insert": executed(f"insert into public.t{client} values (3, 'piped')"),
-            "close": [("Close", "S", name), ("Parse", name, "select 'anew'")],
         }[part]
         messages += pick(draw, [[("Sync",)], [("Sync",)], [("Flush",)], []])
     return "pipeline", [*messages, ("Sync",)]
+
+
+@group("pipelined parse", 2)
+def pipelined_parse(draw: Draw, client: int) -> Action:
+    """Batches in one write that only close and prepare, of which a pooler may know the answers."""
+    messages: list[Message] = []
+    for _ in range(draw(st.integers(1, 3))):
+        name = pick(draw, STATEMENTS)
+        messages += [("Close", "S", name), ("Parse", name, "select 'anew'"), ("Sync",)]
+    return "prepare", [*messages, *executed("select 1"), ("Sync",)]
 
 
 @group("set in batch", 2)

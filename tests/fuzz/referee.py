@@ -26,7 +26,9 @@ ANSWERS_WITHIN = 5.0
 GONE_WITHIN = 3.0
 """Seconds in which what a closed connection had must be gone."""
 
-PLAIN = frozenset("set reset local custom data transaction error look statement connection startup chain".split())
+PLAIN = frozenset(
+    "set reset local custom data transaction error look statement connection startup chain script".split()
+)
 """Groups of actions that pin nobody."""
 
 _STRUCTURE = re.compile(r"\b(create|alter|drop|into)\b")

@@ -7,6 +7,7 @@ does (`referee`).
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -79,6 +80,7 @@ class Rig:
     """Both sides.
 
     Attributes:
+      started: when both servers ran (monotonic).
       structure_changed: the last script may have changed more than rows.
     """
 
@@ -92,6 +94,7 @@ class Rig:
         self._admins = [stack.enter_context(server.connect()) for server in (self.private, self.pooled)]
         for admin in self._admins:
             admin.execute(ROLES)
+        self.started = time.monotonic()
         self.structure_changed = True
         self._fresh: set[Pgnear] = set()
         self._pgnears: dict[tuple[int, bool], Pgnear] = {}

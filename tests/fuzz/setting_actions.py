@@ -126,6 +126,7 @@ def custom(draw: Draw, client: int) -> Action:
             ("default", "set app.tenant to default"),
             ("upper case", "set App.Tenant to {}"),
             ("another", 'set "app".note to {}'),
+            ("as alice", "set role alice"),
             ("read rows", "select tenant, v from public.tenant_row order by 1, 2"),
         ],
     )

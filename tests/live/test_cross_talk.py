@@ -23,7 +23,7 @@ from tests.support.waiting import together, until
 from tests.support.wire import SYNC, Frame, WireClient, bind, close, describe, error_fields, execute, parse
 
 CLIENTS = 40
-ROUNDS = 400
+ROUNDS = 700
 """Of each client; a round is one transaction, some are several."""
 
 POOL_SIZE = 4
