@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
 from pooler.cache.store import Entry, Store
+from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.names import renamed
@@ -136,7 +137,8 @@ def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bo
     if origin.open_unit is not None:
         return False
     for operation in operations:
-        prepared = session.statements.get(operation[4]) if operation[0] == _BIND and operation[4] else None
+        about = operation[0] == _BIND or (operation[0] == _DESCRIBE and operation[3] == _STATEMENT)
+        prepared = session.statements.get(operation[4]) if about and operation[4] else None
         if (
             prepared is None
             or prepared.row_description is None
@@ -409,6 +411,12 @@ class _Translation:
         undo = self._remember(name, prepared)
         if prepared.needs is not None:
             self._have_needed(prepared.needs)
+        if prepared in origin.prepared and origin.status == FAILED_TRANSACTION:
+            # It must fail as any other would, but for ROLLBACK; the origin is asked without a name.
+            origin.unnamed = None
+            self.messages.append(prepared.parse_frame(b""))
+            self.steps.append((PARSE, True, None, undo))
+            return
         if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
@@ -422,6 +430,9 @@ class _Translation:
         origin.prepared[prepared] = None
         self.messages.append(prepared.parse_frame(prepared.name))
         self.steps.append((PARSE, True, prepared, undo_named))
+        if prepared.row_description is None:  # to be compared with after DDL
+            self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
+            self.steps.append((DESCRIBE, False, prepared, None))
 
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements
@@ -498,10 +509,7 @@ class _Translation:
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
         session, origin = self.session, self.origin
-        known = session.statements.get(name)
-        if origin.verified and known is not None and origin.verified.get(known) is False:
-            del origin.verified[known]
-            self._fail(errors.outdated_plan().response())
+        if origin.verified and self._is_outdated(name):
             return
         prepared = self._have(name)
         if prepared is None:
@@ -525,6 +533,16 @@ class _Translation:
             session.portals[portal] = _with_parameters(part, self.data[rest:end]) if part.configs else part
         elif session.portals:
             session.portals.pop(portal, None)
+
+    def _is_outdated(self, name: bytes, before: int = _BIND) -> bool:
+        """Whether the statement's rows have changed since its client prepared it; then that is the answer."""
+        known = self.session.statements.get(name)
+        if known is None or self.origin.verified.get(known) is not False:
+            return False
+        del self.origin.verified[known]
+        parameters = known.parameter_description if before == _DESCRIBE else None
+        self._fail((parameters or b"") + errors.outdated_plan().response())
+        return True
 
     def _execute(self, operation: Operation) -> None:
         part = self.session.portals.get(operation[3])
@@ -559,6 +577,8 @@ class _Translation:
         _, _, _, what, name = operation
         if what != _STATEMENT:
             self._pass(operation, DESCRIBE)
+            return
+        if self.origin.verified and self._is_outdated(name, _DESCRIBE):
             return
         prepared = self._have(name)
         if prepared is None:

@@ -244,10 +244,12 @@ class Session:
                     break
         if kept < end:
             self._keep_rest(data[kept:] if kept else data)
+        if self._out:  # answers from here are for what came before anything that an origin was asked
+            self._flush_client()
+            if self.closed:
+                return
         if self._to_origin:
             self._flush_origin(data)
-        if self._out:
-            self._flush_client()
 
     def _skip_message(self, kind: int, rest: int, error: PgError) -> None:
         """A message is over the limit and nothing else is under way: it fails, and the session goes on behind it."""
@@ -710,14 +712,24 @@ class Session:
                 self._schema_changed()
         elif kind == ERROR:
             self.service.stats.query_errors += 1
-            self.state.error()
+            if self.state.watching:
+                self.state.error()
             if _PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
-        elif kind == COPY_IN and not unit.simple and unit.synced:
-            # The Sync that was sent along is ignored by an origin in COPY IN; the client sends another.
-            unit.synced = False
+        elif kind == COPY_IN and not unit.simple and unit.synced and self.origin is not None:
+            self._ignore_sync(unit, self.origin)
         elif kind == COPY_BOTH:
             self.pin(PinKind.REPLICATION)
+
+    def _ignore_sync(self, unit: Unit, origin: Origin) -> None:
+        """An origin in COPY IN ignores the Sync that was sent along: `unit` ends with the next, which may be here."""
+        unit.synced = False
+        if len(origin.units) > 1 and not origin.units[1].simple and not origin.units[1].swallow:
+            follower = origin.units[1]
+            del origin.units[1]
+            unit.synced = follower.synced
+            if follower.steps:
+                unit.script(list(follower.steps))
 
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
@@ -730,9 +742,10 @@ class Session:
         assert origin is not None
         state = self.state
         if state.watching:
-            state.ready(status)
+            state.ready(status, origin.reports.values.get("DateStyle", ""))
             if status == IDLE:
                 origin.settings = state.settings
+                state.watching = bool(origin.units)  # effects of what is pipelined behind are still to come
         if status == IDLE:
             if self.portals:
                 self.portals.clear()
@@ -768,6 +781,8 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
+        if self.leaving and self.origin is not None and self.origin.open_unit is not None:
+            return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
         try:
             self.transport.send(data)
         except TransportClosed:

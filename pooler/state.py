@@ -179,21 +179,24 @@ class SessionState:
             self._reported[lowered] = value
             self.watching = True
 
-    def ready(self, status: int) -> None:
-        """ReadyForQuery with `status`."""
+    def ready(self, status: int, style: str = "") -> None:
+        """ReadyForQuery with `status`; `style` is the DateStyle that the origin has reported last."""
         if status == IDLE:
             if self._failed:
                 self._roll_back()
             else:
-                self._adopt()
+                self._adopt(style)
                 self._commit()
             self._reported.clear()
             self._names.clear()
             self.watching = False
         self._failed = False
 
-    def _adopt(self) -> None:
+    def _adopt(self, style: str) -> None:
         """Take over what changed without a statement that says so."""
+        if "datestyle" in self._names and style and self.current.get("datestyle") is not None:
+            # A SET of it may set only one of its two parts: what holds is what the origin reports.
+            self.current = self.current.with_change("datestyle", set_config_sql("datestyle", style))
         if not self._reported or "" in self._names:
             return
         explained = self._names.union(*(_EXPLAINS.get(name, ()) for name in self._names))

@@ -191,6 +191,7 @@ class Unit:
         if COMPLETES.get(kind) != step_kind:
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
+                return forward
             # The rows of what pgnear has added are not the client's either.
             return kind != DATA_ROW or step_kind != EXECUTE or forward
         self.steps.popleft()

@@ -68,6 +68,8 @@ def part_of(
     elif name == "DoStmt":
         if any(hides_effects(option.def_elem.arg.string.sval) for option in statement.args):
             pins.add(PinKind.HIDDEN)
+    elif name == "UpdateStmt" and any(relation == "pg_settings" for _, relation in facts.relations):
+        pins.add(PinKind.HIDDEN)  # SET by another name
     elif name == "DeclareCursorStmt" and statement.options & _HOLD:
         pins.add(PinKind.CURSOR)
     elif name == "ListenStmt":
@@ -136,6 +138,8 @@ def _read_set(statement: Any, text: str) -> tuple[tuple[SettingChange, ...], set
         return (SettingChange(name, None),), set()
     if name == "seed":
         return (), {PinKind.SEED}
+    if "\\" in text:  # what it means depends on standard_conforming_strings
+        return (), {PinKind.SETTING}
     if kind == "VAR_SET_VALUE" and text.isascii():
         return (SettingChange(name, text),), set()
     if kind == "VAR_SET_VALUE" and len(statement.args) == 1 and name not in _LISTS:

@@ -134,6 +134,17 @@ def test_settings_follow_as_transactions_have_it(
     client.query("discard all")
 
 
+def test_an_error_before_a_set_does_not_undo_it(client: WireClient, stranger: WireClient) -> None:
+    """An error outside any watched transaction was remembered, and the next SET forgotten: a stranger got its role."""
+    client.query("select no_such_column")
+    client.query("set work_mem to '5MB'")
+    assert stranger.one("show work_mem") == b"4MB"
+    assert client.one("show work_mem") == b"5MB"
+    client.ask(*extended("select no_such_column"), *extended("set work_mem to '6MB'"), syncs=2)
+    assert stranger.one("show work_mem") == b"4MB"
+    assert client.one("show work_mem") == b"6MB"
+
+
 def test_set_config_follows_with_its_parameters(client: WireClient, stranger: WireClient) -> None:
     text = "select set_config($1, $2, $3)"
     client.ask(wire.parse(text, "s"), wire.SYNC)
