@@ -41,6 +41,7 @@ class Origin:
       reports: the ParameterStatus values that it has sent.
       prepared: named statements that it has, least recently used first.
       verified: statements from before DDL that were described here again, and whether the answer was the same.
+      spoiled: it was used in a way that PostgreSQL does not foresee; it is closed, not reused.
       outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
       status: the last ReadyForQuery's status byte.
@@ -70,6 +71,7 @@ class Origin:
         "sequence_client",
         "session",
         "settings",
+        "spoiled",
         "status",
         "transport",
         "units",
@@ -86,6 +88,7 @@ class Origin:
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
         self.outdated = False
+        self.spoiled = False
         self.verified: dict[Prepared, bool] = {}
         self.unnamed: Prepared | None = None
         self.session: Session | None = None

@@ -308,6 +308,7 @@ class Session:
             if self.origin.open_unit.steps:
                 self._hold_for_answers(self.origin)
                 return False
+            self.origin.spoiled = True  # PostgreSQL 18 may be left in a state that the next client would meet
         if kind == QUERY:
             return self._query(data, position, frame_end)
         if kind == TERMINATE:
@@ -808,7 +809,7 @@ class Session:
             origin.transport.resume()
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
-            elif self.state.tainted:
+            elif self.state.tainted or origin.spoiled:
                 origin.close()
             else:
                 self.pool.release(origin)
@@ -953,7 +954,7 @@ class Session:
             elif origin.units and not origin.closed:
                 self.service.cancel_abandoned(origin)
             elif not origin.closed:
-                if self.state.tainted:
+                if self.state.tainted or origin.spoiled:
                     origin.close()
                 else:
                     self.pool.abandon(origin, dirty=self.state.dirty)
