@@ -20,8 +20,8 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.cache.store import Entry
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.names import renamed

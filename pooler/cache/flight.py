@@ -24,7 +24,8 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from pooler.cache.store import Entry, Store
+from pooler.cache.entry import Entry
+from pooler.cache.store import Store
 
 MAX_FAILURES = 3
 """Leaders of one flight that fail before all its waiters are sent to ask for themselves."""

@@ -17,7 +17,8 @@ from math import isfinite
 from typing import Protocol
 
 from config.model import Cache, CachePolicy, duration
-from pooler.cache.store import Namespace, Store
+from pooler.cache.entry import Namespace
+from pooler.cache.store import Store
 
 MAX_REMEMBERED = 50000
 """Choices remembered; then all are forgotten at once."""

@@ -1,9 +1,9 @@
 """The answers in memory: which may be served now, and which go.
 
-Lives here: entries, the clocks of invalidation, freshness, the accounting of bytes, the counters of each namespace.
-Not here: who goes when it is full (`eviction`), what a TTL is and for whom (`policy`), who asks the origin when several
-miss at once (`flight`), what a key is made of (`keys`). Nothing here waits or reads a clock: `now` is seconds on any
-clock that only goes forward.
+Lives here: looking up, storing, ending entries, and the accounting of bytes. Not here: what an entry is (`entry`), the
+clocks of one database (`epochs`), who goes when it is full (`eviction`), what a TTL is and for whom (`policy`), who
+asks the origin when several miss at once (`flight`), what a key is made of (`keys`). Nothing here waits or reads a
+clock: `now` is seconds on any clock that only goes forward.
 
 **The race between a read in flight and a write.** `clock` counts invalidations. Who sends a query takes a stamp first
 (`begin`) and stores its answer with it; each table, and each database, remembers the clock of its last invalidation. An
@@ -17,11 +17,12 @@ whose last part is the entry's own; the other parts may be shared with others.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import chain, islice
-from random import random
+from itertools import chain
 from sys import getsizeof
-from typing import Any, Protocol
+from typing import Any
 
+from pooler.cache.entry import Entry, Freshness, Namespace
+from pooler.cache.epochs import NEVER, Epochs
 from pooler.cache.eviction import MAX_USES, Evictable, S3Fifo
 
 ENTRY_BYTES = 440
@@ -33,169 +34,13 @@ CONSTANT_BYTES = 8
 HEAP_PART = 0.01
 """What the heap loses between the objects, as a part of them."""
 
-TTL_JITTER = 0.1
-"""TTLs are shortened by up to this part, so that what was stored together does not expire together."""
-
 REFRESH_SECONDS = 30.0
 """So long nobody else is told to refresh a stale entry; then whoever was is taken for lost."""
-
-MAX_TABLES = 20000
-"""Tables of a database whose invalidation is remembered one by one; older ones share one clock."""
 
 ROOM_BYTES = 65536
 """So much more than it needs itself an entry makes room for, while the bound is passed."""
 
 Frame = bytes  # in Store, `bytes` is how many it holds
-
-_NEVER = -1
-_UNCAPPED = float("inf")
-
-
-class Freshness(Protocol):
-    """How long answers may be served, in seconds, and whose they are. `policy.Policy` is one."""
-
-    @property
-    def ttl(self) -> float: ...
-    @property
-    def stale_while_revalidate(self) -> float: ...
-    @property
-    def negative_ttl(self) -> float: ...
-    @property
-    def namespace(self) -> Namespace: ...
-
-
-class Namespace:
-    """The entries of one policy and what became of them.
-
-    Attributes:
-      max_bytes: a bound of its own; None shares the store's. The bytes counted are those of its entries alone.
-      stale_hits: hits that were stale, counted in `hits` too. refreshes: of them, those that led to a new query.
-      expired: dropped because of age. invalidated: because of a write. purged: by hand. evictions: for room.
-    """
-
-    __slots__ = (
-        "bytes", "entries", "evictions", "expired", "hits", "invalidated", "max_bytes", "misses", "name", "purged",
-        "queues", "refreshes", "stale_hits", "stores",
-    )  # fmt: skip
-
-    def __init__(self, name: str, max_bytes: int | None, queues: S3Fifo) -> None:
-        self.name = name
-        self.max_bytes = max_bytes
-        self.queues = queues
-        self.bytes = self.entries = 0
-        self.hits = self.misses = self.stale_hits = self.refreshes = 0
-        self.stores = self.evictions = self.expired = self.invalidated = self.purged = 0
-
-    def __repr__(self) -> str:
-        return f"<Namespace {self.name}: {self.entries} entries, {self.bytes} bytes>"
-
-
-class _Domain:
-    """What a database's entries are judged by.
-
-    Attributes:
-      name: the database's.
-      everything: clock of the last invalidation of it all. tables: those of single tables, the earliest first.
-      floor: no table that is not in `tables` was invalidated after it.
-      latest: clock of the last invalidation of anything.
-      barrier: entries stamped at it or later need no closer look; infinite while a cap asks for one.
-      cap: seconds after which no entry is served.
-    """
-
-    __slots__ = ("barrier", "cap", "everything", "floor", "latest", "name", "tables")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.everything = _NEVER
-        self.floor = _NEVER
-        self.latest = _NEVER
-        self.barrier: float = _NEVER
-        self.cap = _UNCAPPED
-        self.tables: dict[Hashable, int] = {}
-
-    def invalidated(self, clock: int) -> None:
-        self.latest = clock
-        self.barrier = clock if self.cap == _UNCAPPED else float("inf")
-
-    def unchanged_since(self, stamp: int, tables: tuple[Hashable, ...]) -> bool:
-        if self.everything > stamp:
-            return False
-        clocks, floor = self.tables, self.floor
-        for table in tables:  # noqa: SIM110 (a generator costs more than the loop)
-            if clocks.get(table, floor) > stamp:
-                return False
-        return True
-
-
-class Entry(Evictable):
-    """One answer: rows, not a message sequence, so that it serves any shape in which a driver asks.
-
-    Attributes:
-      answer: DataRow frames and the CommandComplete frame. row_description: that frame, or None where nobody asked.
-      row_count: DataRow frames in it.
-      stored_at: seconds, when its query was sent. expires: it is fresh until then. stale_until: served until then.
-      stamp: the clock up to which its tables are known not to have changed.
-      tables: ids of what it was read from. database: their database.
-      fingerprint: of its statement, whatever the caller knows it by.
-      size: bytes it is accounted with. hits: how often it was served.
-    """
-
-    __slots__ = (
-        "answer", "domain", "expires", "fingerprint", "hits", "key", "namespace", "refreshing", "row_count",
-        "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        rows: Sequence[bytes],
-        row_description: bytes | None,
-        tag: bytes,
-        *,
-        key: tuple[Any, ...],
-        domain: _Domain,
-        stamp: int,
-        stored_at: float,
-        tables: tuple[Hashable, ...],
-        policy: Freshness,
-        fingerprint: Hashable,
-    ) -> None:
-        self.answer = b"".join((*rows, tag))
-        self.tag_size = len(tag)
-        self.row_count = len(rows)
-        self.row_description = row_description
-        self.key = key
-        self.domain = domain
-        self.stamp = stamp
-        self.tables = tables
-        self.namespace = policy.namespace
-        self.fingerprint = fingerprint
-        ttl, stale = policy.ttl, policy.stale_while_revalidate
-        if not rows:
-            ttl, stale = min(ttl, policy.negative_ttl), min(stale, policy.negative_ttl)
-        self.stored_at = stored_at
-        self.expires = stored_at + ttl * (1.0 - TTL_JITTER * random())
-        self.stale_until = self.expires + stale if stale else self.expires
-        self.refreshing = 0.0
-        self.hits = 0
-        self.uses = 0
-        self.mark = hash(key)
-        self.queue = self.newer = self.older = None
-        self.size = 0
-
-    @property
-    def rows(self) -> bytes:
-        return self.answer[: -self.tag_size]
-
-    @property
-    def tag(self) -> bytes:
-        return self.answer[-self.tag_size :]
-
-    @property
-    def database(self) -> str:
-        return self.domain.name
-
-    def __repr__(self) -> str:
-        return f"<Entry of {self.row_count} rows, {self.size} bytes, {self.hits} hits, in {self.namespace.name}>"
 
 
 class Store:
@@ -217,8 +62,8 @@ class Store:
         self._shared: dict[Frame, int] = {}  # part -> entries that have it
         self._descriptions: dict[Frame, Frame] = {}  # frame -> the one of its kind that entries keep
         self._held = 0  # bytes of entries and shared parts, without the dictionaries
-        self._domains: dict[str, _Domain] = {}
-        self._purged = _NEVER
+        self._databases: dict[str, Epochs] = {}
+        self._purged = NEVER
         self._common = self._queues(max_bytes)
         self._all_queues = [self._common]
         self._ghosts = self._common.ghost.bytes
@@ -264,7 +109,7 @@ class Store:
         for entry in list(self._entries.values()):
             if (
                 (namespace is None or entry.namespace.name == namespace)
-                and (database is None or entry.domain.name == database)
+                and (database is None or entry.epochs.name == database)
                 and (table is None or table in entry.tables)
                 and (fingerprint is None or entry.fingerprint == fingerprint)
             ):
@@ -276,7 +121,7 @@ class Store:
 
     def is_alive(self, entry: Entry, now: float) -> bool:
         """Whether `get` would serve it."""
-        return now < entry.stale_until and now - entry.stored_at <= entry.domain.cap and self._unchanged(entry)
+        return now < entry.stale_until and now - entry.stored_at <= entry.epochs.cap and self._unchanged(entry)
 
     # ---- look up -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +132,7 @@ class Store:
         """
         entry = self._entries.get(key)
         if entry is not None:
-            if entry.expires <= now or entry.stamp < entry.domain.barrier:
+            if entry.expires <= now or entry.stamp < entry.epochs.barrier:
                 entry = self._look_closer(entry, now, namespace)
                 if entry is None:
                     return None
@@ -304,7 +149,7 @@ class Store:
         if not self._unchanged(entry):
             entry.namespace.invalidated += 1
             self._drop(entry)
-        elif now - entry.stored_at > entry.domain.cap or entry.stale_until <= now:
+        elif now - entry.stored_at > entry.epochs.cap or entry.stale_until <= now:
             if entry.stale_until + self.stale_if_error <= now:
                 entry.namespace.expired += 1
                 self._drop(entry)
@@ -322,7 +167,7 @@ class Store:
         Expired entries are kept for `stale_if_error` seconds. A cap holds here too.
         """
         entry = self._entries.get(key)
-        if entry is None or now - entry.stored_at > min(max_age, entry.domain.cap) or not self._unchanged(entry):
+        if entry is None or now - entry.stored_at > min(max_age, entry.epochs.cap) or not self._unchanged(entry):
             return None
         entry.hits += 1
         entry.namespace.hits += 1
@@ -352,8 +197,8 @@ class Store:
 
     def is_current(self, database: str, tables: tuple[Hashable, ...], stamp: int) -> bool:
         """Whether none of `tables` has been invalidated since `stamp`."""
-        domain = self._domains.get(database)
-        return stamp >= self._purged and (domain is None or domain.unchanged_since(stamp, tables))
+        epochs = self._databases.get(database)
+        return stamp >= self._purged and (epochs is None or epochs.unchanged_since(stamp, tables))
 
     def make(
         self,
@@ -378,12 +223,15 @@ class Store:
           tables: any ids by which they are invalidated.
         """
         return Entry(
-            rows, row_description, tag, key=key, domain=self._domain(database), stamp=stamp, stored_at=sent_at,
+            rows, row_description, tag, key=key, epochs=self._epochs(database), stamp=stamp, stored_at=sent_at,
             tables=tables, policy=policy, fingerprint=fingerprint,
         )  # fmt: skip
 
     def put(self, entry: Entry) -> bool:
-        """Keep an entry and make room for it. False, and it is not kept, where it is too large or out of date."""
+        """Keep an entry and make room for it. False, and it is not kept, where it is too large or out of date.
+
+        Out of date is one from before a write to its tables, or older than what is there.
+        """
         namespace = entry.namespace
         if len(entry.answer) - entry.tag_size > self.max_entry_bytes:
             return False
@@ -391,6 +239,8 @@ class Store:
             return False
         former = self._entries.get(entry.key)
         if former is not None:
+            if former.stored_at > entry.stored_at and self._unchanged(former):
+                return False  # a younger one was faster
             self._drop(former)
         size = entry.size = self._size(entry)
         limit = namespace.max_bytes
@@ -476,35 +326,21 @@ class Store:
 
     def invalidate_tables(self, database: str, tables: Iterable[Hashable]) -> None:
         """Nothing that was read from `tables` so far, nor any read in flight, may be served from now on."""
-        domain = self._domain(database)
         self.clock += 1
-        clocks = domain.tables
-        for table in tables:
-            clocks.pop(table, None)  # so that the earliest stays first
-            clocks[table] = self.clock
-            self.table_invalidations += 1
-        if len(clocks) > MAX_TABLES:  # forget the earlier half; its last stands for all that are not there
-            for table in list(islice(clocks, len(clocks) // 2)):
-                domain.floor = clocks.pop(table)
-        domain.invalidated(self.clock)
+        self.table_invalidations += self._epochs(database).invalidate_tables(tables, self.clock)
 
     def invalidate_database(self, database: str) -> None:
         """The same for everything in `database`."""
-        domain = self._domain(database)
         self.clock += 1
         self.database_invalidations += 1
-        domain.everything = self.clock
-        domain.tables.clear()
-        domain.invalidated(self.clock)
+        self._epochs(database).invalidate_everything(self.clock)
 
     def cap(self, database: str, seconds: float | None) -> None:
         """Serve nothing of `database` that is older than `seconds`, whatever its TTL; None takes the cap off.
 
         Who takes it off because writes are seen again should invalidate the database: some were not seen.
         """
-        domain = self._domain(database)
-        domain.cap = _UNCAPPED if seconds is None else seconds
-        domain.invalidated(domain.latest)
+        self._epochs(database).limit(seconds)
 
     def sweep(self, now: float, budget: int) -> int:
         """Look at up to `budget` entries, going on where the last sweep ended, and free those that are dead.
@@ -561,15 +397,15 @@ class Store:
     def _queues(self, max_bytes: int) -> S3Fifo:
         return S3Fifo(max_bytes // 1024, lambda item: isinstance(item, Entry) and self._unchanged(item))
 
-    def _domain(self, database: str) -> _Domain:
-        domain = self._domains.get(database)
-        if domain is None:
-            domain = self._domains[database] = _Domain(database)
-        return domain
+    def _epochs(self, database: str) -> Epochs:
+        epochs = self._databases.get(database)
+        if epochs is None:
+            epochs = self._databases[database] = Epochs(database)
+        return epochs
 
     @staticmethod
     def _unchanged(entry: Entry) -> bool:
-        return entry.domain.unchanged_since(entry.stamp, entry.tables)
+        return entry.epochs.unchanged_since(entry.stamp, entry.tables)
 
     # ---- sums --------------------------------------------------------------------------------------------------------
 
