@@ -153,6 +153,12 @@ class AgainstTheTruth(RuleBasedStateMachine):
         )
         self.flying.append((tables, entry))
 
+    @rule(tables=sets)
+    def ask_and_answer_at_once(self, tables: tuple[int, ...]) -> None:
+        entry = self.bench.make(tables, rows=[self.seen(tables)], tables=tables, sent_at=self.now)
+        assert self.bench.store.put(entry)
+        assert self.bench.get(tables, self.now) is entry
+
     @precondition(lambda self: self.flying)
     @rule(data=strategies.data())
     def answer(self, data: strategies.DataObject) -> None:
@@ -173,7 +179,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
             self.versions[table] += 1
         self.bench.store.invalidate_database("shop")
 
-    @rule(seconds=strategies.floats(0, 50))
+    @rule(seconds=strategies.floats(0, 20))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
