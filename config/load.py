@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import os
 import re
 import tomllib
@@ -109,6 +110,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
 _KEY = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
 _KEYS = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 _TABLE_LINE = re.compile(rf"\s*\[\s*({_KEYS})\s*\]")
+_ARRAY_LINE = re.compile(rf"\s*\[\[\s*({_KEYS})\s*\]\]")
 _VALUE_LINE = re.compile(rf"\s*({_KEYS})\s*=")
 _MULTILINE = re.compile(r"\"\"\"|'''")
 
@@ -116,11 +118,17 @@ _MULTILINE = re.compile(r"\"\"\"|'''")
 def _lines(text: str) -> Iterator[tuple[Place, int]]:
     """Where the tables and values of a TOML text that was parsed already stand: (path, line from 1)."""
     table: Place = ()
+    counts: dict[Place, int] = {}  # of the tables in an array so far
     quote = ""  # of the multi-line string that we are in
     for number, line in enumerate(text.split("\n"), 1):
         if not quote:
             if match := _TABLE_LINE.match(line):
                 table = _keys(match[1])
+                yield table, number
+            elif match := _ARRAY_LINE.match(line):
+                array = _keys(match[1])
+                table = (*array, str(counts.setdefault(array, 0)))
+                counts[array] += 1
                 yield table, number
             elif match := _VALUE_LINE.match(line):
                 yield table + _keys(match[1]), number
@@ -189,6 +197,7 @@ def _leave_out(tree: dict[str, Any], place: tuple[int | str, ...]) -> str:
 
     "" where that is gone already.
     """
+    place = tuple(itertools.takewhile(lambda part: isinstance(part, str), place))
     way: list[tuple[dict[str, Any], str]] = []
     below: Any = tree
     for part in place:

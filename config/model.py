@@ -46,7 +46,12 @@ def _size(value: Any) -> Any:
     return int(float(match[1]) * _SIZE_UNITS[(match[2] or "").lower()])
 
 
-def _duration(value: Any) -> Any:
+def duration(value: Any) -> Any:
+    """Seconds: a number as it is, a text like 500ms, 10s or 5min read.
+
+    Raises:
+      ValueError: it is neither.
+    """
     if not isinstance(value, str):
         return _number(value)
     match = _DURATION.fullmatch(value.strip())
@@ -79,9 +84,7 @@ def _host_and_port(value: Any) -> Any:
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"unit": "bytes"})]
-Seconds = Annotated[
-    float, BeforeValidator(_duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})
-]
+Seconds = Annotated[float, BeforeValidator(duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})]
 Connections = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})]
 PoolSize = Annotated[
     int, Field(ge=1, le=10000), BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})
@@ -155,6 +158,100 @@ class Database(_Model):
     )
 
 
+Ttl = Annotated[
+    float, Field(gt=0, allow_inf_nan=False, json_schema_extra={"unit": "seconds"}), BeforeValidator(duration)
+]
+Duration = Annotated[
+    float, Field(ge=0, allow_inf_nan=False, json_schema_extra={"unit": "seconds"}), BeforeValidator(duration)
+]
+Budget = Annotated[int, Field(ge=65536, json_schema_extra={"unit": "bytes"}), BeforeValidator(_size)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several), Field(json_schema_extra={"unit": "names"})]
+
+
+class CachePolicy(_Model):
+    """How answers of some statements are cached. The first policy whose every condition holds counts."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="Its name, in metrics and for purging; not default, which is that of all others. Give each policy "
+        "its own.",
+        examples=["catalogue"],
+    )
+    tables: Names = Field(
+        (),
+        description="Condition: the statement reads one of these tables, given as table or schema.table. Set it for "
+        "tables that change more rarely or more often than others.",
+        examples=["public.products"],
+    )
+    fingerprint: Names = Field(
+        (),
+        description="Condition: the statement's fingerprint, as EXPLAIN CACHE shows it, is one of these. Set it for "
+        "single statements.",
+        examples=["0a1b2c3d4e5f6071"],
+    )
+    user: Names = Field(
+        (),
+        description="Condition: the client's user is one of these. Set it where users differ in how fresh their "
+        "answers must be.",
+        examples=["reporting"],
+    )
+    database: Names = Field(
+        (),
+        description="Condition: the client's database is one of these. Set it where there are several.",
+        examples=["shop"],
+    )
+    application_name: Names = Field(
+        (),
+        description="Condition: the client's application_name is one of these. Set it for programs that share a user.",
+        examples=["dashboard"],
+    )
+    text: str | None = Field(
+        None,
+        description="Condition: a regular expression (Python's) that is found in the statement's text. Set it where "
+        "nothing else tells statements apart.",
+        examples=["(?i)from products"],
+    )
+    enabled: bool = Field(
+        True,
+        description="Whether the answers are cached at all. Turn off for what must always come from the origin; a "
+        "comment in the statement cannot turn it on again.",
+    )
+    ttl: Ttl | None = Field(
+        None,
+        description="In place of cache.ttl; unset, that. Raise it for what rarely changes, lower it where writes go "
+        "past pgnear.",
+        examples=[600.0],
+    )
+    stale_while_revalidate: Duration | None = Field(
+        None,
+        description="In place of cache.stale_while_revalidate; unset, that. Use 0 where no answer may be older than "
+        "its ttl.",
+        examples=[0.0],
+    )
+    negative_ttl: Duration | None = Field(
+        None,
+        description="In place of cache.negative_ttl; unset, that. Use 0 where a new row must be seen at once though it "
+        "was written past pgnear.",
+        examples=[0.0],
+    )
+    max_bytes: Budget | None = Field(
+        None,
+        description="Memory for these answers, of cache.max_bytes; unset, they share that with all others. Set it so "
+        "that they cannot crowd others out.",
+        examples=[16 * 1024**2],
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> CachePolicy:
+        if self.name == "default":
+            raise ValueError("default is the name of what holds without a policy")
+        try:
+            re.compile(self.text or "")
+        except re.error as error:
+            raise ValueError(f"text is no regular expression: {error}") from None
+        return self
+
+
 class Cache(_Model):
     """The query cache."""
 
@@ -164,6 +261,24 @@ class Cache(_Model):
         gt=0,
         description="How long an answer may be served, unless a write through pgnear ends it earlier. Lower it where "
         "others write past pgnear and readers must see that sooner.",
+    )
+    stale_while_revalidate: Seconds = Field(
+        15.0,
+        ge=0,
+        description="How long after its ttl an answer is still served, while one query fetches a new one. Use 0 where "
+        "no answer may be older than its ttl.",
+    )
+    negative_ttl: Seconds = Field(
+        5.0,
+        ge=0,
+        description="The ttl of answers without rows, and the most that they may be stale. Raise it where questions "
+        "about what does not exist are many.",
+    )
+    ttl_without_stream: Seconds = Field(
+        5.0,
+        gt=0,
+        description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
+        "is lost. Lower it where writes go past pgnear and readers must see them soon.",
     )
     max_bytes: Size = Field(
         128 * 1024**2,
@@ -177,10 +292,22 @@ class Cache(_Model):
         "answers that are asked for often.",
     )
 
+    policy: tuple[CachePolicy, ...] = Field(
+        (),
+        description="How answers of some statements are cached. The first policy whose every condition holds counts.",
+    )
+
     @model_validator(mode="after")
     def _one_fits(self) -> Cache:
         if self.max_entry_bytes > self.max_bytes:
             raise ValueError("max_entry_bytes is larger than max_bytes: no answer of that size could be kept")
+        seen: set[str] = set()
+        for policy in self.policy:
+            if policy.name in seen:
+                raise ValueError(f"two policies are called {policy.name}")
+            seen.add(policy.name)
+            if policy.max_bytes is not None and policy.max_bytes > self.max_bytes:
+                raise ValueError(f"the policy {policy.name} may have more memory (max_bytes) than the whole cache")
         return self
 
 

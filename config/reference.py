@@ -38,6 +38,9 @@ CHAPTERS = {
 }
 """The top-level settings that begin a chapter, in the order of the model."""
 
+ARRAY = "[]"
+"""Behind the name of a table that may be given several times."""
+
 EXAMPLE_NAMES = {"users": "reporting", "databases": "replica"}
 """What the tables are called that an operator names, in the example file."""
 
@@ -51,7 +54,8 @@ class Setting:
     """One setting as the documentation sees it.
 
     Attributes:
-      table: the TOML table that it stands in; "" for the top, `users.NAME` for one that the operator names.
+      table: the TOML table that it stands in; "" for the top, `users.NAME` for one that the operator names,
+        `cache.policy[]` for one that may be given several times.
       default: as it is written in TOML; "" where there is none.
       unit: of its value, or the words that it may be.
     """
@@ -90,7 +94,7 @@ def _in_toml(value: Schema) -> Schema:
     also = {
         "bytes": {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([Bb]|[kKmMgG][iI]?[bB])?\s*$"},
         "seconds": {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([mM]?[sS]|[mM]|[mM][iI][nN]|[hH]|[dD])?\s*$"},
-    }.get(value.get("unit", ""), {"type": "string"} if value.get("type") == "array" else None)
+    }.get(value.get("unit", ""), {"type": "string"} if value.get("items", {}).get("type") == "string" else None)
     if also is not None:
         value["anyOf"] = [{name: value.pop(name) for name in limits if name in value}, also]
     return value
@@ -110,6 +114,8 @@ def _settings(table: str, model: Schema, definitions: Schema) -> Iterator[Settin
             below.append((name, value["$ref"]))
         elif "$ref" in value.get("additionalProperties", {}):
             below.append((f"{name}.NAME", value["additionalProperties"]["$ref"]))
+        elif "$ref" in value.get("items", {}):
+            below.append((f"{name}{ARRAY}", value["items"]["$ref"]))
         else:
             unit = _unit(value)
             default = _toml(value["default"], unit) if "default" in value else ""
@@ -163,8 +169,11 @@ def example() -> str:
         if setting.table != table:
             table = setting.table
             first, _, named = table.partition(".")
-            header = f"#[{first}.{EXAMPLE_NAMES[first]}]" if named else f"[{table}]"
-            paragraphs.append(f"{_heading(_description_of(first))}\n\n{header}")
+            if table.endswith(ARRAY):
+                header = f"#[[{table.removesuffix(ARRAY)}]]"
+            else:
+                header = f"#[{first}.{EXAMPLE_NAMES[first]}]" if named else f"[{table}]"
+            paragraphs.append(f"{_heading(_description_of(table))}\n\n{header}")
         elif not table and setting.key in CHAPTERS:
             paragraphs.append(_heading(CHAPTERS[setting.key]))
         default = f"Default: {setting.default}" if setting.default else "No default"
@@ -176,9 +185,14 @@ def example() -> str:
 
 
 def _description_of(table: str) -> str:
+    """What a table is, from the setting of that name or, where that says nothing, from its model."""
     whole = schema()
-    value = whole["properties"][table]
-    return str(value.get("description") or whole["$defs"][value["$ref"].rpartition("/")[2]]["description"])
+    value: Schema = {}
+    model: Schema = whole
+    for part in table.removesuffix(ARRAY).removesuffix(".NAME").split("."):
+        value = model["properties"][part]
+        model = whole["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
+    return str(value.get("description") or model["description"])
 
 
 def _heading(title: str) -> str:
@@ -201,7 +215,8 @@ def table(names: list[str] | None = None) -> str:
     for setting in settings():
         if setting.table != last:
             last = setting.table
-            chapters.append((f"### `[{last}]`\n\n{_description_of(last.partition('.')[0])}", []))
+            header = f"[[{last.removesuffix(ARRAY)}]]" if last.endswith(ARRAY) else f"[{last}]"
+            chapters.append((f"### `{header}`\n\n{_description_of(last)}", []))
         elif not last and setting.key in CHAPTERS:
             chapters.append((f"### {CHAPTERS[setting.key]}", []))
         chapters[-1][1].append(setting)

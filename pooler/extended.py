@@ -20,8 +20,8 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.cache.store import Entry, Store
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
@@ -33,6 +33,7 @@ from protocol import errors, framing
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
+    from pooler.service import Service
     from pooler.session import Session
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
@@ -226,7 +227,7 @@ def _key(session: Session, prepared: Prepared, tail: bytes) -> Any:
     pool = session.pool
     if pool.catalog is None or pool.catalog.allows(prepared.statement) is not None:
         return None
-    return (session.user, session.settings.label, prepared.text, prepared.types, tail)
+    return (session.namespace, session.user, session.settings.label, prepared.text, prepared.types, tail)
 
 
 def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Capture | Literal[True] | None:
@@ -243,9 +244,9 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Captu
     cache = session.service.cache
     assert cache is not None
     started = perf_counter()
-    entry = cache.get(session.namespace, key, started)
-    if entry is None or (described and entry.row_description is None):
-        return Capture(session.namespace, key, cache.epoch(session.namespace))
+    entry = cache.get(key, started, cache.default)
+    if entry is None or entry.expires <= started or (described and entry.row_description is None):
+        return Capture(session.namespace, key, cache.begin(), started)
     _answer(session, operations, entry)
     session.service.stats.hit_latency.observe(perf_counter() - started)
     return True
@@ -298,14 +299,25 @@ def _answer(session: Session, operations: list[Operation], entry: Entry) -> None
         elif kind == _DESCRIBE:
             assert entry.row_description is not None
             parts.append(entry.row_description)
-    parts += (entry.rows, entry.tag, READY_IDLE)
+    parts += (entry.answer, READY_IDLE)
     session.answer(b"".join(parts))
 
 
-def store(cache: Store, capture: Capture, now: float) -> None:
+def store(service: Service, capture: Capture) -> None:
     """Keep a captured answer, unless its tables may have changed since its query was sent."""
-    if capture.tag is not None and cache.epoch(capture.namespace) == capture.epoch:
-        cache.put(capture.namespace, capture.key, b"".join(capture.rows), capture.row_description, capture.tag, now)
+    if capture.tag is None or service.cache is None or service.policies is None:
+        return
+    entry = service.cache.make(
+        capture.key,
+        capture.rows,
+        capture.row_description,
+        capture.tag,
+        database=capture.database,
+        stamp=capture.stamp,
+        sent_at=capture.sent_at,
+        policy=service.policies.default,
+    )
+    service.cache.put(entry)
 
 
 # ---- without an origin -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import trio
 from config import Config, User
 from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import end_abandoned
@@ -63,7 +64,8 @@ class Service:
         self.tls = server_tls(config)
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes, ttl=cache.ttl) if cache.enabled else None
+        self.cache = Store(cache.max_bytes, cache.max_entry_bytes) if cache.enabled else None
+        self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
             parse_always=cache.enabled, session_functions=frozenset(config.session_functions or ())
         )

@@ -344,12 +344,12 @@ class Session:
         if self.origin is None and service.cache is not None and statement.cacheable:
             key = extended.simple_key(self, text)
             if key is not None:
-                entry = service.cache.get(self.namespace, key, started)
-                if entry is not None and entry.row_description is not None:
-                    self.answer(entry.row_description + entry.rows + entry.tag + READY_IDLE)
+                entry = service.cache.get(key, started, service.cache.default)
+                if entry is not None and entry.row_description is not None and entry.expires > started:
+                    self.answer(entry.row_description + entry.answer + READY_IDLE)
                     service.stats.hit_latency.observe(perf_counter() - started)
                     return True
-                capture = Capture(self.namespace, key, service.cache.epoch(self.namespace))
+                capture = Capture(self.namespace, key, service.cache.begin(), started)
         if statement.recalls_sequences:
             self.go_home()
         if self.origin is None and not self.link(position):
@@ -738,7 +738,7 @@ class Session:
         if unit.latency is not None:
             unit.latency.observe(perf_counter() - unit.started)
         if unit.capture is not None and status == IDLE and service.cache is not None:
-            extended.store(service.cache, unit.capture, perf_counter())
+            extended.store(service, unit.capture)
         origin = self.origin
         assert origin is not None
         state = self.state
@@ -778,7 +778,7 @@ class Session:
 
     def _invalidate(self) -> None:
         if self.service.cache is not None:
-            self.service.cache.invalidate(self.namespace)
+            self.service.cache.invalidate_database(self.namespace)
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""

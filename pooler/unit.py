@@ -61,16 +61,17 @@ class Capture:
     """A cacheable answer on its way to the client, copied as it passes.
 
     Attributes:
-      key, namespace, epoch: where it belongs, and the epoch its query was sent in.
+      key, database, stamp, sent_at: where it belongs, and when its query was sent: on the store's clock, in seconds.
       rows: DataRow frames. size: their bytes.
     """
 
-    __slots__ = ("epoch", "key", "namespace", "row_description", "rows", "size", "tag")
+    __slots__ = ("database", "key", "row_description", "rows", "sent_at", "size", "stamp", "tag")
 
-    def __init__(self, namespace: str, key: Any, epoch: int) -> None:
-        self.namespace = namespace
+    def __init__(self, database: str, key: Any, stamp: int, sent_at: float) -> None:
+        self.database = database
         self.key = key
-        self.epoch = epoch
+        self.stamp = stamp
+        self.sent_at = sent_at
         self.rows: list[bytes] = []
         self.size = 0
         self.row_description: bytes | None = None

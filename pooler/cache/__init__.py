@@ -1,1 +1,1 @@
-"""The query cache: keys, the store with its epochs and bounds, and what the origin's catalog says about names."""
+"""The query cache: keys, the store with its epochs and bounds, policies, single flight, and the origin's catalog."""

@@ -277,7 +277,7 @@ class Relay:
 
     def _forget(self) -> None:
         if self.service.cache is not None:
-            self.service.cache.invalidate(self.pool.name)
+            self.service.cache.invalidate_database(self.pool.name)
         self.service.catalog_changed(self.pool)
 
     # ---- its end -----------------------------------------------------------------------------------------------------

@@ -325,3 +325,19 @@ def test_no_secret_is_in_a_message_or_a_representation(tmp_path: Path) -> None:
     shown = f"{settings!r} {settings} {settings.targets()!r} {settings.client_users()!r} {settings.model_dump_json()}"
     assert SECRET not in shown
     assert settings.targets()["shop"].password == SECRET
+
+
+def test_a_problem_in_a_policy_names_its_line_and_hides_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "pgnear.toml"
+    file.write_text(
+        'origin = "postgresql://app:secret@db.example.com/shop?sslmode=disable"\n'
+        "[cache]\nttl = 3\n"
+        '[[cache.policy]]\nname = "a"\nttl = -1\n'
+        '[[ cache.policy ]]\nname = "b"\nbogus = 3\n'
+        "[log]\nlevel = 3\n"
+    )
+    said = "\n".join(problems(file=file))
+    assert f"{file} line 6: cache.policy.0.ttl: " in said
+    assert f"{file} line 9: cache.policy.1.bogus: there is no such setting" in said
+    assert f"{file} line 11: log.level: " in said
+    assert f"{file} line 1: origin: sslmode=disable" in said

@@ -74,7 +74,8 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
         if not match:
             continue
         name = f"{lines[table].strip('#[]')}.{match[1]}" if table >= 0 else match[1]
-        seen.add(re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name))
+        known = re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name).replace("cache.policy.", "cache.policy[].")
+        seen.add(known)
         switched = [
             text[1:] if index in (number, table) and text[0] == "#" else text for index, text in enumerate(lines)
         ]
@@ -83,13 +84,15 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
             switched.insert(0, 'tls_cert_file = "server.crt"')
         if name == "users.reporting.pooling":
             switched.insert(number, 'password = "x"')
+        if name.startswith("cache.policy.") and name != "cache.policy.name":
+            switched.insert(number, 'name = "catalogue"')
         if name in ("databases.replica.pool_size", "databases.replica.pooling"):
             switched.insert(number, 'origin = "postgresql://app:secret@localhost"')
         file = tmp_path / "pgnear.toml"
         file.write_text("\n".join(switched))
         settings = config.load(file=file, environ={})
         changed = settings != plain
-        assert changed == (not SETTINGS[re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name)].default), name
+        assert changed == (not SETTINGS[known].default or "[]" in known), name
     assert seen | {"origin"} == set(SETTINGS)
 
 

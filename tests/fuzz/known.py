@@ -10,7 +10,7 @@ from tests.fuzz.referee import Known
 OFF: dict[str, str] = {
     "catalog": "pg_prepared_statements shows pgnear's names; reset_val and source know nothing of startup options",
     "defaults": "clients from before ALTER ROLE or ALTER DATABASE see the new defaults too",
-    "query in batch": "a Query or FunctionCall before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
+    "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
     "sequence": "currval and lastval are not defined where others have used the connection since",
     "unknown custom": "a connection on which a client has set app.x knows app.x, as '', for all later clients",
 }
@@ -21,7 +21,7 @@ TOLERATED: dict[str, str] = {
     "look:session: D app.*": "see the group unknown custom",
     "* E 42601 -> E 42P05": "a Parse with a syntax error under a name that is taken: PostgreSQL sees the syntax first",
     "* E 42P01 -> E 42P05": "the same for what the statement refers to",
-    "look:unnamed statement: t -> E 26000": "DISCARD ALL by the unnamed statement ends it, where startup settings are restored",
+    "look:unnamed statement: t -> E 26000": "DISCARD ALL by the unnamed statement ends it where settings are restored",
     "connection:terminate: E 08P01 -> closed": "Terminate during COPY is no error",
 }
 """Signatures of differences that are passed over; * stands for anything."""

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import config
 from pooler.admin.metrics import MAX_LABEL_VALUES, registry
+from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.pool import Pool
 from pooler.stats import LATENCY_BOUNDS, Stats
@@ -32,7 +33,7 @@ def service() -> Any:
     settings = config.load(flags={"origin": f"postgresql://app:{SECRET}@127.0.0.1/shop", "pool_size": 7}, environ={})
     stats = Stats()
     pools = {name: Pool(name, target, settings, stats, _NoCeremonies()) for name, target in settings.targets().items()}
-    cache = Store(1 << 20, 1 << 16, ttl=60.0)
+    cache = Store(1 << 20, 1 << 16)
     return SimpleNamespace(
         config=settings, stats=stats, pools=pools, cache=cache, sessions=set(), relays={}, draining=False
     )
@@ -98,9 +99,11 @@ def test_a_failed_connection_is_not_a_failed_query(service: Any) -> None:
 
 
 def test_the_cache_shows_its_bytes_and_its_hits(service: Any) -> None:
-    service.cache.put("shop", "key", b"rows", None, b"tag", 0.0)
-    service.cache.get("shop", "key", 1.0)
-    service.cache.get("shop", "another", 1.0)
+    cache: Store = service.cache
+    policy = Policies(service.config.cache, cache).default
+    cache.put(cache.make(("shop", b"key"), [b"rows"], None, b"tag", database="shop", stamp=0, sent_at=0, policy=policy))
+    cache.get(("shop", b"key"), 1.0, cache.default)
+    cache.get(("shop", b"another"), 1.0, cache.default)
     samples = scrape(service)
     assert samples["pgnear_cache_entries", ()] == 1
     assert 0 < samples["pgnear_cache_bytes", ()] < samples["pgnear_cache_max_bytes", ()] == 1 << 20
