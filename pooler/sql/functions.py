@@ -1,6 +1,7 @@
 """Built-in functions by what they may do: the lists that classification trusts.
 
-A name stands for every pg_catalog function of that name. What is on neither list is taken to write.
+A name stands for every pg_catalog function of that name. What is on neither list is taken to write where only names
+are known; the origin's catalog knows better (`pooler.cache.judgement`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ SAFE = frozenset(
     upper_inc upper_inf var_pop var_samp varchar variance websearch_to_tsquery width width_bucket
     """.split()
 )
-"""They compute from their arguments, and from settings that are part of the cache key."""
+"""They compute from their arguments, and from settings that are part of the cache key.
+
+Those that pg_proc calls stable are trusted because they stand here; an immutable one needs no list.
+"""
 
 READ_ONLY = frozenset(
     """
@@ -54,10 +58,15 @@ READ_ONLY = frozenset(
     pg_relation_is_publishable pg_relation_size pg_size_pretty pg_sleep pg_table_is_visible pg_table_size
     pg_total_relation_size pg_try_advisory_lock pg_try_advisory_lock_shared pg_try_advisory_xact_lock
     pg_try_advisory_xact_lock_shared pg_type_is_visible pg_typeof random set_config setseed shobj_description
-    statement_timestamp timeofday to_regclass to_regproc to_regtype transaction_timestamp txid_current version
+    pg_cancel_backend pg_notify pg_reload_conf pg_sleep_for pg_sleep_until pg_terminate_backend random_normal setval
+    statement_timestamp timeofday to_regclass to_regproc to_regtype transaction_timestamp txid_current uuidv4 uuidv7
+    version
     """.split()
 )
 """They write nothing that a cached answer could depend on, but their own answers must not be cached."""
+
+ARGUMENTS_DECIDE = frozenset({"age", "pg_size_pretty"})
+"""Of `READ_ONLY`: by the number of arguments, or always, immutable; the catalog knows."""
 
 SAFE_TYPES = frozenset(
     """
@@ -66,7 +75,27 @@ SAFE_TYPES = frozenset(
     time timestamp timestamptz timetz tsquery tsrange tstzrange tsvector uuid varbit varchar xml
     """.split()
 )
-"""Types a cacheable statement may cast to: their input functions look nothing up."""
+"""Built-in types a cacheable statement may cast to: their input functions look nothing up."""
+
+LOOK_UP_TYPES = frozenset(
+    "regclass regcollation regconfig regdatabase regdictionary regnamespace regoper regoperator regproc regprocedure "
+    "regrole regtype".split()
+)
+"""Built-in types whose input and output functions read the system catalogs."""
+
+HARMLESS_TRIGGERS = frozenset(
+    "suppress_redundant_updates_trigger tsvector_update_trigger tsvector_update_trigger_column "
+    "unique_key_recheck".split()
+)
+"""Built-in trigger functions that touch nothing but their own row."""
+
+HARMLESS_EXTENSIONS = frozenset(
+    """
+    autoinc crypt gen_random_bytes gen_random_uuid gen_salt insert_username moddatetime pg_stat_statements
+    uuid_generate_v1 uuid_generate_v1mc uuid_generate_v4
+    """.split()
+)
+"""Volatile functions of well-known extensions, in C, that write no table (triggers: nothing but their own row)."""
 
 BUILT_IN_PINS = {
     "currval": "SEQUENCE",
