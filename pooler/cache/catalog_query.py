@@ -19,7 +19,8 @@ _FIRST_USER_OID = "16384::pg_catalog.oid"
 
 _REFERENCES = (
     r":(?:relid|funcid|opno|eqop|sortop|aggfnoid|winfnoid) [0-9]+"
-    r"|\{SQLVALUEFUNCTION :op [0-9]+|\{(?:ROWMARKCLAUSE|TABLESAMPLECLAUSE|ROWCOMPARE|NEXTVALUEEXPR)|\{COERCEVIAIO :arg \{CONST"
+    r"|\{SQLVALUEFUNCTION :op [0-9]+|\{COERCEVIAIO :arg \{CONST"
+    r"|\{(?:ROWMARKCLAUSE|TABLESAMPLECLAUSE|ROWCOMPARE|NEXTVALUEEXPR)"
 )
 """What of a stored expression tree matters: what it refers to by OID, and the nodes that are not harmless."""
 
