@@ -81,7 +81,6 @@ class Catalog:
         self._verdicts: dict[tuple[Statement, tuple[str, ...] | None, str], Verdict] = {}
         self._reaches: dict[tuple[Statement, tuple[str, ...] | None, str], frozenset[int] | None] = {}
         self._expansions: dict[int, References] = {}
-        self._domains_are_harmless = all(map(self._is_harmless, self._model.used_by_domains))
 
     @classmethod
     def from_frames(cls, frames: list[tuple[int, bytes]], safe_functions: Iterable[str] = ()) -> Catalog:
@@ -330,8 +329,8 @@ class Catalog:
         for events, function in self._model.triggers.get(oid, ()):
             if events & bit and not self._is_harmless_trigger(function):
                 raise _Unknown
-        if change in (Change.INSERT, Change.UPDATE) and not (
-            self._domains_are_harmless and all(map(self._is_harmless, self._model.used_by_writes.get(oid, ())))
+        if change in (Change.INSERT, Change.UPDATE) and not all(
+            map(self._is_harmless, self._model.used_by_writes.get(oid, ()))
         ):
             raise _Unknown
         for event, references in self._model.rules.get(oid, ()):

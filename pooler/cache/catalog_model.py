@@ -143,7 +143,6 @@ class Model:
         self.used_by_writes: dict[int, list[int]] = defaultdict(list)
         for relation_oid, function in get("used_by_writes", []):
             self.used_by_writes[relation_oid].append(function)
-        self.used_by_domains = frozenset(function for _, function in get("used_by_domains", []))
         self._read_expressions(get("rules", []), get("policies", []))
         self._read_types(get("types", []), get("used_by_domains", []), get("casts", []))
 

@@ -54,6 +54,18 @@ def _depends_on_function(dependent: str, owner: str, columns: list[str], join: s
           AND d.refclassid {_EQ} '{_C}.pg_proc'::{_C}.regclass AND {where}"""
 
 
+_USED_BY_DOMAINS = f"""({
+    _depends_on_function(
+        f"{_C}.pg_constraint k", f"{_C}.pg_constraint", ["k.contypid", "d.refobjid"], f"k.oid {_EQ} d.objid",
+        f"k.contypid {_NE} 0::{_C}.oid",
+    )
+} UNION {
+    _depends_on_function(
+        f"{_C}.pg_type t", f"{_C}.pg_type", ["t.oid", "d.refobjid"], f"t.oid {_EQ} d.objid",
+        f"t.typtype {_EQ} 'd'",
+    )
+}) AS used(domain, function)"""  # fmt: skip
+
 _USED_BY_WRITES = f"""({
     _depends_on_function(
         f"{_C}.pg_attrdef a", f"{_C}.pg_attrdef", ["a.adrelid", "d.refobjid"], f"a.oid {_EQ} d.objid", "true"
@@ -71,19 +83,20 @@ _USED_BY_WRITES = f"""({
     _depends_on_function(
         f"{_C}.pg_index i", f"{_C}.pg_class", ["i.indrelid", "d.refobjid"], f"i.indexrelid {_EQ} d.objid", "true"
     )
-}) AS used(relation, function)"""  # fmt: skip
-
-_USED_BY_DOMAINS = f"""({
-    _depends_on_function(
-        f"{_C}.pg_constraint k", f"{_C}.pg_constraint", ["k.contypid", "d.refobjid"], f"k.oid {_EQ} d.objid",
-        f"k.contypid {_NE} 0::{_C}.oid",
-    )
-} UNION {
-    _depends_on_function(
-        f"{_C}.pg_type t", f"{_C}.pg_type", ["t.oid", "d.refobjid"], f"t.oid {_EQ} d.objid",
-        f"t.typtype {_EQ} 'd'",
-    )
-}) AS used(domain, function)"""  # fmt: skip
+} UNION (
+    WITH RECURSIVE users(class, object, function) AS (
+        SELECT '{_C}.pg_type'::{_C}.regclass::{_C}.oid, used.domain, used.function FROM {_USED_BY_DOMAINS}
+        UNION
+        SELECT x.class, x.object, u.function FROM users u CROSS JOIN LATERAL (
+            SELECT d.classid, d.objid FROM {_C}.pg_depend d
+             WHERE d.refclassid {_EQ} u.class AND d.refobjid {_EQ} u.object
+               AND d.classid {_EQ} ANY ('{{{_C}.pg_type,{_C}.pg_class}}'::{_C}.regclass[]::{_C}.oid[])
+            UNION ALL
+            SELECT '{_C}.pg_type'::{_C}.regclass, c.reltype FROM {_C}.pg_class c
+             WHERE c.oid {_EQ} u.object AND u.class {_EQ} '{_C}.pg_class'::{_C}.regclass) AS x(class, object))
+    SELECT u.object, u.function FROM users u WHERE u.class {_EQ} '{_C}.pg_class'::{_C}.regclass
+)) AS used(relation, function)"""  # fmt: skip
+"""Functions that a change of a table may run: by a default, a CHECK, a policy, an index, or a column's domain."""
 
 CATALOG_QUERY = "\nUNION ALL ".join(
     [
