@@ -39,8 +39,9 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_LEADING_COMMENT = re.compile(rb"\s*/\*[^*/]*\*/")
-_TRAILING_COMMENT = re.compile(rb"/\*[^*/]*\*/\s*;?\s*")
+_COMMENT = rb"/\*(?:[^*/]|/(?!\*)|\*(?!/))*+\*/"  # that holds no other
+_LEADING_COMMENT = re.compile(rb"\s*" + _COMMENT)
+_TRAILING_COMMENT = re.compile(_COMMENT + rb"\s*;?\s*")
 _SUSPICIOUS = re.compile(rb"[nNtTyYpP](?:[oO][wWdDmM]|[eE][sS]|[gG]_)")  # begins what `_literal_matters` looks for
 _TEMPORAL = re.compile(TEMPORAL_WORD.encode(), re.IGNORECASE)
 
@@ -78,7 +79,7 @@ def _without_comments(text: bytes) -> bytes | None:
     leading = _LEADING_COMMENT.match(text)
     if leading is not None:
         text = text[leading.end() :]
-    if text.endswith(b"*/"):
+    if text.rstrip(b"; \n").endswith(b"*/"):
         start = text.rfind(b"/*")
         if start < 0 or _TRAILING_COMMENT.fullmatch(text, start) is None:
             return None

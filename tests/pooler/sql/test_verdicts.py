@@ -54,10 +54,9 @@ class Shop:
 
     def contents(self) -> dict[str, object]:
         """What every table holds by itself."""
+        query = """select md5(string_agg(t::text, ',' order by t::text)) from only "{}"."{}" t"""
         return {
-            str(relation): self.connection.execute(
-                f'select md5(string_agg(t::text, \',\' order by t::text)) from only "{relation.schema}"."{relation.name}" t'.encode()
-            ).fetchall()
+            str(relation): self.connection.execute(query.format(relation.schema, relation.name).encode()).fetchall()
             for relation in self.catalog.relations.values()
             if relation.kind in "rpm" and not relation.system
         }
@@ -110,6 +109,14 @@ def test_what_is_cached_is_what_the_server_would_answer_again(shop: Shop, statem
 CHANGES_NOTHING = ("LOCK", "EXPLAIN DELETE", "PREPARE", "SELECT", "ANALYZE", "BEGIN", "REFRESH", "UPDATE regions")
 
 
+def _carry_out(shop: Shop, statement: str) -> None:
+    if statement.startswith("COPY"):
+        with shop.connection.cursor().copy(statement.encode()) as copy:
+            copy.write_row((1, 1, 1))
+    elif statement != "BEGIN":
+        shop.connection.execute(statement.encode())
+
+
 @pytest.mark.parametrize(("statement", "expected"), verdicts.WRITES)
 def test_a_write_reaches_what_it_really_changes(shop: Shop, statement: str, expected: str) -> None:
     """The write is carried out, and what every table holds is compared with before."""
@@ -119,15 +126,33 @@ def test_a_write_reaches_what_it_really_changes(shop: Shop, statement: str, expe
         return
     before = shop.contents()
     with shop.connection.transaction(force_rollback=True):
-        if statement.startswith("COPY"):
-            with shop.connection.cursor().copy(statement.encode()) as copy:
-                copy.write_row((1, 1, 1))
-        elif statement != "BEGIN":
-            shop.connection.execute(statement.encode())
+        _carry_out(shop, statement)
         after = shop.contents()
     changed = {name for name in before if before[name] != after[name]}
     assert changed <= set(expected.split())
     assert changed or statement.startswith(CHANGES_NOTHING)
+
+
+@pytest.mark.parametrize("write", [row[0] for row in verdicts.WRITES if row[1] != verdicts.ANY])
+def test_a_write_reaches_a_table_of_every_answer_that_it_changes(shop: Shop, write: str) -> None:
+    """Every cacheable read on the list is carried out before and after."""
+    reach = shop.catalog.reach(classify(write.encode()), PATH, "nobody")
+    assert reach is not None
+    tables = {
+        read: shop.catalog.reads(classify(read.encode()), PATH, "nobody").tables
+        for read, verdict, _ in verdicts.READS
+        if verdict == verdicts.CACHED
+    }
+
+    def answers() -> dict[str, object]:
+        return {read: sorted(map(repr, shop.connection.execute(read.encode()).fetchall())) for read in tables}
+
+    before = answers()
+    with shop.connection.transaction(force_rollback=True):
+        _carry_out(shop, write)
+        after = answers()
+    stale = [read for read in tables if before[read] != after[read] and not tables[read] & reach]
+    assert stale == []
 
 
 @pytest.mark.parametrize(
