@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pooler.sql.statement import Call, Name
 
@@ -33,8 +33,7 @@ _NODE_PROBLEMS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class Relation(NamedTuple):
     """A table, partitioned table, view, materialized view, foreign table or sequence.
 
     Attributes:
@@ -57,8 +56,7 @@ class Relation:
         return self.schema in SYSTEM_SCHEMAS
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+class Function(NamedTuple):
     """One overload. `volatility` is "i", "s" or "v"; an aggregate's is the worst of those that it is made of."""
 
     oid: int

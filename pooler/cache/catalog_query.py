@@ -17,14 +17,15 @@ _EQ = "OPERATOR(pg_catalog.=)"
 _NE = "OPERATOR(pg_catalog.<>)"
 _FIRST_USER_OID = "16384::pg_catalog.oid"
 
+# Without backslashes, which standard_conforming_strings gives a meaning.
 _REFERENCES = (
-    r":(?:relid|funcid|opno|eqop|sortop|aggfnoid|winfnoid) [0-9]+"
-    r"|\{SQLVALUEFUNCTION :op [0-9]+|\{COERCEVIAIO :arg \{CONST"
-    r"|\{(?:ROWMARKCLAUSE|TABLESAMPLECLAUSE|ROWCOMPARE|NEXTVALUEEXPR)"
+    "[:](?:relid|funcid|opno|eqop|sortop|aggfnoid|winfnoid) [0-9]+"
+    "|[{]SQLVALUEFUNCTION :op [0-9]+|[{]COERCEVIAIO :arg [{]CONST"
+    "|[{](?:ROWMARKCLAUSE|TABLESAMPLECLAUSE|ROWCOMPARE|NEXTVALUEEXPR)"
 )
 """What of a stored expression tree matters: what it refers to by OID, and the nodes that are not harmless."""
 
-_NAMED_SETTINGS = r"\{FUNCEXPR :funcid (?:2077|3294) [^{}]*:args \(\{CONST [^{}]*:constvalue [0-9]+ \[[-0-9 ]*\]"
+_NAMED_SETTINGS = "[{]FUNCEXPR :funcid (?:2077|3294) [^{}]*:args [(][{]CONST [^{}]*:constvalue [0-9]+ [[][-0-9 ]*]"
 """Calls of current_setting (either overload) whose first argument is a constant."""
 
 
@@ -198,7 +199,7 @@ def sections(frames: list[tuple[int, bytes]]) -> dict[str, list[list[Any]]]:
     for kind, body in frames:
         if kind == ord("D"):
             name, rows = _columns(body)
-            found[name.decode()] = json.loads(rows) if rows else []
+            found[name.decode()] = json.loads(rows.decode(errors="surrogateescape")) if rows else []
     return found
 
 

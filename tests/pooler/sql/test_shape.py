@@ -100,10 +100,10 @@ def test_words_in_a_literal_do_not_look_like_session_effects() -> None:
 
 _FRAGMENTS = st.sampled_from(
     (
-        """SELECT|FROM|WHERE|AND|,|(|)|*|=|<|-|--|/*|*/|/|+|::|.|..|;|\n|a|b1|t|orders_2024|"a"|"A b"|"1"|'|''|\\|$1|$$|$q$"""
-        "|E|e'|U&'|B'1'|now|now()|count(*)|f(1)|f(1, 2)|date|interval|float(2)|float(30)|char(2)|int[3]|LIMIT|ORDER BY 1"
-        "|x::char(9999999999)|FOR UPDATE|INTO|INSERT INTO t VALUES|SET|temp|set_config('a', 'b', false)|UNION"
-        "|WITH a AS (SELECT 1)|age(a)|age(a, b)|[1]|[|]|:|@|#|é|ß1|0x1F|1_000|1e5|1.|.5"
+        """SELECT|FROM|WHERE|AND|,|(|)|*|=|<|-|--|/*|*/|/|+|::|.|..|;|\n|a|b1|t|orders_2024|"a"|"A b"|"1"|'|''|\\|$1|$$"""
+        "|$q$|E|e'|U&'|B'1'|now|now()|count(*)|f(1)|f(1, 2)|date|interval|float(2)|float(30)|char(2)|int[3]|LIMIT"
+        "|ORDER BY 1|x::char(9999999999)|FOR UPDATE|INTO|INSERT INTO t VALUES|SET|temp|set_config('a', 'b', false)"
+        "|UNION|WITH a AS (SELECT 1)|age(a)|age(a, b)|[1]|[|]|:|@|#|é|ß1|0x1F|1_000|1e5|1.|.5"
     ).split("|")
 )
 _LITERALS = st.one_of(
