@@ -115,6 +115,8 @@ def _carry_out(shop: Shop, statement: str) -> None:
             copy.write_row((1, 1, 1))
     elif statement != "BEGIN":
         shop.connection.execute(statement.encode())
+    if statement.startswith("PREPARE"):
+        shop.connection.execute("DEALLOCATE ALL")  # it would outlive the transaction
 
 
 @pytest.mark.parametrize(("statement", "expected"), verdicts.WRITES)
