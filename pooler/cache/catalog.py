@@ -155,7 +155,7 @@ class Catalog:
         """Add to `tables` what reading `relation` reads, and to `functions` what it relies on."""
         expansion = self._expand(relation.oid)
         via = "" if expansion.relations <= {relation.oid} and not expansion.functions else f"through {relation}: "
-        for oid in sorted(expansion.relations | self._down(expansion.relations)):
+        for oid in sorted(expansion.relations):
             found = self._model.relations.get(oid)
             if found is None:
                 raise _Refused(f"{via}relation {oid} is not known")
