@@ -291,6 +291,13 @@ class Cache(_Model):
         description="The largest answer that is kept; a larger one is passed on and forgotten. Raise it for large "
         "answers that are asked for often.",
     )
+    safe_functions: Annotated[tuple[str, ...], BeforeValidator(_several)] | None = Field(
+        None,
+        description="Names of your STABLE functions (`name` or `schema.name`) whose answers follow from arguments and "
+        "settings alone: statements that call them may be cached. Do not name one that reads a table: a change of that "
+        "table would not be noticed. IMMUTABLE ones need no entry, VOLATILE ones are never cached.",
+        examples=["app.price_class"],
+    )
 
     policy: tuple[CachePolicy, ...] = Field(
         (),

@@ -417,13 +417,14 @@ class _Translation:
             # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
             return
         self.scripted = self.changed = True
-        if name in session.statements or name in session.state.sql_statements:
+        taken = name in session.statements or name in session.state.sql_statements
+        if taken and origin.status != FAILED_TRANSACTION:
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
         if prepared.needs is not None:
             self._have_needed(prepared.needs)
-        if prepared in origin.prepared and origin.status == FAILED_TRANSACTION:
+        if (taken or prepared in origin.prepared) and origin.status == FAILED_TRANSACTION:
             # It must fail as any other would, but for ROLLBACK; the origin is asked without a name.
             origin.unnamed = None
             self.messages.append(prepared.parse_frame(b""))

@@ -1,7 +1,7 @@
 """`classify`, remembered: what the hot path calls with every statement text.
 
-It screens with one regular expression for the words that can change a session, remembers by text, and parses only
-what it must. Texts that differ only in literals share one `Statement` where nothing in a literal could matter.
+It remembers by text and by shape, screens new shapes with one regular expression for the words that can change a
+session, and parses only what it must. Texts of one `shape` share one `Statement` where no literal could matter.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import postgast
-
+from pooler.sql.shape import separates, shape
 from pooler.sql.statement import UNKNOWN, Statement, classify
 
 _SCREEN = re.compile(
@@ -26,8 +25,6 @@ _SCREEN = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_TEMPORAL = re.compile(rb"now|today|tomorrow|yesterday", re.IGNORECASE)
-_ESCAPED = re.compile(rb"\b[eEuU]&?'")
 
 
 class Classifier:
@@ -52,7 +49,7 @@ class Classifier:
         self.recalls_seen = False
         """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self._by_text: dict[bytes, Statement] = {}
-        self._by_shape: dict[str, Statement] = {}
+        self._by_shape: dict[bytes, Statement | None] = {}  # None: its texts differ in what they mean
         self._session_functions: frozenset[str] = frozenset()
         self._found: dict[str, frozenset[str]] = {}
         self._suspects: re.Pattern[bytes] | None = None
@@ -88,26 +85,35 @@ class Classifier:
         return statement
 
     def _classify(self, text: bytes) -> Statement:
-        screened = _SCREEN.search(text) is not None
-        if screened or (self._suspects is not None and self._suspects.search(text) is not None):
-            return classify(text, session_functions=self._session_functions)
-        if not self._parse_always:
-            return UNKNOWN
-        if _TEMPORAL.search(text) is not None or _ESCAPED.search(text) is not None:
-            return classify(text, suspicious=False)
-        # Nothing left that a literal could decide, so texts of one shape share one meaning.
+        form = shape(text) if len(text) <= self.LONGEST_REMEMBERED else None
+        if form is None:
+            return self._examine(text, screened=self._may_affect_session(text))
         try:
-            shape = postgast.fingerprint(text.decode()).hex
-        except Exception:
-            return classify(text, suspicious=False)
-        known = self._by_shape.get(shape)
-        if known is None:
-            _make_room(self._by_shape, self._max_entries)
-            known = self._by_shape[shape] = classify(text, suspicious=False)
-        return known
+            known = self._by_shape[form]
+        except KeyError:
+            return self._learn(form, text)
+        return self._examine(text, screened=self._may_affect_session(form)) if known is None else known
+
+    def _learn(self, form: bytes, text: bytes) -> Statement:
+        """Classify the first text of a shape, and remember it for the others where their literals cannot matter."""
+        screened = self._may_affect_session(form)
+        statement = self._examine(text, screened=screened)
+        _make_room(self._by_shape, self._max_entries)
+        self._by_shape[form] = statement if not screened and separates(form) else None
+        return statement
+
+    def _may_affect_session(self, text: bytes) -> bool:
+        return _SCREEN.search(text) is not None or (
+            self._suspects is not None and self._suspects.search(text) is not None
+        )
+
+    def _examine(self, text: bytes, *, screened: bool) -> Statement:
+        if screened:
+            return classify(text, session_functions=self._session_functions)
+        return classify(text, suspicious=False) if self._parse_always else UNKNOWN
 
 
-def _make_room(memory: dict[Any, Statement], limit: int) -> None:
+def _make_room(memory: dict[Any, Any], limit: int) -> None:
     """Forget the oldest tenth of a full memory."""
     if len(memory) >= limit:
         for key in list(memory)[: max(1, limit // 10)]:

@@ -9,12 +9,32 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import postgast
 
 Name = tuple[str | None, str]
 """(schema or None, name), both as the parser folds them."""
+
+
+class Call(NamedTuple):
+    """A function call as it is written: schema or None, name, number of arguments."""
+
+    schema: str | None
+    name: str
+    arguments: int
+
+
+class Change(enum.Enum):
+    """What is done to a relation. LOCK changes nothing, but what follows in its transaction may rely on it."""
+
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+    TRUNCATE = "truncate"
+    TRUNCATE_CASCADE = "truncate cascade"
+    REFRESH = "refresh"
+    LOCK = "lock"
 
 
 class PinKind(enum.Enum):
@@ -131,10 +151,16 @@ class Statement:
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
-      reads_only: it writes nothing that a cached answer could depend on.
-      cacheable: its answer may be cached, if the catalog agrees about `relations`, `functions`, `columns` and
-        `operators`.
+      reads_only: it writes nothing that a cached answer could depend on, as far as names alone can tell.
+      cacheable: its answer may be cached, if the catalog agrees about everything below.
       why_not: where it is not cacheable, the reason.
+      relations: names that it reads or writes; `shadowed`: those of them that may be its own WITH queries instead.
+      functions: names of the functions that it calls; `calls`: the same with schema and number of arguments.
+      columns: last parts of column references, which may be functions of a row.
+      operators, types: names of operators and of types that it casts to, those that syntax implies included.
+      writes: what it does to which relations by itself. The catalog knows what follows from it.
+      unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
+      locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
     """
 
     parts: tuple[Part, ...] = ()
@@ -152,7 +178,18 @@ class Statement:
     relations: frozenset[Name] = frozenset()
     functions: frozenset[str] = frozenset()
     columns: frozenset[str] = frozenset()
-    operators: frozenset[str] = frozenset()
+    operators: frozenset[Name] = frozenset()
+    shadowed: frozenset[Name] = frozenset()
+    calls: frozenset[Call] = frozenset()
+    types: frozenset[Name] = frozenset()
+    writes: frozenset[tuple[Name, Change]] = frozenset()
+    unknown_reach: bool = False
+    locks_rows: bool = False
+
+    @property
+    def writes_to(self) -> frozenset[Name]:
+        """The relations that it writes by itself."""
+        return frozenset(name for name, _ in self.writes)
 
     @property
     def deallocates(self) -> bytes | None:
@@ -160,7 +197,7 @@ class Statement:
         return self.parts[0].deallocates if len(self.parts) == 1 else None
 
 
-UNKNOWN = Statement(sequences=True, why_not="not examined: the cache is off")
+UNKNOWN = Statement(sequences=True, unknown_reach=True, why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
 
 
@@ -181,6 +218,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         return Statement(
             parts=(part,) if suspicious else (),
             has_effects=suspicious,
+            unknown_reach=True,
             why_not="the parser does not understand it",
         )
     if not raw:
@@ -205,10 +243,16 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,
         why_not=why_not,
-        relations=frozenset(facts[0].relations - facts[0].local_names),
-        functions=frozenset(facts[0].functions),
-        columns=frozenset(facts[0].columns),
-        operators=frozenset(facts[0].operators),
+        relations=frozenset().union(*(fact.relations for fact in facts)),
+        functions=frozenset().union(*(fact.functions for fact in facts)),
+        columns=frozenset().union(*(fact.columns for fact in facts)),
+        operators=frozenset().union(*(fact.operators for fact in facts)),
+        shadowed=frozenset().union(*(fact.relations & fact.local_names for fact in facts)),
+        calls=frozenset().union(*(fact.called for fact in facts)),
+        types=frozenset().union(*(fact.types for fact in facts)),
+        writes=frozenset().union(*(fact.written for fact in facts)),
+        unknown_reach=any(fact.unknown_reach for fact in facts),
+        locks_rows=any(fact.locks_rows for fact in facts),
     )
 
 

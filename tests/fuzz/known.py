@@ -29,7 +29,6 @@ TOLERATED: dict[str, str] = {
 OPEN: dict[str, str] = {
     "terminate-in-copy": "closes without a word",
     "parse-with-syntax-error-and-taken-name": "42P05 in place of 42601",
-    "currval-after-others": "whether it is defined depends on the connection",
     "implicit-schemas-of-another": "a connection keeps its own, emptied",
     "alter-role-leaves-old-clients": "they see the new defaults too",
     "custom-setting-of-another-is-unknown": "it is known and empty",
