@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
+from pooler.caching import NO_PARAMETERS, ask
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
@@ -33,7 +34,6 @@ from protocol import errors, framing
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
-    from pooler.service import Service
     from pooler.session import Session
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
@@ -45,7 +45,6 @@ READY_IDLE = b"Z\0\0\0\5I"
 PARSE_COMPLETE = b"1\0\0\0\4"
 BIND_COMPLETE = b"2\0\0\0\4"
 CLOSE_COMPLETE = b"3\0\0\0\4"
-NO_PARAMETERS = b"\0\0"
 _header = Struct("!ci").pack
 
 NOTHING = Statement()
@@ -215,21 +214,6 @@ def _about_another(session: Session, text: bytes, types: bytes, statement: State
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
-def simple_key(session: Session, text: bytes) -> Any:
-    """The cache key of a simple Query with `text`, or None where it may not be cached."""
-    service = session.service
-    prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), session.scope)
-    return _key(session, prepared, ALL_TEXT)
-
-
-def _key(session: Session, prepared: Prepared, tail: bytes) -> Any:
-    """Everything that decides the answer (invariant 4), or None where it may not be cached."""
-    pool = session.pool
-    if pool.catalog is None or pool.catalog.allows(prepared.statement) is not None:
-        return None
-    return (session.namespace, session.user, session.settings.label, prepared.text, prepared.types, tail)
-
-
 def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Capture | Literal[True] | None:
     """True: answered from the cache. A Capture: cacheable, to be stored. None: not for the cache."""
     shape = _read_shape(session, data, operations)
@@ -238,16 +222,11 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Captu
     prepared, tail, described = shape
     if not prepared.statement.cacheable or has_temporal_parameter(tail):
         return None
-    key = _key(session, prepared, normal_tail(tail))
-    if key is None:
-        return None
-    cache = session.service.cache
-    assert cache is not None
     started = perf_counter()
-    entry = cache.get(key, started, cache.default)
-    if entry is None or entry.expires <= started or (described and entry.row_description is None):
-        return Capture(session.namespace, key, cache.begin(), started)
-    _answer(session, operations, entry)
+    found = ask(session, prepared, normal_tail(tail), started, described=described)
+    if not isinstance(found, Entry):
+        return found
+    _answer(session, operations, found)
     session.service.stats.hit_latency.observe(perf_counter() - started)
     return True
 
@@ -301,23 +280,6 @@ def _answer(session: Session, operations: list[Operation], entry: Entry) -> None
             parts.append(entry.row_description)
     parts += (entry.answer, READY_IDLE)
     session.answer(b"".join(parts))
-
-
-def store(service: Service, capture: Capture) -> None:
-    """Keep a captured answer, unless its tables may have changed since its query was sent."""
-    if capture.tag is None or service.cache is None or service.policies is None:
-        return
-    entry = service.cache.make(
-        capture.key,
-        capture.rows,
-        capture.row_description,
-        capture.tag,
-        database=capture.database,
-        stamp=capture.stamp,
-        sent_at=capture.sent_at,
-        policy=service.policies.default,
-    )
-    service.cache.put(entry)
 
 
 # ---- without an origin -----------------------------------------------------------------------------------------------

@@ -310,6 +310,13 @@ class Origin:
         """
         self.transport.send(data)
 
+    def send_or_lose(self, data: bytes) -> None:
+        """`send` for messages of pgnear's own: a connection that broke is lost, and that is all."""
+        try:
+            self.send(data)
+        except TransportClosed as error:
+            self.lost(f"while sending: {error}")
+
     def writable(self) -> None:
         try:
             self.transport.flush()
@@ -350,6 +357,9 @@ class Origin:
         self.closed = True
         for unit in self.units:
             unit.undo()
+            if unit.swallow and unit.capture is not None and unit.done is not None:
+                unit.capture = None
+                unit.done(unit)  # a refresh that comes to nothing
         self._out.clear()
         self.transport.close()
         self.session = None

@@ -134,6 +134,12 @@ class Pool:
         self.idle.remove(origin)
         return True
 
+    def acquire_spare(self, settings: Settings) -> Origin | None:
+        """A connection for work that nobody waits for, never the last that is free; None where there is none."""
+        if self.waiting or len(self.idle) + self.size - len(self.origins) - self.connecting_count < 2 or not self.idle:
+            return None
+        return self._take_idle(settings)
+
     def _take_idle(self, settings: Settings) -> Origin:
         idle = self.idle
         last = len(idle) - 1

@@ -207,7 +207,9 @@ class Service:
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
-                pool.catalog = Catalog.from_frames(frames) if frames is not None else None
+                if frames is not None:
+                    safe = self.config.cache.safe_functions or ()
+                    pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
                 wait = CATALOG_SECONDS
             except (PgError, trio.TooSlowError) as error:
                 pool.catalog = None

@@ -18,9 +18,12 @@ import re
 from collections.abc import Callable
 from hmac import compare_digest
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pooler import extended
+from pooler.cache.entry import Entry
+from pooler.cache.keys import ALL_TEXT
+from pooler.caching import NO_PARAMETERS, ask, keep, reach_of
 from pooler.logs import get_logger
 from pooler.origin import IDLE, IN_TRANSACTION, Origin
 from pooler.pool import Pool
@@ -51,6 +54,7 @@ _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
 SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
+NOTHING: frozenset[int] = frozenset()
 READY_IDLE = b"Z\0\0\0\5I"
 PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
@@ -74,7 +78,7 @@ class Session:
         "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_stream_begun", "_to_origin",
         "_walk_from",
         "closed", "database", "defaults_change", "holding", "key", "leaving", "mode", "namespace", "origin", "pool",
-        "portals", "reports", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
+        "portals", "reach", "reports", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
         "transport", "user", "waiting", "writes",
     )  # fmt: skip
 
@@ -111,6 +115,7 @@ class Session:
         self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
+        self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
         self._inbox = b""
         self._chunks: list[bytes] = []
         self._missing = 0
@@ -322,6 +327,7 @@ class Session:
             if not self.link(position):
                 return False
             self.writes = True
+            self.reach = None
             self._simple_unit(perf_counter())
             self._to_origin.append(data[position:frame_end])
         else:
@@ -335,21 +341,21 @@ class Session:
         statement = service.classifier(text)
         self.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
         started = perf_counter()
-        capture = None
+        capture: Any = None
         if statement.deallocates is not None and self._deallocate(statement.deallocates):
             return True
         if statement.begins and self.mode == "statement":
             self.answer(errors.no_transaction_blocks().response() + READY_IDLE)
             return True
-        if self.origin is None and service.cache is not None and statement.cacheable:
-            key = extended.simple_key(self, text)
-            if key is not None:
-                entry = service.cache.get(key, started, service.cache.default)
-                if entry is not None and entry.row_description is not None and entry.expires > started:
-                    self.answer(entry.row_description + entry.answer + READY_IDLE)
-                    service.stats.hit_latency.observe(perf_counter() - started)
-                    return True
-                capture = Capture(self.namespace, key, service.cache.begin(), started)
+        if self.origin is None and statement.cacheable and service.cache is not None:
+            prepared = service.prepared.intern(text, NO_PARAMETERS, statement, self.scope)
+            found = ask(self, prepared, ALL_TEXT, started, described=True)
+            if isinstance(found, Entry):
+                assert found.row_description is not None
+                self.answer(found.row_description + found.answer + READY_IDLE)
+                service.stats.hit_latency.observe(perf_counter() - started)
+                return True
+            capture = found
         if statement.recalls_sequences:
             self.go_home()
         if self.origin is None and not self.link(position):
@@ -476,7 +482,14 @@ class Session:
     def mind(self, statement: Statement, unit: Unit) -> None:
         """Note what `statement`, now on its way, may do to the cache."""
         if not statement.reads_only and self.service.cache is not None:
-            self.writes = True
+            reach = reach_of(self, statement)
+            if reach is None:
+                self.writes = True
+                self.reach = None
+            elif reach:
+                self.writes = True
+                if self.reach is not None:
+                    self.reach = self.reach | reach
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
@@ -738,7 +751,7 @@ class Session:
         if unit.latency is not None:
             unit.latency.observe(perf_counter() - unit.started)
         if unit.capture is not None and status == IDLE and service.cache is not None:
-            extended.store(service, unit.capture)
+            keep(service, unit.capture)
         origin = self.origin
         assert origin is not None
         state = self.state
@@ -752,7 +765,9 @@ class Session:
                 self.portals.clear()
             if self.writes:
                 self._invalidate()
-                self.writes = False
+                if not origin.units:
+                    self.writes = False
+                    self.reach = NOTHING
             if self.schema_changes:
                 self._schema_changed()
                 self.schema_changes = False
@@ -774,11 +789,18 @@ class Session:
     def _schema_changed(self) -> None:
         """Names may mean something else now: statements are parsed and the catalog is read anew."""
         self.pool.schema_epoch += 1
+        if self.service.cache is not None:
+            self.service.cache.invalidate_database(self.namespace)
         self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
-        if self.service.cache is not None:
-            self.service.cache.invalidate_database(self.namespace)
+        cache = self.service.cache
+        if cache is None:
+            return
+        if self.reach is None:
+            cache.invalidate_database(self.namespace)
+        else:
+            cache.invalidate_tables(self.namespace, self.reach)
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""

@@ -10,12 +10,14 @@ database.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pooler.sql.effects import set_config_sql
 from protocol import framing
 
+_OFF = re.compile(r"(=|\bto\b|,)\s*E?'?(off|false|no|0)\b", re.IGNORECASE)
 _IDENTITY = ("session_authorization", "role")
 """Who one is decides what one may set: taken off before the others are set, put on after them, in this order."""
 
@@ -23,7 +25,7 @@ _IDENTITY = ("session_authorization", "role")
 class Settings:
     """An interned set of settings: name (lower case) -> SQL statement. Make one with `Settings.of`."""
 
-    __slots__ = ("__weakref__", "_differences", "items", "label")
+    __slots__ = ("__weakref__", "_differences", "cache_off", "items", "label", "plain_user")
 
     _known: WeakValueDictionary[tuple[tuple[str, str], ...], Settings] = WeakValueDictionary()
 
@@ -32,6 +34,11 @@ class Settings:
         self._differences: WeakKeyDictionary[Settings, bytes] = WeakKeyDictionary()
         self.label = tuple(item for item in items if item[0] != "application_name")
         """What of it can decide an answer: part of every cache key."""
+        wanted = dict(items)
+        self.plain_user = not any(name in wanted for name in _IDENTITY)
+        """Whether nobody has changed who the session is."""
+        self.cache_off = _OFF.search(wanted.get("pgnear.cache", "")) is not None
+        """SET pgnear.cache = off: the session's reads are not answered from the cache."""
 
     @classmethod
     def of(cls, mapping: dict[str, str]) -> Settings:

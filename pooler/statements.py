@@ -8,7 +8,7 @@ nobody does it is gone. Not here: which Parse is sent when (`session`).
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from protocol import framing
@@ -38,12 +38,13 @@ class Prepared:
       needs: the statement that its text speaks of, which must be on the same connection.
       parameter_description, row_description: what an origin has described it with: a ParameterDescription, and a
         RowDescription or NoData frame.
+      verdict: (catalog, search_path, user, what the catalog says of it), the last one asked for.
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
     """
 
     __slots__ = (
         "__weakref__", "epoch", "name", "needs", "parameter_description", "proven", "row_description", "statement",
-        "text", "types",
+        "text", "types", "verdict",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -56,6 +57,7 @@ class Prepared:
         self.parameter_description: bytes | None = None
         self.row_description: bytes | None = None
         self.proven: object = None
+        self.verdict: Any = None
 
     def parse_frame(self, name: bytes) -> bytes:
         """The Parse message that prepares it under `name`."""

@@ -12,13 +12,14 @@ cache; one with `swallow` is pgnear's own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pooler.sql.statement import Part
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.policy import Policy
     from pooler.origin import Origin
     from pooler.session import Session
     from pooler.stats import Histogram
@@ -57,17 +58,27 @@ COMPLETES = {
 Step = tuple[int, bool, Any, Any]
 
 
+_TOO_LARGE = PgError("54000", "the answer is not one that is kept")
+
+
 class Capture:
     """A cacheable answer on its way to the client, copied as it passes.
 
     Attributes:
       key, database, stamp, sent_at: where it belongs, and when its query was sent: on the store's clock, in seconds.
+      policy, tables: how long it may be served, and the OIDs of the tables that it was read from.
       rows: DataRow frames. size: their bytes.
     """
 
-    __slots__ = ("database", "key", "row_description", "rows", "sent_at", "size", "stamp", "tag")
+    __slots__ = (
+        "database", "key", "policy", "row_description", "rows", "sent_at", "size", "stamp", "tables", "tag",
+    )  # fmt: skip
 
-    def __init__(self, database: str, key: Any, stamp: int, sent_at: float) -> None:
+    def __init__(
+        self, database: str, key: Any, stamp: int, sent_at: float, policy: Policy, tables: Iterable[Any]
+    ) -> None:
+        self.policy = policy
+        self.tables = tables
         self.database = database
         self.key = key
         self.stamp = stamp
@@ -162,8 +173,10 @@ class Unit:
         if self.swallow:
             if kind == ERROR:
                 self.error = PgError.from_payload(frame[5:])
-            elif kind in (DATA_ROW, ROW_DESCRIPTION, NO_DATA):
+            elif kind in (DATA_ROW, ROW_DESCRIPTION, NO_DATA) and self.capture is None and self.error is None:
                 self.rows.append(frame)
+            if self.capture is not None and self.error is None:
+                self._copy(self.capture, kind, frame, origin)
             return False
         if kind == ERROR:
             self.capture = None
@@ -240,4 +253,7 @@ class Unit:
 
     def give_up_capture(self) -> None:
         self.capture = None
+        if self.swallow:
+            self.error = _TOO_LARGE  # it is read to the end and dropped
+            return
         self.notable = WATCHFUL if self.steps is None else SCRIPTED

@@ -11,7 +11,7 @@ ALL_TEXT = b"\0\0\0\0\0\0"
 """A Bind's tail with no parameter formats, no parameters and no result formats: what a simple Query means."""
 
 _ONE_TEXT_RESULT_FORMAT = b"\0\0\0\0\0\1\0\0"
-_TEMPORAL = re.compile(rb"now|today|tomorrow|yesterday", re.IGNORECASE)
+_TEMPORAL = re.compile(rb"(?<![a-z])(?:now|today|tomorrow|yesterday)(?![a-z])", re.IGNORECASE)
 
 
 def normal_tail(tail: bytes) -> bytes:

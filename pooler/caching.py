@@ -1,0 +1,154 @@
+"""What the cache answers for a session, and what it learns from what the origin answers and from writes.
+
+Lives here: whether a read may be cached (syntax, catalog, policy), its key, freshness, background refresh, and what a
+write invalidates. Not here: entries and their bounds (`cache.store`), what a statement reads (`cache.catalog`), the
+messages that an answer becomes (`session`, `extended`).
+
+A read's way: `ask` gives an Entry (fresh, or stale with its refresh under way), a `Capture` (cacheable; the origin's
+answer is copied on its way and handed to `keep`), or None (not for the cache). A write's way: `reach_of` when it is
+sent, `Session` invalidates at each completion and at the end of its transaction, before its client hears of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pooler.cache.catalog import Verdict, parse_search_path
+from pooler.cache.entry import Entry
+from pooler.cache.policy import Policy
+from pooler.origin import IDLE
+from pooler.sql.statement import PinKind, Statement
+from pooler.statements import Prepared
+from pooler.unit import Capture, Unit
+from protocol.framing import frame
+
+if TYPE_CHECKING:
+    from pooler.service import Service
+    from pooler.session import Session
+
+NO_PARAMETERS = b"\0\0"
+_REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
+_search_path = lru_cache(maxsize=1000)(parse_search_path)
+
+
+def ask(session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool) -> Entry | Capture | None:
+    """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
+
+    Args:
+      now: seconds, as `perf_counter`. described: the client wants a RowDescription too.
+    """
+    service = session.service
+    cache = service.cache
+    if cache is None or service.policies is None or not prepared.statement.cacheable or session.settings.cache_off:
+        return None
+    verdict = verdict_on(session, prepared)
+    if verdict is None or not verdict.cacheable:
+        return None
+    policy = _policy(session, prepared)
+    if not policy.enabled:
+        return None
+    key = (session.namespace, session.user, session.settings.label, prepared.text, prepared.types, tail)
+    entry = cache.get(key, now, policy.namespace)
+    if entry is None or (described and entry.row_description is None):
+        return Capture(session.namespace, key, cache.begin(), now, policy, verdict.tables)
+    if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
+        cache.abandon_refresh(entry)
+    return entry
+
+
+def verdict_on(session: Session, prepared: Prepared) -> Verdict | None:
+    """What the catalog says of a read by this session; None while there is no catalog."""
+    catalog = session.pool.catalog
+    if catalog is None:
+        return None
+    path, user = _names_by(session)
+    known = prepared.verdict
+    if known is not None and known[0] is catalog and known[1] is path and known[2] == user:
+        found: Verdict = known[3]
+        return found
+    verdict = catalog.reads(prepared.statement, path, user)
+    prepared.verdict = (catalog, path, user, verdict)
+    return verdict
+
+
+def _names_by(session: Session) -> tuple[tuple[str, ...] | None, str]:
+    """(search_path, user) that names are resolved by; the path is None where the origin does not report it (before 18).
+
+    Of a session with a role of its own the user is not known, and "$user" stands for no schema; with None every
+    schema counts.
+    """
+    reported = session.reports.values.get("search_path")
+    if reported is None or not session.settings.plain_user:
+        return None, ""
+    return _search_path(reported), session.pool.target.user
+
+
+def _policy(session: Session, prepared: Prepared) -> Policy:
+    policies = session.service.policies
+    assert policies is not None
+    application = session.reports.values.get("application_name", "")
+    return policies.choose(prepared.statement, session.user, session.database, application, prepared.text)
+
+
+def keep(service: Service, capture: Capture) -> None:
+    """Store a captured answer, unless its tables may have changed since its query was sent."""
+    cache = service.cache
+    if capture.tag is None or cache is None:
+        return
+    cache.put(
+        cache.make(
+            capture.key,
+            capture.rows,
+            capture.row_description,
+            capture.tag,
+            database=capture.database,
+            stamp=capture.stamp,
+            sent_at=capture.sent_at,
+            policy=capture.policy,
+            tables=tuple(capture.tables),
+        )
+    )
+
+
+def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy, now: float) -> bool:
+    """Ask the origin for a stale entry anew, behind the client's back; False where no connection can be spared."""
+    service, pool, cache = session.service, session.pool, session.service.cache
+    assert cache is not None
+    origin = pool.acquire_spare(session.settings)
+    if origin is None:
+        return False
+    origin.draining = True  # nobody's: the pool takes it back when its last answer is read
+    frames = []
+    if origin.settings is not session.settings:
+        frames.append(origin.settings.difference_to(session.settings))
+        origin.units.append(Unit.own())
+        origin.settings = session.settings
+    origin.unnamed = None
+    capture = Capture(session.namespace, entry.key, cache.begin(), now, policy, entry.tables)
+
+    def done(unit: Unit) -> None:
+        if unit.capture is not None and unit.error is None and origin.status == IDLE:
+            keep(service, unit.capture)
+        cache.abandon_refresh(entry)  # if the answer was kept, this one is no longer there
+
+    unit = Unit.own(done)
+    unit.capture = capture
+    origin.units.append(unit)
+    frames += [prepared.parse_frame(b""), frame(b"B", b"\0\0" + entry.key[-1]), _REFRESH_TAIL]
+    origin.send_or_lose(b"".join(frames))
+    return True
+
+
+# ---- writes ----------------------------------------------------------------------------------------------------------
+
+
+def reach_of(session: Session, statement: Statement) -> frozenset[int] | None:
+    """The tables that a statement may change, as their OIDs; None where that is not known: the whole database."""
+    catalog = session.pool.catalog
+    if catalog is None or PinKind.TEMPORARY in session.state.pins:
+        return None  # a temporary table may stand before a real one, with triggers of its own
+    path, user = _names_by(session)
+    if session.state.current is not session.state.settings:
+        path = None  # it may have changed in this transaction
+    return catalog.reach(statement, path, user)
