@@ -24,6 +24,7 @@ from pooler.ceremony.cancel import end_abandoned
 from pooler.ceremony.connect import connect
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.reset import reset
+from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.logs import get_logger
 from pooler.origin import Origin
@@ -70,6 +71,23 @@ class Service:
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
+        streamed = cache.enabled and cache.invalidation != "writes"
+        self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
+
+    def _stream(self, pool: Pool) -> Stream:
+        """Who tells of the writes to `pool`'s database that go past pgnear."""
+        store = self.cache
+        assert store is not None
+        return Stream(
+            pool.target,
+            self.reactor,
+            on_invalidate=lambda tables: store.invalidate(pool.name),
+            on_schema=lambda: self.catalog_changed(pool),
+            name=pool.name,
+            publication=self.config.cache.publication,
+            create=self.config.cache.invalidation == "stream",
+            connect_timeout=self.config.origin_connect_timeout,
+        )
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -261,6 +279,8 @@ async def serve(
             if service.cache is not None:
                 for pool in service.pools.values():
                     nursery.start_soon(service.keep_catalog, pool)
+            for stream in service.streams.values():
+                nursery.start_soon(stream.run)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:

@@ -112,8 +112,8 @@ async def _encrypt(transport: Transport, target: Target) -> None:
         raise errors.origin_unreachable(f"sslrootcert cannot be used: {error}") from None
 
 
-async def connect(target: Target, reactor: Reactor) -> Connected:
-    """Open, encrypt and authenticate one connection.
+async def connect(target: Target, reactor: Reactor, parameters: dict[str, str] | None = None) -> Connected:
+    """Open, encrypt and authenticate one connection; `parameters` go into the startup packet, over the target's.
 
     With `allow` and `prefer` a connection that the origin's pg_hba.conf does not admit (28000), or whose TLS fails, is
     tried the other way once.
@@ -124,21 +124,21 @@ async def connect(target: Target, reactor: Reactor) -> Connected:
     first, *others = _encryptions(target)
     try:
         try:
-            return await _connect(target, reactor, encrypt=first)
+            return await _connect(target, reactor, parameters or {}, encrypt=first)
         except PgError as error:
             if not others or not (error.sqlstate == "28000" or isinstance(error, _TlsFailed)):
                 raise
-            return await _connect(target, reactor, encrypt=others[0])
+            return await _connect(target, reactor, parameters or {}, encrypt=others[0])
     except PgError as error:
         if error.sqlstate[:2] == "28":  # said to a client as it is, it would be about the client's own password
             raise errors.origin_unreachable(f"it refuses pgnear's login: {error.message}") from None
         raise
 
 
-async def _connect(target: Target, reactor: Reactor, *, encrypt: bool) -> Connected:
+async def _connect(target: Target, reactor: Reactor, parameters: dict[str, str], *, encrypt: bool) -> Connected:
     transport = await open_transport(target, reactor, encrypt=encrypt)
     try:
-        return await _log_in(transport, target)
+        return await _log_in(transport, target, parameters)
     except TransportClosed as error:
         transport.close()
         raise errors.origin_unreachable(f"the connection broke during login: {error}") from None
@@ -147,8 +147,8 @@ async def _connect(target: Target, reactor: Reactor, *, encrypt: bool) -> Connec
         raise
 
 
-async def _log_in(transport: Transport, target: Target) -> Connected:
-    parameters = {"user": target.user, "database": target.dbname, **target.options}
+async def _log_in(transport: Transport, target: Target, parameters: dict[str, str]) -> Connected:
+    parameters = {"user": target.user, "database": target.dbname, **target.options, **parameters}
     await transport.send_all(startup.startup_message(parameters))
     encrypted = transport.tls is not None
     binding = None

@@ -33,7 +33,9 @@ def service() -> Any:
     stats = Stats()
     pools = {name: Pool(name, target, settings, stats, _NoCeremonies()) for name, target in settings.targets().items()}
     cache = Store(1 << 20, 1 << 16, ttl=60.0)
-    return SimpleNamespace(config=settings, stats=stats, pools=pools, cache=cache, sessions=set(), draining=False)
+    return SimpleNamespace(
+        config=settings, stats=stats, pools=pools, cache=cache, sessions=set(), draining=False, streams={}
+    )
 
 
 def scrape(service: Any) -> dict[tuple[str, tuple[str, ...]], float]:
