@@ -78,6 +78,12 @@ class Service:
         """Who tells of the writes to `pool`'s database that go past pgnear."""
         store = self.cache
         assert store is not None
+
+        async def ask(text: str) -> list[tuple[int, bytes]]:
+            async with borrowed(pool) as origin:
+                with trio.fail_after(self.config.origin_connect_timeout):
+                    return await ask_origin(origin, text)
+
         return Stream(
             pool.target,
             self.reactor,
@@ -86,6 +92,7 @@ class Service:
             name=pool.name,
             publication=self.config.cache.publication,
             create=self.config.cache.invalidation == "stream",
+            ask_elsewhere=ask,
             connect_timeout=self.config.origin_connect_timeout,
         )
 

@@ -21,12 +21,14 @@ from protocol.errors import PgError
 Ask = Callable[[str], Awaitable[list[tuple[int, bytes]]]]
 """Sends one SQL text and gives the frames of its answer (`ceremony.connect.ask`)."""
 
-PARAMETERS = {"application_name": "pgnear cache", "search_path": "pg_catalog", "client_encoding": "SQL_ASCII"}
-"""Of a connection that asks these questions: no name of a user's is in the way, and no text is converted, which could
-fail."""
+PARAMETERS = {"application_name": "pgnear cache", "client_encoding": "SQL_ASCII"}
+"""Of a connection that asks these questions: no text is converted, which could fail."""
 
 SLOT_NAME = re.compile(r"pgnear_[0-9a-f]{12}")
 """Of slots that are pgnear's."""
+
+SETUP = "pgnear cache setup"
+"""What gives an origin its publication."""
 
 _DYNAMIC_WAL_LEVEL = 190_000
 """From this version on the origin raises the level of its WAL itself when a slot is made."""
@@ -161,7 +163,7 @@ def missing(standing: Standing, publication: str) -> list[Missing]:
         lacks.append(cannot_replicate(standing.role))
     found = standing.publication
     if found is None:
-        lacks.append(Missing(f"there is no publication {name}", "pgnear cache setup"))
+        lacks.append(Missing(f"there is no publication {name}", SETUP))
         return lacks
     if not found.whole:
         lacks.append(
@@ -234,12 +236,13 @@ async def slots(ask: Ask) -> list[Slot]:
 
 async def drop_slot(ask: Ask, slot: Slot) -> None:
     """Drop a slot that nobody uses."""
-    await ask(f"SELECT pg_drop_replication_slot({_literal(slot.name)})")
+    await ask(f"SELECT pg_catalog.pg_drop_replication_slot({_literal(slot.name)})")
 
 
 async def drop(ask: Ask, publication: str) -> None:
-    """Drop the publication."""
+    """Drop the publication, and tell the streams that read it: from version 18 on they go on without a word."""
     await ask(f"DROP PUBLICATION {identifier(publication)}")
+    await ask("SELECT pg_catalog.pg_logical_emit_message(true, 'pgnear', 'teardown')")
 
 
 def identifier(name: str) -> str:
@@ -253,7 +256,8 @@ def _literal(text: str) -> str:
 
 
 async def _rows(ask: Ask, text: str) -> list[list[str | None]]:
-    return [_columns(body) for kind, body in await ask(text) if kind == ord("D")]
+    frames = await ask("SET LOCAL search_path = pg_catalog;" + text)  # no name of a user's is in the way
+    return [_columns(body) for kind, body in frames if kind == ord("D")]
 
 
 def _columns(body: bytes) -> list[str | None]:

@@ -27,7 +27,7 @@ import trio
 from config import Target
 from pooler.ceremony import publication as publications
 from pooler.ceremony.connect import Connected, ask, connect, open_transport
-from pooler.ceremony.publication import Missing
+from pooler.ceremony.publication import Ask, Missing
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
@@ -59,6 +59,9 @@ LAST_RETRY_SECONDS = 10.0
 RECHECK_SECONDS = 60.0
 """How often an origin that lacks something is asked again."""
 
+CHECK_SECONDS = 10.0
+"""How often the publication is looked at while a stream reads it."""
+
 STREAMING_VERSION = 140_000
 """The first version with proto_version 2: large transactions come while they run, not all at their commit."""
 
@@ -85,12 +88,14 @@ class Stream:
         the reason), on_recovered (every commit is told of from now on): none of them may await, block or raise.
       name: the pool's, for the log.
       publication: its name. create: whether to make it where there is none, and to warn where there is no stream.
+      ask_elsewhere: asks the same database on another connection, to see from time to time that the publication is
+        still what it was: an origin from version 18 on goes on without a word when it is dropped.
       connect_timeout: seconds for the login, and for each question before the stream begins.
       status_seconds, silence_seconds: as the constants of those names.
 
     Attributes:
       connected: whether every commit is told of now.
-      uncovered: OIDs of tables whose changes are not told, as of the stream's beginning.
+      uncovered: OIDs of tables whose changes are not told.
       lag_seconds: from the last commit to its being sent, on the origin's clock.
       heard_at: when something last arrived, on the monotonic clock.
       messages, transactions, losses: totals. last_error: why there is or was no stream, or None.
@@ -108,6 +113,7 @@ class Stream:
         name: str = "",
         publication: str = "pgnear",
         create: bool = False,
+        ask_elsewhere: Ask | None = None,
         connect_timeout: float = 10.0,
         status_seconds: float = STATUS_SECONDS,
         silence_seconds: float = SILENCE_SECONDS,
@@ -129,6 +135,8 @@ class Stream:
         self._on_recovered = on_recovered
         self._publication = publication
         self._create = create
+        self._ask_elsewhere = ask_elsewhere
+        self._check_wanted = trio.Event()
         self._connect_timeout = connect_timeout
         self._status_seconds = status_seconds
         self._silence_seconds = silence_seconds
@@ -181,6 +189,8 @@ class Stream:
             async with trio.open_nursery() as nursery:
                 for echo in self._echoes:
                     nursery.start_soon(echo.run, self._on_invalidate, self._on_schema)
+                if self._ask_elsewhere is not None:
+                    nursery.start_soon(self._keep_checking, self._ask_elsewhere)
                 self._on_recovered()
                 self._commit(Committed(None, True, 0, 0))
                 await self._watch(transport)
@@ -288,6 +298,24 @@ class Stream:
         finally:
             self._end("pgnear stops")
 
+    async def _keep_checking(self, ask_elsewhere: Ask) -> None:
+        """Whether what is published is what it was when the stream began."""
+        while True:
+            with trio.move_on_after(CHECK_SECONDS):
+                await self._check_wanted.wait()
+            self._check_wanted = trio.Event()
+            try:
+                standing = await publications.look(ask_elsewhere, self._publication)
+                if lacks := publications.missing(standing, self._publication):
+                    self._end("; ".join(each.reason for each in lacks))
+                    return
+                uncovered = await publications.uncovered(ask_elsewhere, self._publication)
+            except PgError:  # no connection was free, say; the stream itself is well
+                continue
+            more, self.uncovered = uncovered - self.uncovered, uncovered
+            if more:
+                self._on_invalidate(more)
+
     # ---- what the reactor calls --------------------------------------------------------------------------------------
 
     def readable(self) -> None:
@@ -350,6 +378,7 @@ class Stream:
     def _commit(self, committed: Committed) -> None:
         if committed.definitions_changed:
             self._on_schema()
+            self._check_wanted.set()
         if committed.tables is None or committed.tables:
             self._on_invalidate(committed.tables)
             for echo in self._echoes:
