@@ -185,8 +185,7 @@ class Cache(_Model):
     )
     publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
         "pgnear",
-        min_length=1,
-        max_length=63,
+        pattern=r"^.{1,63}$",
         description="The publication that the stream reads, made by pgnear cache setup. Change it where several "
         "pgnears of different owners use one database.",
     )
