@@ -614,7 +614,7 @@ def test_an_entry_from_before_a_commit_that_waits_for_its_standby_does_not_stay(
                 waiter = other.info.backend_pid
                 update = Background(lambda: other.execute("update w set v = 11"))
                 until(lambda: near.metric("cache_stream_transactions_total") > told)
-                keep(near, client, "select v from w")
+                keep(near, client, "select v from w", for_seconds=4 * ECHO_SECONDS[0])
                 assert client.execute("select v from w").fetchone() == (10,)
                 writer.execute("select pg_cancel_backend(%s)", (waiter,))  # it waits no longer, and is committed here
                 update.result()
