@@ -304,6 +304,19 @@ class Cache(_Model):
         description="How answers of some statements are cached. The first policy whose every condition holds counts.",
     )
 
+    invalidation: Literal["auto", "writes", "stream"] = Field(
+        "auto",
+        description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
+        "logical replication stream from the origin. auto uses one where the origin is ready for it; stream makes the "
+        "publication, and warns where there is no stream. See docs/invalidation.md.",
+    )
+    publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
+        "pgnear",
+        pattern=r"^.{1,63}$",
+        description="The publication that the stream reads, made by pgnear cache setup. Change it where several "
+        "pgnears of different owners use one database.",
+    )
+
     @model_validator(mode="after")
     def _one_fits(self) -> Cache:
         if self.max_entry_bytes > self.max_bytes:

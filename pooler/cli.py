@@ -1,4 +1,4 @@
-"""The command `pgnear`: serve, demo, check-config, trace.
+"""The command `pgnear`: serve, demo, check-config, cache, trace.
 
 Exit statuses: 0 done, 1 failed while running, 2 wrong usage or configuration. No traceback reaches the user.
 """
@@ -6,7 +6,7 @@ Exit statuses: 0 done, 1 failed while running, 2 wrong usage or configuration. N
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -131,6 +131,59 @@ def demo(
         typer.echo(f"pgnear: the demo needs {error.name}; install pgnear[demo]", err=True)
         raise typer.Exit(2) from None
     raise typer.Exit(demonstration.run(port=port, data=data, http=http))
+
+
+cache = typer.Typer(
+    name="cache",
+    help="Prepare origins for a stream of their changes, which ends cached answers that others made old.",
+    no_args_is_help=True,
+)
+app.add_typer(cache)
+
+_CacheConfig = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", metavar="FILE", envvar="PGNEAR_CONFIG", help="A TOML file with settings."),
+]
+_CacheOrigin = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The origin database, where the role of the configured one may not do it."),
+]
+_CacheDatabase = Annotated[str | None, typer.Option(metavar="NAME", help="Only this one. Default: each.")]
+
+
+def _cache(what: str, config_file: Path | None, origin: str | None, database: str | None) -> NoReturn:
+    settings = _load_or_exit(config_file, {"origin": origin})
+    if database is not None and database not in settings.targets():
+        typer.echo(
+            f"pgnear: there is no database {database}; there is {', '.join(sorted(settings.targets()))}", err=True
+        )
+        raise typer.Exit(2)
+    from pooler.admin import invalidation
+
+    work = {"setup": invalidation.setup, "teardown": invalidation.teardown, "status": invalidation.status}[what]
+    raise typer.Exit(work(settings, database, typer.echo))
+
+
+@cache.command("setup")
+def cache_setup(config_file: _CacheConfig = None, origin: _CacheOrigin = None, database: _CacheDatabase = None) -> None:
+    """Make the publication where it is missing, and say what else is. Changes nothing the second time."""
+    _cache("setup", config_file, origin, database)
+
+
+@cache.command("teardown")
+def cache_teardown(
+    config_file: _CacheConfig = None, origin: _CacheOrigin = None, database: _CacheDatabase = None
+) -> None:
+    """Drop the publication, and pgnear's replication slots that nobody uses."""
+    _cache("teardown", config_file, origin, database)
+
+
+@cache.command("status")
+def cache_status(
+    config_file: _CacheConfig = None, origin: _CacheOrigin = None, database: _CacheDatabase = None
+) -> None:
+    """Show whether a stream is possible, and the slots there are. Status 0 if it is for each database."""
+    _cache("status", config_file, origin, database)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -26,6 +26,7 @@ from pooler.ceremony.connect import connect, text_rows
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
+from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.logs import get_logger
 from pooler.origin import Origin
@@ -79,6 +80,41 @@ class Service:
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
+        streamed = cache.enabled and cache.invalidation != "writes"
+        self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
+
+    def _stream(self, pool: Pool) -> Stream:
+        """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
+        store, name = self.cache, pool.name
+        assert store is not None
+        cap = self.config.cache.ttl_without_stream
+        if self.config.cache.invalidation == "stream":
+            store.cap(name, cap)
+
+        def invalidate(tables: Iterable[int] | None) -> None:
+            if tables is None:
+                store.invalidate_database(name)
+            else:
+                store.invalidate_tables(name, tables)
+
+        async def ask(text: str) -> list[tuple[int, bytes]]:
+            async with borrowed(pool) as origin:
+                with trio.fail_after(self.config.origin_connect_timeout):
+                    return await ask_origin(origin, text)
+
+        return Stream(
+            pool.target,
+            self.reactor,
+            on_invalidate=invalidate,
+            on_lost=lambda reason: store.cap(name, cap),
+            on_recovered=lambda: store.cap(name, None),
+            on_schema=lambda: self.catalog_changed(pool),
+            name=pool.name,
+            publication=self.config.cache.publication,
+            create=self.config.cache.invalidation == "stream",
+            ask_elsewhere=ask,
+            connect_timeout=self.config.origin_connect_timeout,
+        )
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -291,6 +327,8 @@ async def serve(
             nursery.start_soon(service.keep_house)
             for pool in service.pools.values():
                 nursery.start_soon(service.keep_catalog, pool)
+            for stream in service.streams.values():
+                nursery.start_soon(stream.run)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:

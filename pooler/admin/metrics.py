@@ -25,6 +25,7 @@ from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
     from pooler.cache.store import Store
+    from pooler.ceremony.stream import Stream
     from pooler.pool import Pool
     from pooler.service import Service
 
@@ -60,6 +61,8 @@ class ServiceCollector(Collector):
         yield from _origins(service)
         if service.cache is not None:
             yield from _cache(service.cache)
+        if service.streams:
+            yield from _streams(service.streams)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -200,3 +203,44 @@ def _cache(cache: Store) -> Iterator[Metric]:
     yield _counter("cache_evictions", "Answers dropped to make room.", cache.evictions)
     yield _counter("cache_expired", "Answers dropped because of their age or an invalidation.", cache.expired)
     yield _counter("cache_invalidations", "Times a write emptied a database's entries.", cache.invalidations)
+
+
+def _streams(streams: dict[str, Stream]) -> Iterator[Metric]:
+    now = time.monotonic()
+    gauges = (
+        (
+            "connected",
+            "Whether every commit at the origin is told of, whoever made it.",
+            lambda stream: int(stream.connected),
+        ),
+        (
+            "lag_seconds",
+            "From the last commit to its being sent, on the origin's clock.",
+            lambda stream: stream.lag_seconds,
+        ),
+        (
+            "silent_seconds",
+            "How long ago something last arrived, where the stream is connected.",
+            lambda stream: now - stream.heard_at if stream.connected else 0.0,
+        ),
+        (
+            "uncovered_tables",
+            "Tables that can be read and whose changes the stream does not tell.",
+            lambda stream: len(stream.uncovered),
+        ),
+    )
+    for name, text, read in gauges:
+        gauge = GaugeMetricFamily(f"pgnear_cache_stream_{name}", text, labels=["pool"])
+        for pool, stream in streams.items():
+            gauge.add_metric([pool], read(stream))
+        yield gauge
+    counters = (
+        ("messages", "Messages of changes that arrived.", lambda stream: stream.messages),
+        ("transactions", "Commits that were told of.", lambda stream: stream.transactions),
+        ("losses", "Times a stream was lost, and with it the cache.", lambda stream: stream.losses),
+    )
+    for name, text, read in counters:
+        counter = CounterMetricFamily(f"pgnear_cache_stream_{name}", text, labels=["pool"])
+        for pool, stream in streams.items():
+            counter.add_metric([pool], read(stream))
+        yield counter
