@@ -5,7 +5,8 @@ write invalidates. Not here: entries and their bounds (`cache.store`), what a st
 messages that an answer becomes (`session`, `extended`).
 
 A read's way: `ask` gives an Entry (fresh, or stale with its refresh under way), a `Capture` (cacheable; the origin's
-answer is copied on its way and handed to `keep`), or None (not for the cache). A write's way: `reach_of` when it is
+answer is copied on its way and handed to `keep`), `WAIT` (somebody else asks the origin the same already; the session
+holds its input and asks again when that has landed), or None (not for the cache). A write's way: `reach_of` when it is
 sent, `Session` invalidates at each completion and at the end of its transaction, before its client hears of it.
 """
 
@@ -32,7 +33,16 @@ _REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
 _search_path = lru_cache(maxsize=1000)(parse_search_path)
 
 
-def ask(session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool) -> Entry | Capture | None:
+class _Wait:
+    """Of `WAIT`."""
+
+
+WAIT = _Wait()
+
+
+def ask(
+    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool
+) -> Entry | Capture | _Wait | None:
     """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
 
     Args:
@@ -50,11 +60,41 @@ def ask(session: Session, prepared: Prepared, tail: bytes, now: float, *, descri
         return None
     key = (session.namespace, session.user, session.settings.label, prepared.text, prepared.types, tail)
     entry = cache.get(key, now, policy.namespace)
+    if entry is None and session.landed is not None and session.landed.key == key:
+        entry = session.landed
+    session.landed = None
     if entry is None or (described and entry.row_description is None):
-        return Capture(session.namespace, key, cache.begin(), now, policy, verdict.tables)
+        return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, verdict.tables))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
     return entry
+
+
+def _board(session: Session, capture: Capture) -> Capture | _Wait:
+    """Lead the flight for a key that is not there, or wait for it."""
+    flights = session.service.flights
+    if flights is None or session.alone:
+        session.alone = False
+        return capture
+    flight = session.flight
+    if flight is None or flight.leader is not session or flight.key != capture.key:
+        tables = tuple(capture.tables)
+        flight = flights.join(capture.key, session, capture.sent_at, capture.database, tables)
+    if flight.leader is session:
+        session.flight = None
+        capture.flight, capture.flights = flight, flights
+        return capture
+    session.flight = flight
+    session.hold()
+    return WAIT
+
+
+def depart(service: Service, capture: Capture, now: float) -> None:
+    """The query of `capture` goes out only now: its answer will have all writes up to here."""
+    assert service.cache is not None
+    capture.stamp, capture.sent_at = service.cache.begin(), now
+    if capture.flight is not None and service.flights is not None:
+        service.flights.departed(capture.flight)
 
 
 def verdict_on(session: Session, prepared: Prepared) -> Verdict | None:
@@ -95,20 +135,23 @@ def keep(service: Service, capture: Capture) -> None:
     """Store a captured answer, unless its tables may have changed since its query was sent."""
     cache = service.cache
     if capture.tag is None or cache is None:
+        capture.fail()
         return
-    cache.put(
-        cache.make(
-            capture.key,
-            capture.rows,
-            capture.row_description,
-            capture.tag,
-            database=capture.database,
-            stamp=capture.stamp,
-            sent_at=capture.sent_at,
-            policy=capture.policy,
-            tables=tuple(capture.tables),
-        )
+    entry = cache.make(
+        capture.key,
+        capture.rows,
+        capture.row_description,
+        capture.tag,
+        database=capture.database,
+        stamp=capture.stamp,
+        sent_at=capture.sent_at,
+        policy=capture.policy,
+        tables=tuple(capture.tables),
     )
+    cache.put(entry)
+    flight, capture.flight = capture.flight, None
+    if flight is not None and service.flights is not None:
+        service.flights.landed(flight, entry)
 
 
 def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy, now: float) -> bool:

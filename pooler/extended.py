@@ -18,18 +18,18 @@ from __future__ import annotations
 from dataclasses import replace
 from struct import Struct
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.caching import NO_PARAMETERS, ask
+from pooler.caching import NO_PARAMETERS, WAIT, ask
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.names import renamed
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Capture, Step, Unit
+from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
 from protocol import errors, framing
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     """
     operations = [_read(session, data, frame) for frame in batch]
     end = batch[-1][2] if batch else start
-    capture = None
+    capture: Any = None
     if session.origin is None:
         if terminator == _SYNC:
             if _answer_locally(session, operations):
@@ -72,6 +72,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
                 lookup = _lookup(session, data, operations)
                 if lookup is True:
                     return True
+                if lookup is WAIT:
+                    return False
                 capture = lookup
         if session.mode == "statement" and any(_statement_of(session, each).begins for each in operations):
             session.answer(errors.no_transaction_blocks().response())
@@ -79,8 +81,9 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             return True
         if session.service.classifier.recalls_seen and _recalls_sequences(session, operations):
             session.go_home()
-        if not session.link(start):
+        if not session.link(start, capture):
             return False
+    capture = session.take_pending() or capture
     origin = session.origin
     assert origin is not None
     if session.service.classifier.recalls_seen and _recalls_sequences(session, operations) and not origin.open_unit:
@@ -214,8 +217,8 @@ def _about_another(session: Session, text: bytes, types: bytes, statement: State
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
-def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Capture | Literal[True] | None:
-    """True: answered from the cache. A Capture: cacheable, to be stored. None: not for the cache."""
+def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Any:
+    """True: answered from the cache. A Capture: cacheable, to be stored. WAIT: hold. None: not for the cache."""
     shape = _read_shape(session, data, operations)
     if shape is None:
         return None

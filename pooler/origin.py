@@ -360,6 +360,7 @@ class Origin:
             if unit.swallow and unit.capture is not None and unit.done is not None:
                 unit.capture = None
                 unit.done(unit)  # a refresh that comes to nothing
+            unit.drop_capture()
         self._out.clear()
         self.transport.close()
         self.session = None

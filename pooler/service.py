@@ -18,6 +18,7 @@ import trio
 from config import Config, User
 from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import ask_origin, borrowed
@@ -66,6 +67,7 @@ class Service:
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
         self.cache = Store(cache.max_bytes, cache.max_entry_bytes) if cache.enabled else None
+        self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
             parse_always=cache.enabled, session_functions=frozenset(config.session_functions or ())
@@ -229,6 +231,8 @@ class Service:
             end_lingering(now)
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
+            if self.flights is not None:
+                self.flights.expire(time.perf_counter())
             await trio.sleep(TICK_SECONDS)
 
     async def keep_catalog(self, pool: Pool) -> None:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from pooler import extended
 from pooler.cache.entry import Entry
+from pooler.cache.flight import Flight
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, ask, keep, reach_of
+from pooler.caching import NO_PARAMETERS, WAIT, ask, depart, keep, reach_of
 from pooler.logs import get_logger
 from pooler.origin import IDLE, IN_TRANSACTION, Origin
 from pooler.pool import Pool
@@ -70,16 +71,16 @@ class Session:
       statements: its prepared statements by name; the unnamed one is b"".
       portals: by name, the `Part` of a portal whose completion matters to the session.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
+      flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       holding: input is kept until the origin has said something that pgnear must know first.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_stream", "_stream_begun", "_to_origin",
-        "_walk_from",
-        "closed", "database", "defaults_change", "holding", "key", "leaving", "mode", "namespace", "origin", "pool",
-        "portals", "reach", "reports", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
-        "transport", "user", "waiting", "writes",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
+        "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
+        "landed", "leaving", "mode", "namespace", "origin", "pool", "portals", "reach", "reports", "schema_changes",
+        "sequence_home", "service", "skipping", "state", "statements", "transport", "user", "waiting", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +106,10 @@ class Session:
         self.statements: dict[bytes, Prepared] = {}
         self.portals: dict[bytes, Part] = {}
         self.sequence_home: Origin | None = None
+        self.flight: Flight | None = None
+        self.landed: Entry | None = None
+        self.alone = False
+        self._pending: Capture | None = None
         self.origin: Origin | None = None
         self.waiting = False
         self.holding = False
@@ -355,12 +360,15 @@ class Session:
                 self.answer(found.row_description + found.answer + READY_IDLE)
                 service.stats.hit_latency.observe(perf_counter() - started)
                 return True
+            if found is WAIT:
+                return False
             capture = found
         if statement.recalls_sequences:
             self.go_home()
-        if self.origin is None and not self.link(position):
+        if self.origin is None and not self.link(position, capture):
             return False
         assert self.origin is not None
+        capture = self.take_pending() or capture
         if statement.recalls_sequences:
             self.forget_others_sequences(self.origin)
         self.origin.unnamed = None
@@ -593,8 +601,10 @@ class Session:
 
     # ---- the link ----------------------------------------------------------------------------------------------------
 
-    def link(self, position: int) -> bool:
+    def link(self, position: int, capture: Capture | None = None) -> bool:
         """Have an origin connection, settings included. False: in the queue now; handle the message again when granted.
+
+        `capture` waits with the message.
 
         `position` is where the message begins in the data that is being walked; if the connection turns out
         to be dead before anything was sent, the walk starts there again on another one.
@@ -604,10 +614,40 @@ class Session:
         origin = self.pool.acquire(self)
         if origin is None:
             self.waiting = True
+            self._pending = capture
             return False
         self._attach(origin)
         self._walk_from = position
         return True
+
+    def take_pending(self) -> Capture | None:
+        """The capture that waited for a connection together with the message at hand."""
+        capture, self._pending = self._pending, None
+        if capture is not None:
+            depart(self.service, capture, perf_counter())
+        return capture
+
+    def _drop_pending(self) -> None:
+        capture, self._pending = self._pending, None
+        if capture is not None:
+            capture.fail()
+
+    def land(self, entry: Entry) -> None:
+        """Somebody else's answer to what this session asks."""
+        self.flight = None
+        self.landed = entry
+        self.release_hold()
+
+    def lead(self, flight: Flight | None) -> None:
+        """Ask the origin: for all who wait, or for oneself alone."""
+        self.flight = flight
+        self.alone = flight is None
+        self.release_hold()
+
+    def _leave_flight(self) -> None:
+        flight, self.flight = self.flight, None
+        if flight is not None and self.service.flights is not None:
+            self.service.flights.leave(flight, self)
 
     def _attach(self, origin: Origin) -> None:
         self.origin = origin
@@ -638,6 +678,7 @@ class Session:
     def refused(self, error: PgError) -> None:
         """The pool's other answer: the message that needed a connection fails, the session goes on."""
         self.waiting = False
+        self._drop_pending()
         self._fail_message(error)
 
     def _fail_message(self, error: PgError) -> None:
@@ -750,8 +791,11 @@ class Session:
         service = self.service
         if unit.latency is not None:
             unit.latency.observe(perf_counter() - unit.started)
-        if unit.capture is not None and status == IDLE and service.cache is not None:
-            keep(service, unit.capture)
+        if unit.capture is not None:
+            if status == IDLE:
+                keep(service, unit.capture)
+            else:
+                unit.drop_capture()
         origin = self.origin
         assert origin is not None
         state = self.state
@@ -925,10 +969,16 @@ class Session:
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
+        if self.holding and self.flight is not None:
+            self._leave_flight()
+            self.holding = False
+            self._fail_message(errors.query_canceled())
+            return True
         if not self.waiting:
             return False
         self.pool.withdraw(self)
         self.waiting = False
+        self._drop_pending()
         self._fail_message(errors.query_canceled())
         return True
 
@@ -943,7 +993,11 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether something is under way that a drain waits for."""
-        return self.waiting or (self.origin is not None and not (self.pinned and not self.origin.units))
+        return (
+            self.waiting
+            or self.flight is not None
+            or (self.origin is not None and not (self.pinned and not self.origin.units))
+        )
 
     def end(self, *, abrupt: bool, linger: bool = False) -> None:
         """The client left: by Terminate, or (abrupt) without a word; or we end it, having said why (linger)."""
@@ -964,6 +1018,8 @@ class Session:
         if self.waiting:
             self.pool.withdraw(self)
             self.waiting = False
+        self._drop_pending()
+        self._leave_flight()
         self.service.forget(self)
         self._chunks.clear()
         self._inbox = b""

@@ -19,6 +19,7 @@ from pooler.sql.statement import Part
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.flight import Flight, Flights
     from pooler.cache.policy import Policy
     from pooler.origin import Origin
     from pooler.session import Session
@@ -67,11 +68,13 @@ class Capture:
     Attributes:
       key, database, stamp, sent_at: where it belongs, and when its query was sent: on the store's clock, in seconds.
       policy, tables: how long it may be served, and the OIDs of the tables that it was read from.
+      flight: those who wait for this answer, told by `fail` or `give_up` where it comes to nothing.
       rows: DataRow frames. size: their bytes.
     """
 
     __slots__ = (
-        "database", "key", "policy", "row_description", "rows", "sent_at", "size", "stamp", "tables", "tag",
+        "database", "flight", "flights", "key", "policy", "row_description", "rows", "sent_at", "size", "stamp",
+        "tables", "tag",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +82,8 @@ class Capture:
     ) -> None:
         self.policy = policy
         self.tables = tables
+        self.flight: Flight | None = None
+        self.flights: Flights | None = None
         self.database = database
         self.key = key
         self.stamp = stamp
@@ -87,6 +92,18 @@ class Capture:
         self.size = 0
         self.row_description: bytes | None = None
         self.tag: bytes | None = None
+
+    def fail(self) -> None:
+        """There is no answer: one of those who wait asks next."""
+        flight, self.flight = self.flight, None
+        if flight is not None and self.flights is not None:
+            self.flights.failed(flight)
+
+    def give_up(self) -> None:
+        """The answer is not one to share: all who wait ask for themselves."""
+        flight, self.flight = self.flight, None
+        if flight is not None and self.flights is not None:
+            self.flights.disperse(flight)
 
 
 class Unit:
@@ -179,7 +196,7 @@ class Unit:
                 self._copy(self.capture, kind, frame, origin)
             return False
         if kind == ERROR:
-            self.capture = None
+            self.drop_capture()
             return self._fail(origin)
         forward = True
         if self.parts:
@@ -251,8 +268,17 @@ class Unit:
         elif kind not in (PARSE_COMPLETE, BIND_COMPLETE, PARAMETER_DESCRIPTION):
             self.give_up_capture()  # notices, COPY, a suspended portal: not only rows
 
+    def drop_capture(self) -> None:
+        """There is nothing to keep."""
+        capture, self.capture = self.capture, None
+        if capture is not None:
+            capture.fail()
+
     def give_up_capture(self) -> None:
-        self.capture = None
+        """It is too large, or more than rows."""
+        capture, self.capture = self.capture, None
+        if capture is not None:
+            capture.give_up()
         if self.swallow:
             self.error = _TOO_LARGE  # it is read to the end and dropped
             return

@@ -61,6 +61,10 @@ class ServiceCollector(Collector):
         yield from _origins(service)
         if service.cache is not None:
             yield from _cache(service.cache)
+        if service.flights is not None:
+            flights = service.flights
+            yield _counter("cache_flights_led", "Misses asked of the origin for all who want them.", flights.led)
+            yield _counter("cache_flights_joined", "Misses that waited for somebody else's answer.", flights.joined)
         if service.streams:
             yield from _streams(service.streams)
 

@@ -24,7 +24,9 @@ def pool(*, ready: bool, last_failure: Any = None) -> Any:
 
 @pytest.fixture
 def service() -> Any:
-    return SimpleNamespace(stats=Stats(), pools={}, cache=None, sessions=set(), relays={}, draining=False)
+    return SimpleNamespace(
+        stats=Stats(), pools={}, cache=None, sessions=set(), relays={}, streams={}, flights=None, draining=False
+    )
 
 
 async def connected(address: str) -> trio.SocketStream:

@@ -35,7 +35,15 @@ def service() -> Any:
     pools = {name: Pool(name, target, settings, stats, _NoCeremonies()) for name, target in settings.targets().items()}
     cache = Store(1 << 20, 1 << 16)
     return SimpleNamespace(
-        config=settings, stats=stats, pools=pools, cache=cache, sessions=set(), relays={}, streams={}, draining=False
+        config=settings,
+        stats=stats,
+        pools=pools,
+        cache=cache,
+        sessions=set(),
+        relays={},
+        streams={},
+        flights=None,
+        draining=False,
     )
 
 
