@@ -24,7 +24,7 @@ def pool(*, ready: bool, last_failure: Any = None) -> Any:
 
 @pytest.fixture
 def service() -> Any:
-    return SimpleNamespace(stats=Stats(), pools={}, cache=None, sessions=set(), draining=False)
+    return SimpleNamespace(stats=Stats(), pools={}, cache=None, sessions=set(), draining=False, streams={})
 
 
 async def connected(address: str) -> trio.SocketStream:
