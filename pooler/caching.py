@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
 from pooler.cache.policy import Policy
-from pooler.origin import IDLE
+from pooler.origin import IDLE, IN_TRANSACTION
 from pooler.sql.statement import PinKind, Statement
 from pooler.statements import Prepared
 from pooler.unit import Capture, Unit
@@ -73,7 +73,7 @@ def ask(
 def _board(session: Session, capture: Capture) -> Capture | _Wait:
     """Lead the flight for a key that is not there, or wait for it."""
     flights = session.service.flights
-    if flights is None or session.alone:
+    if flights is None or session.alone or session.origin is not None:
         session.alone = False
         return capture
     flight = session.flight
@@ -95,6 +95,27 @@ def depart(service: Service, capture: Capture, now: float) -> None:
     capture.stamp, capture.sent_at = service.cache.begin(), now
     if capture.flight is not None and service.flights is not None:
         service.flights.departed(capture.flight)
+
+
+def may_be_asked(session: Session) -> bool:
+    """Whether the cache may answer now: outside a transaction, or in a block that has done nothing but read.
+
+    In READ COMMITTED each statement sees what was committed before it, so an answer from the cache is as good in a
+    block as outside, until the block writes or locks. Under REPEATABLE READ and SERIALIZABLE all must come from one
+    snapshot.
+    """
+    origin = session.origin
+    return origin is None or (session.only_reads and not origin.units and origin.status == IN_TRANSACTION)
+
+
+def note_block(session: Session, statement: Statement) -> None:
+    """What `statement`, now on its way, means for whether the cache may answer in this block."""
+    if statement.isolation:
+        default = session.pool.reads_committed and session.settings.get("default_transaction_isolation") is None
+        wanted = statement.isolation == "read committed" or (statement.isolation == "default" and default)
+        session.only_reads = wanted and session.origin is not None and session.origin.status == IDLE
+    elif not statement.cacheable:
+        session.only_reads = False
 
 
 def verdict_on(session: Session, prepared: Prepared) -> Verdict | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.caching import NO_PARAMETERS, WAIT, ask
+from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
@@ -83,6 +83,11 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             session.go_home()
         if not session.link(start, capture):
             return False
+    elif terminator == _SYNC and session.only_reads and may_be_asked(session):
+        lookup = _lookup(session, data, operations)
+        if lookup is True:
+            return True
+        capture = lookup
     capture = session.take_pending() or capture
     origin = session.origin
     assert origin is not None
@@ -281,7 +286,7 @@ def _answer(session: Session, operations: list[Operation], entry: Entry) -> None
         elif kind == _DESCRIBE:
             assert entry.row_description is not None
             parts.append(entry.row_description)
-    parts += (entry.answer, READY_IDLE)
+    parts += (entry.answer, session.ready_now)
     session.answer(b"".join(parts))
 
 

@@ -76,6 +76,7 @@ class Pool:
         self.high_water: int = config.buffer_high_water
         self.max_prepared: int = config.max_prepared_statements
         self.catalog: Catalog | None = None
+        self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
         self.schema_epoch = 0  # how often DDL was seen

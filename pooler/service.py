@@ -244,6 +244,8 @@ class Service:
             try:
                 async with borrowed(pool) as origin:
                     with trio.fail_after(self.config.origin_connect_timeout):
+                        default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
+                        pool.reads_committed = default == [("read committed",)]
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))

@@ -24,7 +24,7 @@ from pooler import extended
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, depart, keep, reach_of
+from pooler.caching import NO_PARAMETERS, WAIT, ask, depart, keep, may_be_asked, note_block, reach_of
 from pooler.logs import get_logger
 from pooler.origin import IDLE, IN_TRANSACTION, Origin
 from pooler.pool import Pool
@@ -57,6 +57,7 @@ SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
 NOTHING: frozenset[int] = frozenset()
 READY_IDLE = b"Z\0\0\0\5I"
+READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
 """
@@ -72,6 +73,7 @@ class Session:
       portals: by name, the `Part` of a portal whose completion matters to the session.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
+      only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
       holding: input is kept until the origin has said something that pgnear must know first.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
@@ -79,8 +81,9 @@ class Session:
     __slots__ = (
         "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
         "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
-        "landed", "leaving", "mode", "namespace", "origin", "pool", "portals", "reach", "reports", "schema_changes",
-        "sequence_home", "service", "skipping", "state", "statements", "transport", "user", "waiting", "writes",
+        "landed", "leaving", "mode", "namespace", "only_reads", "origin", "pool", "portals", "reach", "reports",
+        "schema_changes", "sequence_home", "service", "skipping", "state", "statements", "transport", "user",
+        "waiting", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +112,7 @@ class Session:
         self.flight: Flight | None = None
         self.landed: Entry | None = None
         self.alone = False
+        self.only_reads = False
         self._pending: Capture | None = None
         self.origin: Origin | None = None
         self.waiting = False
@@ -141,6 +145,11 @@ class Session:
     def pinned(self) -> str:
         """Why it keeps its connection, or ""."""
         return next((kind.value for kind in self.state.pins), "")
+
+    @property
+    def ready_now(self) -> bytes:
+        """The ReadyForQuery behind an answer that no origin was asked for."""
+        return READY_IDLE if self.origin is None else READY_IN_BLOCK
 
     def start(self, received: bytes) -> None:
         """Begin traffic; `received` came behind the login already."""
@@ -332,6 +341,7 @@ class Session:
             if not self.link(position):
                 return False
             self.writes = True
+            self.only_reads = False
             self.reach = None
             self._simple_unit(perf_counter())
             self._to_origin.append(data[position:frame_end])
@@ -352,12 +362,12 @@ class Session:
         if statement.begins and self.mode == "statement":
             self.answer(errors.no_transaction_blocks().response() + READY_IDLE)
             return True
-        if self.origin is None and statement.cacheable and service.cache is not None:
+        if statement.cacheable and service.cache is not None and may_be_asked(self):
             prepared = service.prepared.intern(text, NO_PARAMETERS, statement, self.scope)
             found = ask(self, prepared, ALL_TEXT, started, described=True)
             if isinstance(found, Entry):
                 assert found.row_description is not None
-                self.answer(found.row_description + found.answer + READY_IDLE)
+                self.answer(found.row_description + found.answer + self.ready_now)
                 service.stats.hit_latency.observe(perf_counter() - started)
                 return True
             if found is WAIT:
@@ -489,6 +499,8 @@ class Session:
 
     def mind(self, statement: Statement, unit: Unit) -> None:
         """Note what `statement`, now on its way, may do to the cache."""
+        if self.only_reads or statement.isolation:
+            note_block(self, statement)
         if not statement.reads_only and self.service.cache is not None:
             reach = reach_of(self, statement)
             if reach is None:
@@ -792,7 +804,7 @@ class Session:
         if unit.latency is not None:
             unit.latency.observe(perf_counter() - unit.started)
         if unit.capture is not None:
-            if status == IDLE:
+            if status == IDLE or self.only_reads:
                 keep(service, unit.capture)
             else:
                 unit.drop_capture()
@@ -805,6 +817,7 @@ class Session:
                 origin.settings = state.settings
                 state.watching = bool(origin.units)  # effects of what is pipelined behind are still to come
         if status == IDLE:
+            self.only_reads = False
             if self.portals:
                 self.portals.clear()
             if self.writes:

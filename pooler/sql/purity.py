@@ -62,6 +62,7 @@ class Facts:
         self.node = node
         self.name: str = node.DESCRIPTOR.name
         self.begins = False
+        self.isolation = ""
         self.changes_schema = False
         self.changes_defaults = False
         self.reads_only = False
@@ -111,6 +112,14 @@ def examine(raw: Any) -> Facts:
     return facts
 
 
+def _isolation(statement: Any) -> str:
+    """The isolation level that a BEGIN asks for; "default" where it names none."""
+    for option in statement.options:
+        if option.def_elem.defname == "transaction_isolation":
+            return str(option.def_elem.arg.a_const.sval.sval)
+    return "default"
+
+
 def _examine_command(statement: Any, name: str, facts: Facts) -> None:
     if name == "VariableSetStmt" or name in _HARMLESS:
         facts.reads_only = True
@@ -119,6 +128,7 @@ def _examine_command(statement: Any, name: str, facts: Facts) -> None:
         facts.reads_only = "PREPARED" not in kind
         facts.unknown_reach = kind == "TRANS_STMT_COMMIT_PREPARED"
         facts.begins = kind in ("TRANS_STMT_BEGIN", "TRANS_STMT_START")
+        facts.isolation = _isolation(statement) if facts.begins else ""
     elif name == "ExplainStmt":
         analyzes = any(option.def_elem.defname.lower() == "analyze" for option in statement.options)
         facts.reads_only = not (facts.writes and analyzes)

@@ -144,7 +144,7 @@ class Statement:
     Attributes:
       parts: its statements in order, where one of them has effects or controls a transaction; else empty.
       has_effects: a part's completion must be noticed.
-      begins: it opens a transaction block.
+      begins: it opens a transaction block. isolation: the level that it asks for, or "default"; "" of other statements.
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
@@ -166,6 +166,7 @@ class Statement:
     parts: tuple[Part, ...] = ()
     has_effects: bool = False
     begins: bool = False
+    isolation: str = ""
     changes_schema: bool = False
     changes_defaults: bool = False
     sequences: bool = False
@@ -234,6 +235,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         parts=parts if matters else (),
         has_effects=any(part.has_effects for part in parts),
         begins=any(fact.begins for fact in facts),
+        isolation=facts[0].isolation if len(facts) == 1 else "",
         changes_schema=any(fact.changes_schema for fact in facts),
         changes_defaults=any(fact.changes_defaults for fact in facts),
         sequences=any(fact.sequences for fact in facts),
