@@ -18,26 +18,24 @@ import re
 from collections.abc import Callable
 from hmac import compare_digest
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pooler import extended
+from pooler import extended, simple
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
-from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, depart, keep, may_be_asked, note_block, reach_of
+from pooler.caching import depart, keep, note_block, reach_of
 from pooler.logs import get_logger
 from pooler.origin import IDLE, IN_TRANSACTION, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
-from pooler.sql.names import renamed
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, HIDDEN, WATCHFUL, Capture, Unit
+from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import bad_length, command_complete, length_at, query
+from protocol.framing import bad_length, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -329,7 +327,7 @@ class Session:
                 return False
             self.origin.spoiled = True  # PostgreSQL 18 may be left in a state that the next client would meet
         if kind == QUERY:
-            return self._query(data, position, frame_end)
+            return simple.submit(self, data, position, frame_end)
         if kind == TERMINATE:
             if self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
@@ -343,121 +341,16 @@ class Session:
             self.writes = True
             self.only_reads = False
             self.reach = None
-            self._simple_unit(perf_counter())
+            simple.open_unit(self, perf_counter())
             self._to_origin.append(data[position:frame_end])
         else:
             self._refuse(errors.protocol_violation(f"invalid frontend message type {kind}"))
         return True
 
-    def _query(self, data: bytes, position: int, frame_end: int) -> bool:
-        """A simple Query."""
-        service = self.service
-        text = data[position + 5 : frame_end - 1]
-        statement = service.classifier(text)
-        self.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
-        started = perf_counter()
-        capture: Any = None
-        if statement.deallocates is not None and self._deallocate(statement.deallocates):
-            return True
-        if statement.begins and self.mode == "statement":
-            self.answer(errors.no_transaction_blocks().response() + READY_IDLE)
-            return True
-        if statement.cacheable and service.cache is not None and may_be_asked(self):
-            prepared = service.prepared.intern(text, NO_PARAMETERS, statement, self.scope)
-            found = ask(self, prepared, ALL_TEXT, started, described=True)
-            if isinstance(found, Entry):
-                assert found.row_description is not None
-                self.answer(found.row_description + found.answer + self.ready_now)
-                service.stats.hit_latency.observe(perf_counter() - started)
-                return True
-            if found is WAIT:
-                return False
-            capture = found
-        if statement.recalls_sequences:
-            self.go_home()
-        if self.origin is None and not self.link(position, capture):
-            return False
-        assert self.origin is not None
-        capture = self.take_pending() or capture
-        if statement.recalls_sequences:
-            self.forget_others_sequences(self.origin)
-        self.origin.unnamed = None
-        unit = self._simple_unit(started)
-        if capture is not None:
-            self.capture(unit, capture)
-        self.mind(statement, unit)
-        if statement.has_effects or (self.state.watching and statement.parts):
-            self._to_origin.append(self._followed(unit, statement, text))
-        else:
-            self._to_origin.append(data if frame_end == len(data) and not position else data[position:frame_end])
-        return True
-
-    def _simple_unit(self, started: float) -> Unit:
-        """The unit of a Query or FunctionCall: a new one, or the one that waits for a Sync; either ends it."""
-        assert self.origin is not None
-        unit = self.origin.open_unit
-        if unit is None:
-            unit = Unit(started, self.service.stats.bypass_latency, simple=True)
-            self.push(unit)
-        else:
-            unit.simple = unit.synced = True
-        return unit
-
     def _hold_for_answers(self, origin: Origin) -> None:
         """Whether what comes now is carried out or skipped depends on what is still under way: wait for that."""
         self.hold()
         self.send_later(FLUSH_FRAME)
-
-    def _followed(self, unit: Unit, statement: Statement, text: bytes) -> bytes:
-        """The Query frame of a text with effects on the session, whose completions `unit` follows.
-
-        A RESET goes back to what the session began with, not the connection: what the startup packet asked for is
-        set again behind it, unseen by the client.
-        """
-        state = self.state
-        state.watching = True
-        followed: list[Part] = []
-        pieces: list[bytes] = []
-        position = 0
-        for part in statement.parts:
-            followed.append(part)
-            if part.named in self.statements:
-                pieces += [text[position : part.start], self._renamed(part, text)]
-                position = part.end
-            elif part.resets and state.startup is not DEFAULTS:
-                again = state.startup.restore([change.name for change in part.changes if change.apply_sql is None])
-                followed += [HIDDEN] * len(again)
-                pieces += [text[position : part.end], *(b";" + sql.encode() for sql in again)]
-                position = part.end
-        unit.follow(followed)
-        pieces.append(text[position:])
-        frame = query(b"".join(pieces))
-        if any(part.discards == "all" for part in statement.parts) and state.startup is not DEFAULTS:
-            frame += self.restore_startup(unit)
-        return frame
-
-    def _renamed(self, part: Part, text: bytes) -> bytes:
-        """A statement that names one made by Parse, with pgnear's name for it; the linked connection has that then."""
-        assert part.named is not None
-        prepared = self.statements[part.named]
-        self._have(prepared)
-        return renamed(text, part.start, part.end, {part.named: prepared.name})
-
-    def _have(self, prepared: Prepared) -> None:
-        """Have `prepared` on the linked connection, in a unit of pgnear's own."""
-        origin = self.origin
-        assert origin is not None
-        if prepared in origin.prepared:
-            return
-
-        def done(own: Unit) -> None:
-            if own.error is not None:
-                origin.prepared.pop(prepared, None)
-
-        frames = b"".join(victim.close_frame() for victim in origin.make_room())
-        origin.prepared[prepared] = None
-        self._to_origin.append(frames + prepared.parse_frame(prepared.name) + SYNC_FRAME)
-        origin.units.insert(len(origin.units) - 1, Unit.own(done))  # before the unit of the message at hand
 
     def restore_startup(self, unit: Unit) -> bytes:
         """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
@@ -483,17 +376,6 @@ class Session:
     def schema_moved(self) -> bool:
         """Whether DDL has been seen at all, so that a statement may be older than its tables."""
         return self.pool.schema_epoch > 0
-
-    def _deallocate(self, name: bytes) -> bool:
-        """DEALLOCATE of statements made by Parse: outside a transaction there is nothing to ask an origin."""
-        if self.origin is not None or (name and name not in self.statements):
-            return False
-        if name:
-            del self.statements[name]
-        else:
-            self.statements.clear()
-        self.answer(command_complete(b"DEALLOCATE" if name else b"DEALLOCATE ALL") + READY_IDLE)
-        return True
 
     # ---- what a statement means for the session ----------------------------------------------------------------------
 

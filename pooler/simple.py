@@ -1,0 +1,152 @@
+"""The simple query protocol: what a client's Query becomes on a shared origin connection.
+
+`submit` takes one through: what its statements mean; DEALLOCATE of what only pgnear knows is answered here; a cacheable
+read may be answered from the cache; otherwise it is linked and sent. A text whose statements have effects on the
+session is followed statement by statement, and rewritten where it speaks of names or defaults that are pgnear's.
+
+Source: PostgreSQL documentation, "Message Flow", section "Simple Query".
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pooler.cache.entry import Entry
+from pooler.cache.keys import ALL_TEXT
+from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
+from pooler.settings import DEFAULTS
+from pooler.sql.names import renamed
+from pooler.sql.statement import Part, Statement
+from pooler.statements import Prepared
+from pooler.unit import HIDDEN, Unit
+from protocol import errors
+from protocol.framing import command_complete, query
+
+if TYPE_CHECKING:
+    from pooler.session import Session
+
+SYNC_FRAME = b"S\0\0\0\4"
+READY_IDLE = b"Z\0\0\0\5I"
+
+
+def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool:
+    """Handle the Query at `position` in `data`; False where it must wait and be given again."""
+    service = session.service
+    text = data[position + 5 : frame_end - 1]
+    statement = service.classifier(text)
+    session.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
+    started = perf_counter()
+    capture: Any = None
+    if statement.deallocates is not None and _deallocate(session, statement.deallocates):
+        return True
+    if statement.begins and session.mode == "statement":
+        session.answer(errors.no_transaction_blocks().response() + READY_IDLE)
+        return True
+    if statement.cacheable and service.cache is not None and may_be_asked(session):
+        prepared = service.prepared.intern(text, NO_PARAMETERS, statement, session.scope)
+        found = ask(session, prepared, ALL_TEXT, started, described=True)
+        if isinstance(found, Entry):
+            assert found.row_description is not None
+            session.answer(found.row_description + found.answer + session.ready_now)
+            service.stats.hit_latency.observe(perf_counter() - started)
+            return True
+        if found is WAIT:
+            return False
+        capture = found
+    if statement.recalls_sequences:
+        session.go_home()
+    if session.origin is None and not session.link(position, capture):
+        return False
+    assert session.origin is not None
+    capture = session.take_pending() or capture
+    if statement.recalls_sequences:
+        session.forget_others_sequences(session.origin)
+    session.origin.unnamed = None
+    unit = open_unit(session, started)
+    if capture is not None:
+        session.capture(unit, capture)
+    session.mind(statement, unit)
+    if statement.has_effects or (session.state.watching and statement.parts):
+        session.send_later(_followed(session, unit, statement, text))
+    else:
+        session.send_later(data if frame_end == len(data) and not position else data[position:frame_end])
+    return True
+
+
+def open_unit(session: Session, started: float) -> Unit:
+    """The unit of a Query or FunctionCall: a new one, or the one that waits for a Sync; either ends it."""
+    assert session.origin is not None
+    unit = session.origin.open_unit
+    if unit is None:
+        unit = Unit(started, session.service.stats.bypass_latency, simple=True)
+        session.push(unit)
+    else:
+        unit.simple = unit.synced = True
+    return unit
+
+
+def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -> bytes:
+    """The Query frame of a text with effects on the session, whose completions `unit` follows.
+
+    A RESET goes back to what the session began with, not the connection: what the startup packet asked for is
+    set again behind it, unseen by the client.
+    """
+    state = session.state
+    state.watching = True
+    followed: list[Part] = []
+    pieces: list[bytes] = []
+    position = 0
+    for part in statement.parts:
+        followed.append(part)
+        if part.named in session.statements:
+            pieces += [text[position : part.start], _renamed(session, part, text)]
+            position = part.end
+        elif part.resets and state.startup is not DEFAULTS:
+            again = state.startup.restore([change.name for change in part.changes if change.apply_sql is None])
+            followed += [HIDDEN] * len(again)
+            pieces += [text[position : part.end], *(b";" + sql.encode() for sql in again)]
+            position = part.end
+    unit.follow(followed)
+    pieces.append(text[position:])
+    frame = query(b"".join(pieces))
+    if any(part.discards == "all" for part in statement.parts) and state.startup is not DEFAULTS:
+        frame += session.restore_startup(unit)
+    return frame
+
+
+def _renamed(session: Session, part: Part, text: bytes) -> bytes:
+    """A statement that names one made by Parse, with pgnear's name for it; the linked connection has that then."""
+    assert part.named is not None
+    prepared = session.statements[part.named]
+    _have(session, prepared)
+    return renamed(text, part.start, part.end, {part.named: prepared.name})
+
+
+def _have(session: Session, prepared: Prepared) -> None:
+    """Have `prepared` on the linked connection, in a unit of pgnear's own."""
+    origin = session.origin
+    assert origin is not None
+    if prepared in origin.prepared:
+        return
+
+    def done(own: Unit) -> None:
+        if own.error is not None:
+            origin.prepared.pop(prepared, None)
+
+    frames = b"".join(victim.close_frame() for victim in origin.make_room())
+    origin.prepared[prepared] = None
+    session.send_later(frames + prepared.parse_frame(prepared.name) + SYNC_FRAME)
+    origin.units.insert(len(origin.units) - 1, Unit.own(done))  # before the unit of the message at hand
+
+
+def _deallocate(session: Session, name: bytes) -> bool:
+    """DEALLOCATE of statements made by Parse: outside a transaction there is nothing to ask an origin."""
+    if session.origin is not None or (name and name not in session.statements):
+        return False
+    if name:
+        del session.statements[name]
+    else:
+        session.statements.clear()
+    session.answer(command_complete(b"DEALLOCATE" if name else b"DEALLOCATE ALL") + READY_IDLE)
+    return True
