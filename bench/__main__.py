@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
                         errors.append(f"{rig.name} lost {run.failed} transactions of {workload}, {mode}.")
                     runs.append(run)
                     print(_line(run), flush=True)
-            abouts = [rig.about for rig in started if rig.about]
+            abouts = [load.settings(postgres), *(rig.about for rig in started if rig.about)]
         versions = {"postgresql": load.version(postgres)} | {name: rigs.version(name) for name in rigs.BINARIES}
     names = [rig.name for rig in started]
     print()

@@ -34,7 +34,7 @@ _FAILED = re.compile(r"number of failed transactions: (\d+)")
 
 
 class LoadFailed(Exception):
-    """pgbench ended with an error, or said nothing that could be read."""
+    """pgbench (or psql before it) ended with an error, or said nothing that could be read."""
 
 
 def threads(clients: int) -> int:
@@ -62,6 +62,8 @@ def measure(
     Raises:
       LoadFailed: it did not come to an end.
     """
+    if workload == "tpcb":
+        _tidy(postgres)
     before = rig.cpu_seconds()
     options = ["-n", "-M", mode, "-c", str(clients), "-j", str(threads(clients)), "-T", str(seconds)]
     if workload != "tpcb":
@@ -77,9 +79,29 @@ def measure(
     )  # fmt: skip
 
 
+def _tidy(postgres: EmbeddedPostgres) -> None:
+    """What pgbench does before tpcb, but past the rig: each run finds no dead rows of the one before."""
+    _psql(postgres, "vacuum pgbench_branches, pgbench_tellers", "truncate pgbench_history")
+
+
+def settings(postgres: EmbeddedPostgres) -> str:
+    """What PostgreSQL was started with beside its defaults, in one line; not where it listens and keeps its data."""
+    said = _psql(
+        postgres,
+        "select name || ' ' || setting from pg_settings where source = 'command line' and category !~ '^File' "
+        "and name not in ('port', 'listen_addresses', 'unix_socket_directories', 'data_directory') order by name",
+    )
+    return "PostgreSQL: " + ", ".join(said.splitlines())
+
+
+def _psql(postgres: EmbeddedPostgres, *statements: str) -> str:
+    options = [word for statement in statements for word in ("-c", statement)]
+    return _run(postgres, "psql", ["-qAtX", *options, *_where(postgres.port)])
+
+
 def version(postgres: EmbeddedPostgres) -> str:
     """Of pgbench and the PostgreSQL it came with, like 15.8."""
-    return _run(postgres, ["--version"]).split()[2]
+    return _run(postgres, "pgbench", ["--version"]).split()[2]
 
 
 def pgbench(postgres: EmbeddedPostgres, port: int, options: list[str]) -> str:
@@ -88,12 +110,16 @@ def pgbench(postgres: EmbeddedPostgres, port: int, options: list[str]) -> str:
     Raises:
       LoadFailed: it ended with an error.
     """
-    return _run(postgres, [*options, "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "postgres"])
+    return _run(postgres, "pgbench", [*options, *_where(port)])
 
 
-def _run(postgres: EmbeddedPostgres, arguments: list[str]) -> str:
+def _where(port: int) -> list[str]:
+    return ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "postgres"]
+
+
+def _run(postgres: EmbeddedPostgres, program: str, arguments: list[str]) -> str:
     done = subprocess.run(
-        [str(postgres.bin / "pgbench"), *arguments],
+        [str(postgres.bin / program), *arguments],
         env={**os.environ, "PGPASSWORD": postgres.password, "PGSSLMODE": "disable"},
         capture_output=True,
         text=True,
@@ -101,5 +127,5 @@ def _run(postgres: EmbeddedPostgres, arguments: list[str]) -> str:
     )
     if done.returncode:
         words = done.stderr.strip().splitlines()
-        raise LoadFailed(f"pgbench: {words[-1] if words else 'no word of why'}")
+        raise LoadFailed(f"{program}: {words[-1] if words else 'no word of why'}")
     return done.stdout

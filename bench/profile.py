@@ -38,9 +38,10 @@ class ProfileFailed(Exception):
 def main(argv: list[str] | None = None) -> int:
     """0, or 1 where there is no flame graph."""
     arguments = _arguments(argv)
-    output = arguments.output or Path(f"profile-{arguments.load}-{arguments.mode}.svg")
+    output = arguments.output or Path("build", f"profile-{arguments.load}-{arguments.mode}.svg")
     try:
         program = find_py_spy()
+        output.parent.mkdir(parents=True, exist_ok=True)
         with EmbeddedPostgres(password=PASSWORD, installation=rigs.system_postgres()) as postgres:
             load.initialize(postgres, 1)
             with (
@@ -112,7 +113,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=load.MODES, default="simple", help="pgbench's query mode (default simple)")
     parser.add_argument("--clients", type=int, default=16, help="of pgbench (default 16)")
     parser.add_argument("--seconds", type=int, default=10, help="how long (default 10)")
-    parser.add_argument("--output", type=Path, help="the SVG (default profile-LOAD-MODE.svg)")
+    parser.add_argument("--output", type=Path, help="the SVG (default build/profile-LOAD-MODE.svg)")
     return parser.parse_args(argv)
 
 

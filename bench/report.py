@@ -181,7 +181,7 @@ def write(
     )
     (directory / f"{name}.md").write_text(
         f"Medians of interleaved runs ({words}). Only ratios within one table mean anything.\n\n{CAPTION}\n\n{text}"
-        f"\n\nThe rigs:\n\n{below}\n"
+        f"\n\nVersions and settings:\n\n{below}\n"
     )
     (directory / f"{name}.svg").write_text(plot(made, rigs))
     return text

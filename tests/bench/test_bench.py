@@ -133,10 +133,24 @@ def test_a_small_run_measures_every_rig_and_writes_its_results(tmp_path: Path) -
     small = "--scale 1 --rounds 1 --clients 2 --workloads rows --modes extended --rigs direct,pgpool,pgnear+cache"
     assert main([*small.split(), "--results", str(tmp_path), "--name", "small"]) == 0
     written = (tmp_path / "small.md").read_text().split("\n\n")
-    (line,) = cells(next(part for part in written if part.startswith("| workload")))
-    assert line["workload"] == "rows"
-    assert all(float(line[rig].replace(",", "")) > 0 for rig in ("direct", "pgpool", "pgnear+cache"))
+    (figures,) = cells(next(part for part in written if part.startswith("| workload")))
+    assert figures["workload"] == "rows"
+    assert all(float(figures[rig].replace(",", "")) > 0 for rig in ("direct", "pgpool", "pgnear+cache"))
+    settings = written[-1].splitlines()
+    for line, said in zip(settings, ("PostgreSQL: fsync off", "Pgpool-II", "pgnear"), strict=True):
+        assert line.startswith(f"- {said}")
     ElementTree.parse(tmp_path / "small.svg")
+
+
+def test_each_tpcb_run_finds_the_tables_as_the_first_did(origin: Server, tmp_path: Path) -> None:
+    load.initialize(origin, 1)
+    rig = rigs.Rig("direct", origin.port)
+    history = "select count(*) from pgbench_history"
+    origin.execute("insert into pgbench_history (tid) select 1 from generate_series(1, 100000)")
+    measured = load.measure(origin, rig, "tpcb", "simple", 1, seconds=1, scale=1, scripts=tmp_path)
+    assert measured.tps > 0
+    assert 0 < int(str(origin.execute(history)[0][0])) < 100_000
+    origin.execute("drop table pgbench_history, pgbench_tellers, pgbench_branches, pgbench_accounts")
 
 
 def test_one_failed_run_is_reported_and_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
