@@ -4,11 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 300
 
-<<<<<<< HEAD
-.PHONY: demo test lint types check bench regress driver-suites reference clean
-=======
-.PHONY: demo test fuzz lint types check bench reference clean
->>>>>>> fuzz
+.PHONY: demo test fuzz lint types check bench profile regress driver-suites reference clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -39,8 +35,11 @@ types: $(BIN)/.installed ## mypy --strict
 
 check: lint types test ## Everything that CI runs
 
-bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, pgnear; results go to bench/results/
+bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, Pgpool-II, pgnear; some five minutes (ARGS=--quick: one); bench/results/
 	$(BIN)/python -m bench $(ARGS)
+
+profile: $(BIN)/.installed ## A flame graph of pgnear under load (ARGS='--load forward --mode extended')
+	$(BIN)/python -m bench.profile $(ARGS)
 
 regress: $(BIN)/.installed ## PostgreSQL's own regression suite, directly and through pgnear; writes docs/regress.md
 	$(BIN)/python -m tests.suites.regress $(ARGS)

@@ -7,116 +7,106 @@ is noisy to all of them alike. Only ratios within one run of this command mean a
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import report, rigs
+from bench import load, report, rigs
 from bench.report import Run
-from bench.rigs import PASSWORD, Rig
+from bench.rigs import PASSWORD
 from pooler.embedded import EmbeddedPostgres
 
-SCRIPTS = {
-    "hot": "\\set aid random(1, 100)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n",
-    "select": "\\set aid random(1, 100000 * :scale)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n",
-}
-"""Workloads beside pgbench's own tpcb: 100 hot keys, and any key at all."""
+CLIENTS = {"hot": (1, 16), "rows": (16,), "aggregate": (16,), "select": (16,), "tpcb": (16,)}
+"""Numbers of clients of each workload where none are asked for: three rounds of all take less than six minutes."""
 
-_TPS = re.compile(r"tps = ([\d.]+)")
-_DONE = re.compile(r"transactions actually processed: (\d+)")
-_FAILED = re.compile(r"number of failed transactions: (\d+)")
+QUICK = {"hot": (16,), "rows": (16,), "aggregate": (16,), "tpcb": (16,)}
+"""Of --quick, which makes one round of them, in less than 90 s."""
 
 
-def main() -> int:
-    arguments = _arguments()
-    installation = rigs.system_postgres()
-    names = arguments.rigs.split(",")
+def main(argv: list[str] | None = None) -> int:
+    """0, or 1 where a run or a transaction failed; the results are written then too."""
+    arguments = _arguments(argv)
+    plan = list(_plan(arguments))
     runs: list[Run] = []
     notes: list[str] = []
-    with EmbeddedPostgres(password=PASSWORD, installation=installation) as postgres:
-        _pgbench(postgres, postgres.port, ["-i", "-q", "-s", str(arguments.scale)])
-        with rigs.running(names, postgres) as started, tempfile.TemporaryDirectory() as scripts:
-            for name, text in SCRIPTS.items():
-                Path(scripts, name).write_text(text)
-            for workload in arguments.workloads.split(","):
-                for clients in map(int, arguments.clients.split(",")):
-                    for mode in arguments.modes.split(","):
-                        for _ in range(arguments.rounds):
-                            for rig in started:
-                                if note := rigs.why_not(rig, mode):
-                                    notes.append(note)
-                                    continue
-                                run = _measure(postgres, rig, workload, mode, clients, Path(scripts), arguments)
-                                runs.append(run)
-                                print(
-                                    f"{workload:7} {mode:9} {clients:3} {rig.name:13} {run.tps:10,.0f} tps "
-                                    f"{run.cpu_microseconds:6.1f} µs",
-                                    flush=True,
-                                )
-        version = _pgbench(postgres, postgres.port, ["--version"], database=False).split()[2]
-    seen = list(dict.fromkeys(run.rig for run in runs))
+    errors: list[str] = []
+    most = max(clients for _, clients, _ in plan)
+    with EmbeddedPostgres(password=PASSWORD, installation=rigs.system_postgres()) as postgres:
+        load.initialize(postgres, arguments.scale)
+        with rigs.running(arguments.rigs, postgres, most) as started, tempfile.TemporaryDirectory() as scripts:
+            load.write_scripts(Path(scripts))
+            for workload, clients, mode in plan:
+                for rig in started * arguments.rounds:
+                    if note := rigs.why_not(rig, mode):
+                        notes.append(note)
+                        continue
+                    try:
+                        run = load.measure(
+                            postgres, rig, workload, mode, clients,
+                            seconds=arguments.seconds, scale=arguments.scale, scripts=Path(scripts),
+                        )  # fmt: skip
+                    except load.LoadFailed as error:
+                        errors.append(f"{rig.name} failed at {workload}, {mode}, {clients} clients: {error}")
+                        print(errors[-1], file=sys.stderr, flush=True)
+                        continue
+                    if run.failed:
+                        errors.append(f"{rig.name} lost {run.failed} transactions of {workload}, {mode}.")
+                    runs.append(run)
+                    print(_line(run), flush=True)
+            abouts = [load.settings(postgres), *(rig.about for rig in started if rig.about)]
+        versions = {"postgresql": load.version(postgres)} | {name: rigs.version(name) for name in rigs.BINARIES}
+    names = [rig.name for rig in started]
     print()
-    about = report.machine(version, rigs.pgbouncer_version() if "pgbouncer" in seen else "")
-    directory = Path(__file__).parent / "results"
-    print(report.write(directory, arguments.name, runs, seen, about, list(dict.fromkeys(notes))))
-    failed = sum(run.failed for run in runs)
-    if failed:
-        print(f"{failed} transactions failed", file=sys.stderr)
-    return 1 if failed else 0
+    notes = list(dict.fromkeys([*notes, *errors]))
+    about = report.machine(versions) | {"rounds": str(arguments.rounds), "seconds": str(arguments.seconds)}
+    print(report.write(arguments.results, arguments.name, runs, names, about, notes, abouts))
+    return 1 if errors else 0
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each figure is measured (default 3)")
-    parser.add_argument("--seconds", type=int, default=5, help="how long one run takes (default 5)")
-    parser.add_argument("--scale", type=int, default=10, help="pgbench's scale factor (default 10)")
-    parser.add_argument("--clients", default="1,16", help="numbers of clients (default 1,16)")
-    parser.add_argument("--modes", default="simple,extended,prepared", help="pgbench's query modes")
-    parser.add_argument("--workloads", default="hot", help="of hot, select, tpcb (default hot)")
-    parser.add_argument("--rigs", default="direct,pgbouncer,pgnear,pgnear+cache", help="what is compared")
-    parser.add_argument("--name", default="latest", help="of the files in bench/results/")
-    return parser.parse_args()
+def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
+    """What is measured: (workload, clients, mode)."""
+    usual = QUICK if arguments.quick else CLIENTS
+    for workload in arguments.workloads or usual:
+        for clients in arguments.clients or usual.get(workload, CLIENTS[workload]):
+            for mode in arguments.modes:
+                yield workload, clients, mode
 
 
-def _measure(
-    postgres: EmbeddedPostgres,
-    rig: Rig,
-    workload: str,
-    mode: str,
-    clients: int,
-    scripts: Path,
-    arguments: argparse.Namespace,
-) -> Run:
-    before = rig.cpu_seconds()
-    options = ["-n", "-M", mode, "-c", str(clients), "-T", str(arguments.seconds), "-D", f"scale={arguments.scale}"]
-    if workload != "tpcb":
-        options += ["-f", str(scripts / workload)]
-    text = _pgbench(postgres, rig.port, options)
-    done, tps, failed = _DONE.search(text), _TPS.search(text), _FAILED.search(text)
-    if done is None or tps is None:
-        raise RuntimeError(f"pgbench said nothing that could be read: {text}")
-    count = max(int(done[1]), 1)
-    return Run(
-        workload, mode, clients, rig.name, float(tps[1]), (rig.cpu_seconds() - before) / count * 1e6,
-        int(failed[1]) if failed else 0,
-    )  # fmt: skip
-
-
-def _pgbench(postgres: EmbeddedPostgres, port: int, options: list[str], *, database: bool = True) -> str:
-    where = ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "postgres"] if database else []
-    done = subprocess.run(
-        [str(postgres.bin / "pgbench"), *options, *where],
-        env={**os.environ, "PGPASSWORD": PASSWORD, "PGSSLMODE": "disable"},
-        capture_output=True,
-        text=True,
-        check=False,
+def _line(run: Run) -> str:
+    return (
+        f"{run.workload:9} {run.mode:8} {run.clients:3} {run.rig:12} {run.tps:9,.0f} tps {run.cpu_microseconds:6.1f} µs"
     )
-    if done.returncode:
-        raise RuntimeError(f"pgbench {' '.join(options)} failed: {done.stderr.strip()}")
-    return done.stdout
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    def among(*allowed: str) -> Callable[[str], list[str]]:
+        def several(text: str) -> list[str]:
+            for word in (words := text.split(",")):
+                if word not in allowed:
+                    raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(allowed)}")
+            return words
+
+        return several
+
+    def numbers(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round of fewer workloads, in less than 90 s")
+    parser.add_argument("--rounds", type=int, help="how often each figure is measured (default 3)")
+    parser.add_argument("--seconds", type=int, default=1, help="how long one run takes (default 1)")
+    parser.add_argument("--scale", type=int, default=10, help="pgbench's scale factor (default 10)")
+    parser.add_argument("--clients", type=numbers, help="numbers of clients (default 16, for hot also 1)")
+    parser.add_argument("--modes", type=among(*load.MODES), default=load.MODES, help="pgbench's query modes")
+    parser.add_argument("--workloads", type=among(*CLIENTS), help=f"of {', '.join(CLIENTS)} (default all)")
+    parser.add_argument("--rigs", type=among(*rigs.NAMES), default=rigs.NAMES, help="what is compared")
+    parser.add_argument("--name", help="of the files that are written (default latest; quick of --quick)")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where they go")
+    arguments = parser.parse_args(argv)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
+    return arguments
 
 
 if __name__ == "__main__":

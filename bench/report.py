@@ -10,7 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-COLOURS = {"direct": "#9aa5b1", "pgbouncer": "#c98a2b", "pgnear": "#2b6cb0", "pgnear+cache": "#2f9e67"}
+COLOURS = {
+    "direct": "#9aa5b1",
+    "pgbouncer": "#c98a2b",
+    "pgpool": "#a5488c",
+    "pgnear": "#2b6cb0",
+    "pgnear+cache": "#2f9e67",
+}
+
+BASES = ("pgbouncer", "direct", "pgpool")
+"""What pgnear is compared to."""
+
+CAPTION = (
+    "Transactions per second, and what pgnear's are of the others'. pgbench runs on the same machine, with one thread, "
+    "or two (-j 2) for 16 clients and more, whose one thread would limit the fastest; it is the same for every rig. "
+    "hot: one row of 100; rows: 100 rows; aggregate: three aggregates over 5,000 rows; of the latter two there are 20 "
+    "each. select: one row of all; tpcb: pgbench's own transaction. A cache helps the first three, costs in the last."
+)
 
 
 @dataclass(frozen=True)
@@ -55,28 +71,35 @@ def rows(runs: list[Run]) -> list[Row]:
 
 
 def table(rows_: Iterable[Row], rigs: list[str]) -> str:
-    """A Markdown table: transactions/s, the ratios to PgBouncer and to direct, and the pooler's CPU per transaction."""
-    heads = ["workload", "mode", "clients", *rigs]
-    for rig in rigs:
-        if rig.startswith("pgnear"):
-            heads += [f"{rig} / pgbouncer"] if "pgbouncer" in rigs else []
-            heads += [f"{rig} / direct"]
-    heads += [f"{rig} µs CPU" for rig in rigs if rig != "direct"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows_:
-        cells = [row.workload, row.mode, str(row.clients)]
-        cells += [f"{row.tps[rig]:,.0f}" if rig in row.tps else "-" for rig in rigs]
-        for rig in rigs:
-            if rig.startswith("pgnear"):
-                cells += [_ratio(row, rig, "pgbouncer")] if "pgbouncer" in rigs else []
-                cells += [_ratio(row, rig, "direct")]
-        cells += [
-            f"{row.cpu_microseconds[rig]:.1f}" if rig in row.cpu_microseconds else "-"
-            for rig in rigs
-            if rig != "direct"
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """A Markdown table: transactions/s, and the ratios of each pgnear to each of BASES."""
+    pairs = [(rig, base) for rig in rigs if rig.startswith("pgnear") for base in BASES if base in rigs]
+    heads = ["workload", "mode", "clients", *rigs, *(f"{rig} / {base}" for rig, base in pairs)]
+    return _markdown(
+        heads,
+        (
+            [*_key(row), *(f"{row.tps[rig]:,.0f}" if rig in row.tps else "-" for rig in rigs)]
+            + [_ratio(row, rig, base) for rig, base in pairs]
+            for row in rows_
+        ),
+    )
+
+
+def cpu_table(rows_: Iterable[Row], rigs: list[str]) -> str:
+    """A Markdown table: CPU microseconds of each pooler's processes per transaction."""
+    poolers = [rig for rig in rigs if rig != "direct"]
+    spent = (
+        [*_key(row), *(f"{row.cpu_microseconds[rig]:.1f}" if rig in row.cpu_microseconds else "-" for rig in poolers)]
+        for row in rows_
+    )
+    return _markdown(["workload", "mode", "clients", *poolers], spent)
+
+
+def _key(row: Row) -> list[str]:
+    return [row.workload, row.mode, str(row.clients)]
+
+
+def _markdown(heads: list[str], lines: Iterable[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *lines])
 
 
 def _ratio(row: Row, rig: str, base: str) -> str:
@@ -89,8 +112,8 @@ def plot(rows_: list[Row], rigs: list[str]) -> str:
     """An SVG bar chart: one group for each row, one bar for each rig, transactions/s."""
     bar, gap, left, top, height = 16, 26, 70, 40, 260
     group = bar * len(rigs) + gap
-    width = left + group * len(rows_) + 20
-    most = max(value for row in rows_ for value in row.tps.values())
+    width = left + max(group * len(rows_), 130 * len(rigs)) + 20
+    most = max((value for row in rows_ for value in row.tps.values()), default=1.0)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + height + 70}" '
         'font-family="sans-serif" font-size="11">',
@@ -123,29 +146,42 @@ def plot(rows_: list[Row], rigs: list[str]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def machine(postgres_version: str, pgbouncer_version: str) -> dict[str, str]:
-    """What the figures depend on, without saying whose machine it is."""
+def machine(versions: dict[str, str]) -> dict[str, str]:
+    """What the figures depend on, without saying whose machine it is. Versions that are empty are left out."""
     about = {
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
-        "postgresql": postgres_version,
-        "pgbouncer": pgbouncer_version,
+        **versions,
         "system": platform.system(),
     }
     return {name: value for name, value in about.items() if value}
 
 
-def write(directory: Path, name: str, runs: list[Run], rigs: list[str], about: dict[str, str], notes: list[str]) -> str:
-    """Write NAME.json, NAME.md and NAME.svg into `directory`; the table, with the notes below it."""
+def write(
+    directory: Path, name: str, runs: list[Run], rigs: list[str], about: dict[str, str], notes: list[str],
+    settings: list[str],
+) -> str:  # fmt: skip
+    """Write NAME.json, NAME.md and NAME.svg into `directory`; the tables, with the notes below them.
+
+    Args:
+      about: of the machine and the run.
+      notes: what a reader must know beside the figures, one sentence each.
+      settings: version and settings of each rig, one line each.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     made = rows(runs)
-    text = "\n\n".join([table(made, rigs), *notes])
+    text = "\n\n".join([table(made, rigs), "CPU of the pooler per transaction, µs:", cpu_table(made, rigs), *notes])
     words = ", ".join(f"{key} {value}" for key, value in about.items())
+    below = "\n".join(f"- {line}" for line in settings)
     (directory / f"{name}.json").write_text(
-        json.dumps({"about": about, "notes": notes, "runs": [asdict(run) for run in runs]}, indent=1) + "\n"
+        json.dumps(
+            {"about": about, "settings": settings, "notes": notes, "runs": [asdict(run) for run in runs]}, indent=1
+        )
+        + "\n"
     )
     (directory / f"{name}.md").write_text(
-        f"Medians of interleaved runs ({words}). Only ratios within one table mean anything.\n\n{text}\n"
+        f"Medians of interleaved runs ({words}). Only ratios within one table mean anything.\n\n{CAPTION}\n\n{text}"
+        f"\n\nVersions and settings:\n\n{below}\n"
     )
     (directory / f"{name}.svg").write_text(plot(made, rigs))
     return text

@@ -1,11 +1,13 @@
-"""The servers that are compared: each is started on a free loopback port, and stopped by the id of the process we
-started.
+"""The servers that are compared: each is started on a free loopback port with settings of its own, and stopped by the
+id of the process we started. No load is made here.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -21,10 +23,15 @@ from pathlib import Path
 
 import psutil
 
+from pooler import __version__
 from pooler.embedded import EmbeddedPostgres, free_port
 
 PASSWORD = "bench"
 STARTS_WITHIN_SECONDS = 20
+
+NAMES = ("direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache")
+BINARIES = ("pgbouncer", "pgpool")
+"""Rigs that are left out where the program of that name is not installed."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,28 @@ class Rig:
 
     Attributes:
       pid: the pooler's process, or None where there is none.
+      about: version and settings, in one line for the reader of the results.
     """
 
     name: str
     port: int
     pid: int | None = None
+    about: str = ""
 
     def cpu_seconds(self) -> float:
-        """CPU that the pooler has used so far, user and system."""
-        if self.pid is None:
-            return 0.0
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
+        """CPU that the pooler and its child processes have used so far, user and system."""
+        times = [process.cpu_times() for process in self._processes()]
+        return float(sum(each.user + each.system for each in times))
 
     def memory_bytes(self) -> int:
-        """Resident memory of the pooler."""
-        return int(psutil.Process(self.pid).memory_info().rss) if self.pid is not None else 0
+        """Resident memory of the pooler and its child processes; what they share is counted for each."""
+        return sum(int(process.memory_info().rss) for process in self._processes())
+
+    def _processes(self) -> list[psutil.Process]:
+        if self.pid is None:
+            return []
+        parent = psutil.Process(self.pid)
+        return [parent, *parent.children(recursive=True)]
 
 
 def system_postgres() -> Path | None:
@@ -58,32 +71,48 @@ def system_postgres() -> Path | None:
 
 
 @contextmanager
-def running(names: list[str], postgres: EmbeddedPostgres) -> Iterator[list[Rig]]:
-    """The rigs called `names` that this machine has, in that order."""
+def running(names: list[str], postgres: EmbeddedPostgres, clients: int) -> Iterator[list[Rig]]:
+    """The rigs called `names` that this machine has, in that order; each has room for `clients` at once.
+
+    Raises:
+      ValueError: there is no rig of that name.
+      RuntimeError: a rig does not start.
+    """
+    if unknown := set(names) - set(NAMES):
+        raise ValueError(f"no rig is called {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     with ExitStack() as stack:
         rigs = []
         for name in names:
-            if name == "direct":
+            if name in BINARIES and _binary(name) is None:
+                print(f"{name} is not installed: its column is left out.", file=sys.stderr)
+            elif name == "direct":
                 rigs.append(Rig("direct", postgres.port))
             elif name == "pgbouncer":
-                if _pgbouncer_binary() is None:
-                    print("PgBouncer is not installed: its column is left out.", file=sys.stderr)
-                    continue
                 rigs.append(stack.enter_context(_pgbouncer(postgres)))
+            elif name == "pgpool":
+                rigs.append(stack.enter_context(_pgpool(postgres, clients)))
             else:
                 rigs.append(stack.enter_context(_pgnear(postgres, cache=name == "pgnear+cache")))
         yield rigs
 
 
 @contextmanager
-def _process(command: list[str], port: int, user: str | None = None, **environment: str) -> Iterator[int]:
+def _process(
+    command: list[str],
+    port: int,
+    *,
+    user: str | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+    environment: dict[str, str] | None = None,
+) -> Iterator[int]:
+    """Its id, once somebody listens on `port`. At the end neither it nor a child of it is left."""
     process = subprocess.Popen(
         command,
         user=user,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
     )
     try:
         deadline = time.monotonic() + STARTS_WITHIN_SECONDS
@@ -96,12 +125,23 @@ def _process(command: list[str], port: int, user: str | None = None, **environme
             time.sleep(0.05)
         yield process.pid
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process, stop)
+
+
+def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    process.send_signal(stop)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in psutil.wait_procs(children, timeout=5)[1]:
+        child.kill()
+    psutil.wait_procs(children, timeout=5)
 
 
 @contextmanager
@@ -114,21 +154,35 @@ def _pgnear(postgres: EmbeddedPostgres, *, cache: bool) -> Iterator[Rig]:
         "PGNEAR_AUTH": "trust",
         "PGNEAR_LOG__LEVEL": "error",
     }
-    with _process([sys.executable, "-m", "pooler", "serve"], port, **settings) as pid:
-        yield Rig("pgnear+cache" if cache else "pgnear", port, pid)
+    with _process([sys.executable, "-m", "pooler", "serve"], port, environment=settings) as pid:
+        about = f"pgnear {__version__}, Python {platform.python_version()}: auth trust, pool_size 20 (default); "
+        about += "cache on, ttl 60s (default)" if cache else "cache off"
+        yield Rig("pgnear+cache" if cache else "pgnear", port, pid, about)
+
+
+@contextmanager
+def _home() -> Iterator[tuple[Path, str | None]]:
+    """A temporary directory, and the user (None for ours) that owns it and that servers unwilling to be root run as."""
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pgnear-bench-") as directory:
+        if user is not None:
+            os.chown(directory, pwd.getpwnam(user).pw_uid, -1)
+        yield Path(directory), user
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(0o644)  # the directory above is closed to others
 
 
 @contextmanager
 def _pgbouncer(postgres: EmbeddedPostgres) -> Iterator[Rig]:
     port = free_port()
-    user = "nobody" if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="pgnear-bench-") as directory:
-        home = Path(directory)
-        if user is not None:
-            os.chown(home, pwd.getpwnam(user).pw_uid, -1)
-        users = home / "users"
-        users.write_text(f'"postgres" "{PASSWORD}"\n')
-        configuration = home / "pgbouncer.ini"
+    settings = {"auth_type": "trust", "pool_mode": "transaction", "default_pool_size": "20", "max_client_conn": "5000"}
+    if _pgbouncer_prepares():
+        settings["max_prepared_statements"] = "200"
+    with _home() as (home, user):
+        _write(home / "users", [f'"postgres" "{postgres.password}"'])
         lines = [
             "[databases]",
             f"postgres = host=127.0.0.1 port={postgres.port} dbname=postgres",
@@ -136,45 +190,96 @@ def _pgbouncer(postgres: EmbeddedPostgres) -> Iterator[Rig]:
             "listen_addr = 127.0.0.1",
             f"listen_port = {port}",
             "unix_socket_dir =",
-            "auth_type = trust",
-            f"auth_file = {users}",
-            "pool_mode = transaction",
-            "default_pool_size = 20",
-            "max_client_conn = 5000",
+            f"auth_file = {home / 'users'}",
             f"logfile = {home / 'log'}",
+            *(f"{name} = {value}" for name, value in settings.items()),
         ]
-        if _pgbouncer_prepares():
-            lines.append("max_prepared_statements = 200")
-        configuration.write_text("\n".join(lines) + "\n")
-        for path in (users, configuration):
-            path.chmod(0o644)
-        with _process([_pgbouncer_binary() or "pgbouncer", "-q", str(configuration)], port, user) as pid:
-            yield Rig("pgbouncer", port, pid)
+        _write(home / "pgbouncer.ini", lines)
+        with _process([_binary("pgbouncer") or "", "-q", str(home / "pgbouncer.ini")], port, user=user) as pid:
+            yield Rig("pgbouncer", port, pid, f"PgBouncer {version('pgbouncer')}: {_words(settings)}")
 
 
-def _pgbouncer_binary() -> str | None:
-    return shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
+@contextmanager
+def _pgpool(postgres: EmbeddedPostgres, clients: int) -> Iterator[Rig]:
+    """Pgpool-II keeps one process per client, and a connection to PostgreSQL in each. What it could do for a cluster
+    of servers is off.
+    """
+    port = free_port()
+    settings = {
+        "memory_cache_enabled": "on",
+        "memqcache_method": "shmem",
+        "memqcache_expire": "0",
+        "memqcache_auto_cache_invalidation": "on",
+        "num_init_children": str(clients + 4),
+        "max_pool": "1",
+        "child_life_time": "0",
+        "load_balance_mode": "off",
+        "health_check_period": "0",
+        "sr_check_period": "0",
+        "failover_on_backend_error": "off",
+    }
+    with _home() as (home, user):
+        places = {
+            "backend_clustering_mode": "streaming_replication",
+            "backend_hostname0": "127.0.0.1",
+            "backend_port0": str(postgres.port),
+            "backend_flag0": "ALWAYS_PRIMARY|DISALLOW_TO_FAILOVER",
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "socket_dir": str(home),
+            "pcp_listen_addresses": "",
+            "pcp_port": str(free_port()),
+            "pcp_socket_dir": str(home),
+            "wd_ipc_socket_dir": str(home),
+            "pid_file_name": str(home / "pid"),
+            "logdir": str(home),
+            "memqcache_oiddir": str(home / "oids"),
+            "enable_pool_hba": "on",
+            "pool_passwd": str(home / "pool_passwd"),
+        }
+        (home / "oids").mkdir()
+        if user is not None:
+            os.chown(home / "oids", pwd.getpwnam(user).pw_uid, -1)
+        # Clients are trusted, as at every rig; PostgreSQL asks for SCRAM, so the password must be there in plain.
+        _write(home / "hba", ["host all all 127.0.0.1/32 trust"])
+        _write(home / "pool_passwd", [f"postgres:TEXT{postgres.password}"])
+        _write(home / "pcp", [])
+        _write(home / "pgpool.conf", [f"{name} = '{value}'" for name, value in (places | settings).items()])
+        files = ["-f", str(home / "pgpool.conf"), "-a", str(home / "hba"), "-F", str(home / "pcp")]
+        command = [_binary("pgpool") or "", "-n", "-D", *files]
+        with _process(command, port, user=user, stop=signal.SIGINT) as pid:  # SIGTERM would wait for clients
+            yield Rig("pgpool", port, pid, f"Pgpool-II {version('pgpool')}: {_words(settings)}")
+
+
+def _words(settings: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _binary(name: str) -> str | None:
+    return shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 
 @lru_cache
-def pgbouncer_version() -> str:
-    """Of the installed PgBouncer, like 1.18.0; empty where there is none."""
-    binary = _pgbouncer_binary()
+def version(name: str) -> str:
+    """Of an installed pooler, like 1.18.0; empty where it is not installed."""
+    binary = _binary(name)
     if binary is None:
         return ""
-    return subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    done = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)  # pgpool writes it to standard error
+    return found[0] if found else "of unknown version"
 
 
 def _pgbouncer_prepares() -> bool:
-    major, minor = pgbouncer_version().split(".")[:2]
-    return (int(major), int(minor)) >= (1, 21)
+    numbers = re.findall(r"\d+", version("pgbouncer"))
+    return [int(number) for number in numbers[:2]] >= [1, 21]
 
 
 def why_not(rig: Rig, mode: str) -> str:
     """Why `rig` cannot be measured in pgbench's query mode `mode`; empty where it can."""
     if mode == "prepared" and rig.name == "pgbouncer" and not _pgbouncer_prepares():
         return (
-            f"PgBouncer {pgbouncer_version()} has no prepared statements in transaction mode (1.21 brought them): "
+            f"PgBouncer {version('pgbouncer')} has no prepared statements in transaction mode (1.21 brought them): "
             "it is not measured in mode prepared."
         )
     return ""
