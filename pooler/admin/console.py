@@ -79,7 +79,8 @@ class Console:
             await conversation.run(received)
         finally:
             self.conversations.discard(conversation)
-            conversation.transport.close()
+            if not conversation.lingers:
+                conversation.transport.close()
 
     def shutdown(self) -> None:
         """The process ends."""
@@ -105,6 +106,7 @@ class Conversation:
         self.transport = transport
         self.asker = Asker(parameters["user"], parameters.get("application_name", ""))
         self.scope = trio.CancelScope()
+        self.lingers = False  # it was told why it ends, and is given time to read that
         self._service = service
         self._request = request
         self._statements: dict[str, Command | None] = {}
@@ -134,6 +136,8 @@ class Conversation:
         try:
             with trio.move_on_after(1):
                 await self.transport.send_all(error.fatal().response())
+            self.transport.linger()
+            self.lingers = True
         except TransportClosed:
             pass
 
@@ -225,7 +229,7 @@ class Conversation:
         self._statements[name] = self._read(text)
         return _PARSE_COMPLETE
 
-    def _bound(self, held: dict[str, object] | dict[str, Command | None] | dict[str, _Portal]) -> None:
+    def _bound(self, held: dict[str, Command | None] | dict[str, _Portal]) -> None:
         limit = self._service.config.max_client_statements
         if len(held) >= limit:
             raise errors.too_many_statements(limit)

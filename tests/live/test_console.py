@@ -92,6 +92,16 @@ def test_an_extended_batch_fails_as_one_and_the_next_works(near: Pgnear) -> None
         assert [kind for kind, _ in client.ask(parse(";"), bind(), describe(), execute(), SYNC)] == list("12nIZ")
 
 
+def test_a_message_that_is_none_of_its_own_ends_the_conversation_with_a_reason(near: Pgnear) -> None:
+    for bad in (message("F", b""), message("B", b"\0"), message("Q", b"show help"), bind("", [b"1"])):
+        with WireClient(near.port) as client:
+            client.log_in("postgres", PASSWORD, "pgnear")
+            client.ask(parse("show help"), SYNC)
+            client.send(bad, *[message("Q", b"show help\0")] * 100)
+            assert client.fatal()["C"] == "08P01"
+    assert len(show(near, "clients")) == 1
+
+
 # ---- who, and when ---------------------------------------------------------------------------------------------------
 
 
