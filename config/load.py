@@ -24,7 +24,7 @@ from config.model import Config
 
 PREFIX = "PGNEAR_"
 
-_IGNORED = {"PGNEAR_CONFIG"}
+_IGNORED = {"PGNEAR_CONFIG", "PGNEAR_CONSOLE"}
 _SERVICE_LINK = re.compile(r"PGNEAR_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """What Kubernetes puts into the environment of every pod beside a Service named pgnear."""
 

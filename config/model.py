@@ -16,6 +16,9 @@ from config import url
 from config.certificates import problem_of_authorities, problems_of_pair
 from config.url import Target, is_local
 
+CONSOLE = "pgnear"
+"""The database name by which clients ask for pgnear itself."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
 _SIZE_UNITS = {
     "": 1,
@@ -404,6 +407,12 @@ class Config(_Model):
         default_factory=dict,
         description="Who may connect; unset, the origin URL's user with its password. They all share its connections.",
     )
+    admin_users: Names | None = Field(
+        None,
+        description="Who may use the console, the database called pgnear: see docs/console.md. Unset, the origin URL's "
+        "user where there are no users, else nobody. Set it to give operators a user of their own.",
+        examples=["app"],
+    )
     client_login_timeout: Seconds = Field(
         15.0,
         gt=0,
@@ -525,6 +534,11 @@ class Config(_Model):
             except ValueError as error:
                 problems.append(f"{key}: {error}")
                 continue
+            if target.database == CONSOLE:
+                problems.append(
+                    f"{key}: {CONSOLE} is the name of pgnear's console; serve the database by another name, under "
+                    "[databases]"
+                )
             if target.database in targets:
                 problems.append(f"{key}: {target.database} is the name of the top-level origin's database already")
             targets[target.database] = target
@@ -547,6 +561,9 @@ class Config(_Model):
             problems.append(
                 'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'
             )
+        if not problems and self.auth != "trust":
+            unknown = sorted(set(self.admin_users or ()) - self.client_users().keys())
+            problems += [f"admin_users: {name} is not among those who may connect" for name in unknown]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -572,6 +589,12 @@ class Config(_Model):
         """The pooling mode for a client: its user's, else its database's, else the general one."""
         mine, theirs = self.users.get(user), self.databases.get(database)
         return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
+
+    def administrators(self) -> frozenset[str]:
+        """Who may use the console."""
+        if self.admin_users is not None:
+            return frozenset(self.admin_users)
+        return frozenset() if self.users else frozenset({next(iter(self.targets().values())).user})
 
     def client_users(self) -> dict[str, User]:
         """Who may connect: the configured users, or else the first origin's user with its password."""

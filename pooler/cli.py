@@ -1,4 +1,4 @@
-"""The command `pgnear`: serve, demo, check-config, cache, trace.
+"""The command `pgnear`: serve, demo, check-config, cache, explain-cache, trace.
 
 Exit statuses: 0 done, 1 failed while running, 2 wrong usage or configuration. No traceback reaches the user.
 """
@@ -184,6 +184,35 @@ def cache_status(
 ) -> None:
     """Show whether a stream is possible, and the slots there are. Status 0 if it is for each database."""
     _cache("status", config_file, origin, database)
+
+
+@app.command("explain-cache")
+def explain_cache(
+    statement: Annotated[str, typer.Argument(metavar="STATEMENT", help="As a client would send it; it is not run.")],
+    console: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="PGNEAR_CONSOLE",
+            help="A running pgnear and one of its admin_users: postgresql://user:password@127.0.0.1:6432.",
+        ),
+    ],
+    database: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where it would be run. Default: the first that pgnear serves.")
+    ] = None,
+) -> None:
+    """Ask a running pgnear what its cache makes of a statement."""
+    try:
+        target = config.url.parse(console, database=config.model.CONSOLE)
+    except ValueError as error:
+        typer.echo(f"pgnear: --console: {error}", err=True)
+        raise typer.Exit(2) from None
+    from pooler.admin import explain_cache as asking
+
+    def complain(line: str) -> None:
+        typer.echo(line, err=True)
+
+    raise typer.Exit(asking.explain_cache(target, database, statement, typer.echo, complain))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import trio
 
 from config import Config, User
+from pooler.admin.console import Console
 from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.flight import Flights
@@ -75,6 +76,7 @@ class Service:
         self.prepared = PreparedStatements()
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
         self.sessions: set[Session] = set()
+        self.console = Console(self)
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
         self.draining = False
@@ -278,8 +280,9 @@ class Service:
             session.shutdown()
         for relay in list(self.relays.values()):
             relay.shutdown()
+        self.console.shutdown()
         with trio.move_on_after(FAREWELL_SECONDS):
-            while self.relays:  # noqa: ASYNC110 (neither are these)
+            while self.relays or self.console.conversations:  # noqa: ASYNC110 (neither are these)
                 await trio.sleep(0.02)
         for relay in list(self.relays.values()):
             relay.end("pgnear is shutting down")

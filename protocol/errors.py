@@ -277,6 +277,57 @@ def channel_binding_downgraded() -> PgError:
     return PgError("28000", "the client supports SCRAM channel binding but thinks the server does not")
 
 
+@_example(user="reporting")
+def console_not_allowed(user: str) -> PgError:
+    """A client asked for the database pgnear, and `admin_users` does not name it."""
+    return PgError("42501", f'user "{user}" may not use the console of pgnear', hint="Name the user in admin_users.")
+
+
+@_example(beginning="select 1")
+def unknown_command(beginning: str) -> PgError:
+    """The console was told something that is none of its commands."""
+    return PgError(
+        "42601",
+        f'unknown console command "{beginning}"',
+        hint="SHOW HELP lists the commands. There are no transactions: use autocommit.",
+    )
+
+
+@_example()
+def cache_is_off() -> PgError:
+    """The console was asked about entries of a cache that does not exist."""
+    return PgError("55000", "the cache is off", hint="Set cache.enabled.")
+
+
+@_example(database="shop")
+def catalog_unknown(database: str) -> PgError:
+    """The console was given a table's name while the origin's catalog had not been read: it cannot be reached, or DDL
+    has just passed."""
+    return PgError(
+        "55000",
+        f'the catalog of database "{database}" is not known now',
+        hint="Try again in a second, or PURGE ALL.",
+    )
+
+
+@_example(name="public.odrers")
+def unknown_table(name: str) -> PgError:
+    """PURGE TABLE names a table that no database has."""
+    return PgError("42P01", f'relation "{name}" does not exist')
+
+
+@_example(name="catalog", known=["default", "catalogue"])
+def unknown_namespace(name: str, known: list[str]) -> PgError:
+    """PURGE NAMESPACE names none of the cache's policies."""
+    return PgError("42704", f'namespace "{name}" does not exist', hint=f"There is {', '.join(known)}.")
+
+
+@_example(name="c1")
+def undefined_portal(name: str) -> PgError:
+    """Execute or Describe on the console, of a portal that was not bound."""
+    return PgError("34000", f'portal "{name}" does not exist')
+
+
 @_example(name="shpo")
 def unknown_database(name: str) -> PgError:
     """The startup packet names a database that pgnear does not serve; said only after authentication."""
@@ -322,6 +373,8 @@ def tls_required() -> PgError:
     "invalid frontend message type 33",
     "a message ended before its last field",
     "messages were sent behind an unfinished COPY",
+    "the console takes no parameters",
+    "the console does not take messages of type 'd'",
 )
 def protocol_violation(message: str) -> PgError:
     """A client broke the protocol; the message says how. Its connection ends."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from config.model import CONSOLE
 from pooler.ceremony.cancel import cancel_for_client
 from pooler.ceremony.greeting import first_words, greeting, new_key
 from pooler.ceremony.passthrough import pass_through, wants_replication
@@ -216,7 +217,7 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
 def _has_room(service: Service) -> None:
     if service.draining:
         raise errors.admin_shutdown()
-    if len(service.sessions) >= service.config.max_client_connections:
+    if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
 
 
@@ -239,6 +240,11 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     """Greet the client with what the origin would say, and hand it to the reactor."""
     transport = login.transport
     database = request.parameters.get("database") or login.user
+    if database == CONSOLE:
+        service.console.check(login.user)
+        _has_room(service)
+        service.console.welcome(transport, request, login.buffer)
+        return
     pool = service.pools.get(database)
     if pool is None:
         raise errors.unknown_database(database)

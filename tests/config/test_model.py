@@ -163,6 +163,21 @@ def test_databases_have_pools_of_their_own() -> None:
     assert set(load(None, databases={"only": {"origin": URL}}).targets()) == {"only"}
 
 
+def test_the_consoles_name_is_no_databases() -> None:
+    assert "pgnear is the name of pgnear's console" in problem(databases={"pgnear": {"origin": URL}})
+    assert "pgnear is the name of pgnear's console" in problem("postgresql://app:secret@localhost/pgnear")
+    load(None, databases={"other": {"origin": "postgresql://app:secret@localhost/pgnear"}})
+
+
+def test_administrators_are_named_or_the_origins_user_where_there_are_no_users() -> None:
+    users = {"ann": {"password": "x"}, "bob": {"password": "y"}}
+    assert load().administrators() == {"app"}
+    assert load(users=users).administrators() == frozenset()
+    assert load(users=users, admin_users="bob").administrators() == {"bob"}
+    assert "admin_users: eve is not among those who may connect" in problem(users=users, admin_users="ann,eve")
+    assert load(auth="trust", admin_users="eve").administrators() == {"eve"}
+
+
 def test_no_two_databases_have_one_name() -> None:
     assert "shop is the name of the top-level origin's database already" in problem(
         databases={"shop": {"origin": REMOTE}}

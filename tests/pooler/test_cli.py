@@ -31,7 +31,9 @@ URL = "postgresql://app:secret@127.0.0.1:1/shop"
 # ---- what it says about itself --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", ["--help", "-h", "serve --help", "check-config -h", "demo --help"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "-h", "serve --help", "check-config -h", "demo --help", "explain-cache --help"]
+)
 def test_help_fits_a_terminal_and_nothing_in_it_is_cut_off(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     done = run(*arguments.split())
@@ -43,7 +45,7 @@ def test_help_fits_a_terminal_and_nothing_in_it_is_cut_off(arguments: str, monke
 
 def test_help_names_every_command_with_what_it_is_for() -> None:
     text = run("--help").stdout
-    for name in ("serve", "check-config", "demo"):
+    for name in ("serve", "check-config", "demo", "explain-cache"):
         assert re.search(rf"^\W*{name} +[A-Z].*\.", text, re.MULTILINE), name
 
 

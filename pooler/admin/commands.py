@@ -1,0 +1,332 @@
+"""The commands of the console: what each is called, which columns it answers with, and where they come from.
+
+Lives here: reading a command, SHOW and PURGE. Not here: EXPLAIN CACHE (`explain`), the protocol (`console`).
+
+Nothing here waits: a command sees the service at one moment, as traffic left it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, SecretStr
+
+from config import url
+from pooler import __version__
+from pooler.admin.explain import explain
+from pooler.stats import Histogram
+from protocol import errors
+
+if TYPE_CHECKING:
+    from pooler.cache.store import Store
+    from pooler.origin import Origin
+    from pooler.pool import Pool
+    from pooler.service import Service
+    from pooler.session import Session
+
+TEXT, INTEGER, FLOAT = 25, 20, 701
+"""OIDs of text, bigint and double precision."""
+
+MASK = "********"
+
+Value: TypeAlias = str | int | float | None
+Row: TypeAlias = tuple[Value, ...]
+
+
+class Column(NamedTuple):
+    """A column of an answer; `type` is an OID."""
+
+    name: str
+    type: int = TEXT
+
+
+class Asker(NamedTuple):
+    """Who gives a command."""
+
+    user: str
+    application_name: str
+
+
+class Command(NamedTuple):
+    """A command that was understood. `run` gives its rows and its command tag, and raises PgError."""
+
+    columns: tuple[Column, ...]
+    run: Callable[[], tuple[list[Row], str]]
+
+
+def read_command(service: Service, asker: Asker, text: str) -> Command | None:
+    """What `text` commands; None where it is empty.
+
+    Raises:
+      PgError: 42601, it is no command.
+    """
+    text = text.strip().rstrip(";").rstrip()
+    if not text:
+        return None
+    if found := _EXPLAIN.fullmatch(text):
+        database, statement = found["database"] and _name(found["database"]), found["statement"]
+        return Command(_EXPLAINED, lambda: _shown(explain(service, *asker, database, statement), "EXPLAIN"))
+    words = " ".join(text.split()).upper()
+    if words.startswith("SHOW ") and (table := TABLES.get(words.removeprefix("SHOW "))):
+        return Command(table.columns, lambda: _shown(table.rows(service), "SHOW"))
+    if found := _PURGE.fullmatch(text):
+        return Command((), lambda: ([], f"PURGE {_purge(service, found)}"))
+    beginning = " ".join(text[:60].split())
+    raise errors.unknown_command(beginning if len(text) <= 60 else f"{beginning}...")
+
+
+def _shown(rows: Iterable[Row], tag: str) -> tuple[list[Row], str]:
+    return list(rows), tag
+
+
+_PART = r'(?:"(?:[^"]|"")+"|[^\s;".]+)'
+_EXPLAIN = re.compile(
+    rf"explain\s+cache(?:\s+on\s+(?P<database>{_PART}))?(?:\s+|(?=/\*|--|\())(?P<statement>.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PURGE = re.compile(
+    rf"purge\s+(?:(?P<all>all)|table\s+(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})|namespace\s+(?P<namespace>{_PART}))",
+    re.IGNORECASE,
+)
+_EXPLAINED = (Column("property"), Column("value"))
+
+
+def _name(written: str) -> str:
+    """An identifier as it is meant: in lower case, unless it is quoted."""
+    return written[1:-1].replace('""', '"') if written.startswith('"') else written.lower()
+
+
+# ---- PURGE -----------------------------------------------------------------------------------------------------------
+
+
+def _purge(service: Service, found: re.Match[str]) -> int:
+    """Drop what is meant; how many entries that were."""
+    store = _store(service)
+    if found["all"]:
+        return store.purge(everything=True)
+    if found["table"]:
+        return _purge_table(service, store, found["schema"] and _name(found["schema"]), _name(found["table"]))
+    name = found["namespace"].strip('"')
+    known = [namespace.name for namespace in store.namespaces]
+    if name not in known:
+        raise errors.unknown_namespace(name, known)
+    return store.purge(namespace=name)
+
+
+def _store(service: Service) -> Store:
+    if service.cache is None:
+        raise errors.cache_is_off()
+    return service.cache
+
+
+def _purge_table(service: Service, store: Store, schema: str | None, name: str) -> int:
+    """Entries that were read from a table, its partitions or what it is a partition of, in every database."""
+    meant = []
+    for pool in service.pools.values():
+        if pool.catalog is None:
+            raise errors.catalog_unknown(pool.name)
+        meant += [(pool.name, oid) for oid in pool.catalog.tables((schema, name))]
+    if not meant:
+        raise errors.unknown_table(name if schema is None else f"{schema}.{name}")
+    return sum(store.purge(database=database, table=oid) for database, oid in meant)
+
+
+# ---- SHOW ------------------------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """What SHOW can show."""
+
+    help: str
+    columns: tuple[Column, ...]
+    rows: Callable[[Service], Iterator[Row]]
+
+
+def _columns(text: str) -> tuple[Column, ...]:
+    """`name` is text, `name#` a bigint, `name~` a double precision (seconds)."""
+    kinds = {"#": INTEGER, "~": FLOAT}
+    return tuple(Column(word.rstrip("#~"), kinds.get(word[-1], TEXT)) for word in text.split())
+
+
+def _help(service: Service) -> Iterator[Row]:
+    for name, table in TABLES.items():
+        yield f"SHOW {name}", table.help
+    yield "EXPLAIN CACHE [ON database] statement", "whether its answer may be cached, why, and what is"
+    yield "PURGE ALL", "drop every cached answer"
+    yield "PURGE TABLE [schema.]name", "drop the answers that were read from a table"
+    yield "PURGE NAMESPACE name", "drop the answers of a policy; those without one are in default"
+
+
+def _version(service: Service) -> Iterator[Row]:
+    yield (f"pgnear {__version__}",)
+
+
+def _pools(service: Service) -> Iterator[Row]:
+    now = time.monotonic()
+    for pool in service.pools.values():
+        yield (
+            pool.name, pool.size, pool.idle_count, pool.busy_count, pool.connecting_count, pool.waiting_count,
+            round(pool.oldest_wait_seconds(now), 3), "yes" if pool.ready else "no",
+            service.config.pooling_of(pool.name, ""), _place(pool),
+            pool.last_failure.message if pool.last_failure is not None else None,
+        )  # fmt: skip
+
+
+def _place(pool: Pool) -> str:
+    target = pool.target
+    return f"{target.user}@{target.host}:{target.port}/{target.dbname}"
+
+
+def _clients(service: Service) -> Iterator[Row]:
+    now = time.monotonic()
+    for session in service.sessions:
+        pins = session.state.pins
+        yield (
+            session.user, session.database, session.transport.peer, session.key[0], _client_state(session),
+            session.pinned or None, round(now - min(pins.values()), 3) if pins else None,
+            session.reports.values.get("application_name", ""),
+            session.origin.pid if session.origin is not None else None,
+        )  # fmt: skip
+    for conversation in service.console.conversations:
+        asker = conversation.asker
+        yield (
+            asker.user,
+            "pgnear",
+            conversation.transport.peer,
+            None,
+            "console",
+            None,
+            None,
+            asker.application_name,
+            None,
+        )
+
+
+def _client_state(session: Session) -> str:
+    if session.waiting:
+        return "waiting"
+    return "unlinked" if session.origin is None else "linked"
+
+
+def _origins(service: Service) -> Iterator[Row]:
+    now = time.monotonic()
+    for pool in service.pools.values():
+        idle = set(pool.idle)
+        for origin in pool.origins:
+            session = origin.session
+            yield (
+                pool.name, origin.pid, "idle" if origin in idle else _origin_state(origin),
+                round(now - origin.created, 3), len(origin.settings.items), len(origin.prepared),
+                session.user if session is not None else None,
+                session.key[0] if session is not None else None,
+            )  # fmt: skip
+
+
+def _origin_state(origin: Origin) -> str:
+    if origin.session is not None:
+        return "linked"
+    return "draining" if origin.draining else "borrowed"
+
+
+def _stats(service: Service) -> Iterator[Row]:
+    stats = service.stats
+    yield "clients", float(len(service.sessions) + len(service.console.conversations))
+    yield "replication_connections", float(len(service.relays))
+    for name in stats.__slots__:
+        value = getattr(stats, name)
+        if isinstance(value, Histogram):
+            name = name.removesuffix("_latency")
+            yield f"queries.{name}", float(value.count)
+            yield f"query_seconds.{name}", round(value.total, 6)
+        elif isinstance(value, dict):
+            yield name, float(sum(value.values()))
+            for key, count in value.items():
+                yield f"{name}.{key}", float(count)
+        else:
+            yield name, float(value)
+
+
+def _cache(service: Service) -> Iterator[Row]:
+    store = _store(service)
+    yield (
+        None, store.entries, store.bytes, store.max_bytes, store.hits, store.stale_hits, store.misses, store.refreshes,
+        store.stores, store.evictions, *(
+            sum(getattr(namespace, name) for namespace in store.namespaces)
+            for name in ("expired", "invalidated", "purged")
+        ),
+    )  # fmt: skip
+    for each in store.namespaces:
+        yield (
+            each.name, each.entries, each.bytes, each.max_bytes, each.hits, each.stale_hits, each.misses,
+            each.refreshes, each.stores, each.evictions, each.expired, each.invalidated, each.purged,
+        )  # fmt: skip
+
+
+def _config(service: Service) -> Iterator[Row]:
+    yield from _settings("", service.config)
+
+
+def _settings(name: str, value: object) -> Iterator[Row]:
+    """A value of the configuration as (name, text), the secrets in it masked."""
+    if isinstance(value, BaseModel):
+        for key in type(value).model_fields:
+            yield from _settings(f"{name}.{key}" if name else key, getattr(value, key))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _settings(f"{name}.{key}", inner)
+    elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        for number, inner in enumerate(value):
+            yield from _settings(f"{name}[{number}]", inner)
+    elif isinstance(value, SecretStr):
+        yield name, _masked(name, value)
+    elif isinstance(value, bool):
+        yield name, "true" if value else "false"
+    elif isinstance(value, tuple):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _masked(name: str, secret: SecretStr) -> str:
+    """A secret; of a connection URL, where it leads."""
+    if name.rpartition(".")[2] != "origin":
+        return MASK
+    target = url.parse(secret.get_secret_value())
+    return f"postgresql://{target.user}:{MASK}@{target.host}:{target.port}/{target.dbname}?sslmode={target.sslmode}"
+
+
+TABLES = {
+    "HELP": Table("this list", _columns("command description"), _help),
+    "VERSION": Table("which pgnear this is", _columns("version"), _version),
+    "POOLS": Table(
+        "origin connections and who waits for them, by database",
+        _columns(
+            "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure"
+        ),
+        _pools,
+    ),
+    "CLIENTS": Table(
+        "clients, what pins them, and the origin connections that work for them",
+        _columns("user database address pid# state pinned pinned_seconds~ application_name origin_pid#"),
+        _clients,
+    ),
+    "ORIGINS": Table(
+        "origin connections",
+        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid#"),
+        _origins,
+    ),
+    "STATS": Table("totals since the start", _columns("name value~"), _stats),
+    "CONFIG": Table("every setting, without secrets", _columns("name value"), _config),
+    "CACHE": Table(
+        "the cache's entries and what became of them: all, then by namespace",
+        _columns(
+            "namespace entries# bytes# max_bytes# hits# stale_hits# misses# refreshes# stores# evictions# expired# "
+            "invalidated# purged#"
+        ),
+        _cache,
+    ),
+}  # fmt: skip
+"""By what is said behind SHOW."""

@@ -1,0 +1,134 @@
+"""EXPLAIN CACHE: whether the answer to a statement may be cached, what decides that, and what is cached now.
+
+Lives here: the words of the answer. The judgements are those that traffic gets: the classifier's, the catalog's and the
+policies'. A client's own search_path, role or comment may lead to others; what was assumed is part of the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pooler.cache.catalog import Catalog, Verdict, parse_search_path
+from pooler.settings import DEFAULTS
+from protocol import errors
+
+if TYPE_CHECKING:
+    from pooler.cache.entry import Entry
+    from pooler.cache.policy import Policy
+    from pooler.cache.store import Store
+    from pooler.pool import Pool
+    from pooler.service import Service
+    from pooler.sql.statement import Statement
+
+MAX_ENTRIES = 20
+"""So many entries of a statement are shown one by one, the most used first."""
+
+Line = tuple[str, str]
+
+
+def explain(service: Service, user: str, application_name: str, database: str | None, statement: str) -> list[Line]:
+    """(property, value) of `statement`, as `user` would get it.
+
+    Args:
+      database: None is the first one.
+
+    Raises:
+      PgError: 3D000, there is no such database.
+    """
+    pool = next(iter(service.pools.values())) if database is None else service.pools.get(database)
+    if pool is None:
+        raise errors.unknown_database(database or "")
+    store, policies = service.cache, service.policies
+    if store is None or policies is None:
+        return [("cacheable", "no"), ("reason", "the cache is off (cache.enabled)"), ("database", pool.name)]
+    text = statement.encode()
+    understood = service.classifier(text)
+    path = _search_path(pool)
+    names = parse_search_path(path) if path is not None else None
+    catalog = pool.catalog
+    known = catalog is not None or not understood.cacheable
+    verdict = (
+        catalog.reads(understood, names, pool.target.user)
+        if catalog is not None
+        else Verdict(False, understood.why_not or "the origin's catalog is not known now: see SHOW POOLS")
+    )
+    policy = policies.choose(understood, user, pool.name, application_name, text)
+    reason = verdict.reason or ("" if policy.enabled else f"it is switched off: {policy.source}")
+    lines = [
+        ("cacheable", "no" if reason else "yes" if known else "unknown"),
+        ("reason", reason),
+        ("database", pool.name),
+        ("user", user),
+        ("search_path", path or "not known: every schema counts"),
+        ("tables", _tables(catalog, verdict.tables) or _named(understood)),
+        ("functions", ", ".join(sorted(verdict.functions if verdict.cacheable else _suspects(understood, verdict)))),
+        *_policy(policy),
+        ("key", "database, user, settings except application_name, text, parameters and their types, result formats"),
+    ]
+    return lines + _entries(store, pool.name, user, text)
+
+
+def _search_path(pool: Pool) -> str | None:
+    """The search_path of a session that sets none; None where the origin does not report it (before 18)."""
+    for origin in pool.origins:
+        if origin.settings is DEFAULTS and "search_path" in origin.reports.values:
+            return origin.reports.values["search_path"]
+    known = pool.greetings.get(DEFAULTS)
+    return known.values.get("search_path") if known is not None else None
+
+
+def _tables(catalog: Catalog | None, oids: Iterable[int]) -> str:
+    relations = catalog.relations if catalog is not None else {}
+    return ", ".join(sorted(f"{relations[oid].schema}.{relations[oid].name}" for oid in oids if oid in relations))
+
+
+def _named(statement: Statement) -> str:
+    """Its relations as it names them itself, for one that is not looked up."""
+    return ", ".join(sorted(".".join(filter(None, name)) for name in statement.relations))
+
+
+def _suspects(statement: Statement, verdict: Verdict) -> frozenset[str]:
+    return verdict.functions or statement.functions
+
+
+def _policy(policy: Policy) -> list[Line]:
+    lines = [
+        ("policy", policy.source),
+        ("namespace", policy.namespace.name),
+        ("ttl", f"{policy.ttl:g} s"),
+        ("stale_while_revalidate", f"{policy.stale_while_revalidate:g} s"),
+        ("negative_ttl", f"{policy.negative_ttl:g} s"),
+    ]
+    return lines + ([("note", policy.ignored)] if policy.ignored else [])
+
+
+def _entries(store: Store, database: str, user: str, text: bytes) -> list[Line]:
+    """The entries of this very text in this database, whoever asked; those of `user` first."""
+    wanted = _bare(text)
+    found = [entry for entry in store.find(database=database) if _bare(entry.key[3]) == wanted]
+    found.sort(key=lambda entry: (entry.key[1] != user, -entry.hits))
+    now = time.perf_counter()
+    mine = sum(entry.key[1] == user for entry in found)
+    lines = [("entries", f"{len(found)}, {mine} of them for user {user}")]
+    return lines + [("entry", _entry(store, entry, now)) for entry in found[:MAX_ENTRIES]]
+
+
+def _bare(text: bytes) -> bytes:
+    """A text without what stands around it and does not matter: psql sends the semicolon, others do not."""
+    return text.strip().rstrip(b";").rstrip()
+
+
+def _entry(store: Store, entry: Entry, now: float) -> str:
+    _, user, settings, _, types, _ = entry.key
+    if not store.is_alive(entry, now):
+        state = "ended"
+    else:
+        state = "fresh" if now < entry.expires else "stale"
+    parameters = int.from_bytes(types[:2], "big")
+    return (
+        f"{state}, {now - entry.stored_at:.1f} s old, {entry.row_count} rows, {entry.size} bytes, {entry.hits} hits; "
+        f"user {user}, settings {', '.join(name for name, _ in settings) or 'none'}, "
+        f"{parameters} parameter types given"
+    )
