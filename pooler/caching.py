@@ -64,7 +64,7 @@ def ask(
         entry = session.landed
     session.landed = None
     if entry is None or (described and entry.row_description is None):
-        return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, verdict.tables))
+        return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, verdict.tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
     return entry
@@ -149,7 +149,8 @@ def _policy(session: Session, prepared: Prepared) -> Policy:
     policies = session.service.policies
     assert policies is not None
     application = session.reports.values.get("application_name", "")
-    return policies.choose(prepared.statement, session.user, session.database, application, prepared.text)
+    fingerprint = prepared.fingerprint if policies.by_fingerprint else None
+    return policies.choose(prepared.statement, session.user, session.database, application, prepared.text, fingerprint)
 
 
 def keep(service: Service, capture: Capture) -> None:
@@ -168,6 +169,7 @@ def keep(service: Service, capture: Capture) -> None:
         sent_at=capture.sent_at,
         policy=capture.policy,
         tables=tuple(capture.tables),
+        fingerprint=capture.prepared.fingerprint,
     )
     cache.put(entry)
     flight, capture.flight = capture.flight, None
@@ -189,7 +191,7 @@ def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy,
         origin.units.append(Unit.own())
         origin.settings = session.settings
     origin.unnamed = None
-    capture = Capture(session.namespace, entry.key, cache.begin(), now, policy, entry.tables)
+    capture = Capture(session.namespace, entry.key, cache.begin(), now, policy, entry.tables, prepared)
 
     def done(unit: Unit) -> None:
         if unit.capture is not None and unit.error is None and origin.status == IDLE:

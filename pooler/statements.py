@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from pooler.sql.shape import fingerprint
 from protocol import framing
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class Prepared:
     """
 
     __slots__ = (
-        "__weakref__", "epoch", "name", "needs", "parameter_description", "proven", "row_description", "statement",
-        "text", "types", "verdict",
+        "__weakref__", "_fingerprint", "epoch", "name", "needs", "parameter_description", "proven", "row_description",
+        "statement", "text", "types", "verdict",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -58,6 +59,14 @@ class Prepared:
         self.row_description: bytes | None = None
         self.proven: object = None
         self.verdict: Any = None
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Its text's `fingerprint`."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.text)
+        return self._fingerprint
 
     def parse_frame(self, name: bytes) -> bytes:
         """The Parse message that prepares it under `name`."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pooler.cache.policy import Policy
     from pooler.origin import Origin
     from pooler.session import Session
+    from pooler.statements import Prepared
     from pooler.stats import Histogram
 
 (
@@ -59,27 +60,33 @@ COMPLETES = {
 Step = tuple[int, bool, Any, Any]
 
 
-_TOO_LARGE = PgError("54000", "the answer is not one that is kept")
-
-
 class Capture:
     """A cacheable answer on its way to the client, copied as it passes.
 
     Attributes:
       key, database, stamp, sent_at: where it belongs, and when its query was sent: on the store's clock, in seconds.
       policy, tables: how long it may be served, and the OIDs of the tables that it was read from.
+      prepared: the statement.
       flight: those who wait for this answer, told by `fail` or `give_up` where it comes to nothing.
       rows: DataRow frames. size: their bytes.
     """
 
     __slots__ = (
-        "database", "flight", "flights", "key", "policy", "row_description", "rows", "sent_at", "size", "stamp",
-        "tables", "tag",
+        "database", "flight", "flights", "key", "policy", "prepared", "row_description", "rows", "sent_at", "size",
+        "stamp", "tables", "tag",
     )  # fmt: skip
 
     def __init__(
-        self, database: str, key: Any, stamp: int, sent_at: float, policy: Policy, tables: Iterable[Any]
+        self,
+        database: str,
+        key: Any,
+        stamp: int,
+        sent_at: float,
+        policy: Policy,
+        tables: Iterable[Any],
+        prepared: Prepared,
     ) -> None:
+        self.prepared = prepared
         self.policy = policy
         self.tables = tables
         self.flight: Flight | None = None
@@ -189,10 +196,11 @@ class Unit:
         """Take one notable frame, other than ReadyForQuery; says whether the client gets it."""
         if self.swallow:
             if kind == ERROR:
+                self.failed = True
                 self.error = PgError.from_payload(frame[5:])
-            elif kind in (DATA_ROW, ROW_DESCRIPTION, NO_DATA) and self.capture is None and self.error is None:
+            elif kind in (DATA_ROW, ROW_DESCRIPTION, NO_DATA) and self.capture is None and not self.failed:
                 self.rows.append(frame)
-            if self.capture is not None and self.error is None:
+            if self.capture is not None and not self.failed:
                 self._copy(self.capture, kind, frame, origin)
             return False
         if kind == ERROR:
@@ -280,6 +288,6 @@ class Unit:
         if capture is not None:
             capture.give_up()
         if self.swallow:
-            self.error = _TOO_LARGE  # it is read to the end and dropped
+            self.failed = True  # it is read to the end and dropped
             return
         self.notable = WATCHFUL if self.steps is None else SCRIPTED

@@ -88,7 +88,8 @@ _EXPLAIN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PURGE = re.compile(
-    rf"purge\s+(?:(?P<all>all)|table\s+(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})|namespace\s+(?P<namespace>{_PART}))",
+    rf"purge\s+(?:(?P<all>all)|table\s+(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})|namespace\s+(?P<namespace>{_PART})"
+    r"|fingerprint\s+'?(?P<fingerprint>[0-9a-f]{1,16})'?)",
     re.IGNORECASE,
 )
 _EXPLAINED = (Column("property"), Column("value"))
@@ -109,6 +110,8 @@ def _purge(service: Service, found: re.Match[str]) -> int:
         return store.purge(everything=True)
     if found["table"]:
         return _purge_table(service, store, found["schema"] and _name(found["schema"]), _name(found["table"]))
+    if found["fingerprint"]:
+        return store.purge(fingerprint=found["fingerprint"].lower())
     name = found["namespace"].strip('"')
     known = [namespace.name for namespace in store.namespaces]
     if name not in known:
@@ -157,6 +160,7 @@ def _help(service: Service) -> Iterator[Row]:
     yield "EXPLAIN CACHE [ON database] statement", "whether its answer may be cached, why, and what is"
     yield "PURGE ALL", "drop every cached answer"
     yield "PURGE TABLE [schema.]name", "drop the answers that were read from a table"
+    yield "PURGE FINGERPRINT fingerprint", "drop the answers of statements of one shape, as EXPLAIN CACHE names it"
     yield "PURGE NAMESPACE name", "drop the answers of a policy; those without one are in default"
 
 

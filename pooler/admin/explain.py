@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pooler.cache.catalog import Catalog, Verdict, parse_search_path
 from pooler.settings import DEFAULTS
+from pooler.sql.shape import fingerprint
 from protocol import errors
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def explain(service: Service, user: str, application_name: str, database: str | 
         if catalog is not None
         else Verdict(False, understood.why_not or "the origin's catalog is not known now: see SHOW POOLS")
     )
-    policy = policies.choose(understood, user, pool.name, application_name, text)
+    mark = fingerprint(text)
+    policy = policies.choose(understood, user, pool.name, application_name, text, mark)
     reason = verdict.reason or ("" if policy.enabled else f"it is switched off: {policy.source}")
     lines = [
         ("cacheable", "no" if reason else "yes" if known else "unknown"),
@@ -64,6 +66,7 @@ def explain(service: Service, user: str, application_name: str, database: str | 
         ("search_path", path or "not known: every schema counts"),
         ("tables", _tables(catalog, verdict.tables) or _named(understood)),
         ("functions", ", ".join(sorted(verdict.functions if verdict.cacheable else _suspects(understood, verdict)))),
+        ("fingerprint", mark),
         *_policy(policy),
         ("key", "database, user, settings except application_name, text, parameters and their types, result formats"),
     ]

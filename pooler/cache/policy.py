@@ -72,6 +72,7 @@ class Policies:
         self._rules = [_Rule(rule, self.default, store) for rule in cache.policy]
         self._by_text = any(rule.text is not None for rule in self._rules)
         self._by_application = any(rule.applications for rule in self._rules)
+        self.by_fingerprint = any(rule.fingerprints for rule in self._rules)
         self._chosen: dict[object, Policy] = {}
 
     def choose(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+import postgast
+
 from pooler.sql.purity import TEMPORAL_WORD
 
 # Text in which strings and numbers can be told apart by sight: no backslashes (their meaning depends on
@@ -94,3 +96,14 @@ def _literal_matters(folded: bytes) -> bool:
 def separates(shape: bytes) -> bool:
     """Whether the numbers set aside in `shape` stand where any number would mean the same. Asked once per shape."""
     return _PARTICULAR.search(shape) is None
+
+
+def fingerprint(text: bytes) -> str:
+    """PostgreSQL's own fingerprint of a statement, the same for texts that differ only in constants; "" if unparsable.
+
+    For people and policies to name statements by. Too coarse to reason from: names that differ in digits share it.
+    """
+    try:
+        return str(postgast.fingerprint(text.decode()).hex)
+    except Exception:
+        return ""
