@@ -51,6 +51,9 @@ READS = (
 ROLLED_BACK = 1000000000
 """Versions from here on are written and rolled back: nobody may ever see one."""
 
+SETTLED_SECONDS = 0.15
+"""Before a write past pgnear, so that the repetition of the invalidation before (`stream.ECHO_SECONDS`) is over."""
+
 WRITES = ("update", "transaction", "rollback first", "cte", "savepoint", "pipeline", "prepared")
 
 
@@ -167,6 +170,7 @@ class Workload:
         with self.server.connect() as past:
             while not self.stopped.is_set():
                 version = self._true_version(row) + 1
+                self.stopped.wait(SETTLED_SECONDS)
                 for _ in range(3):
                     client.execute(query)
                 past.execute(f"update {PAST_TABLE} set version = %s where id = %s".encode(), (version, row))
