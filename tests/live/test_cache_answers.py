@@ -394,10 +394,10 @@ def test_a_cached_answer_to_parameters_is_the_origins_byte_for_byte(
                 parse(text), bind(values=values, formats=formats, result_formats=[result_format]), describe(),
                 execute(), SYNC,
             )  # fmt: skip
-            named = (
-                parse(text, f"s{name}"), describe("S", f"s{name}"),
-                bind(f"s{name}", values, formats=formats, result_formats=[result_format]), execute(), SYNC,
-            )  # fmt: skip
+            prepare = parse(text, f"s{name}"), describe("S", f"s{name}"), SYNC
+            named = bind(f"s{name}", values, formats=formats, result_formats=[result_format]), execute(), SYNC
+            described = direct.ask(*prepare)
+            assert [first.ask(*prepare), second.ask(*prepare)] == [described, described]
             for messages in (unnamed, named):
                 expected = direct.ask(*messages)
                 assert _answers(expected), text
