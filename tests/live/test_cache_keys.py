@@ -18,7 +18,7 @@ from pooler.embedded import installed
 from tests.support.cached import answer, hits_of, is_hit, keep, never_kept
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
-from tests.support.waiting import together, until
+from tests.support.waiting import Background, together, until
 
 TABLES = f"""
 create table item (id int primary key, v int);
@@ -576,3 +576,22 @@ def test_the_first_reads_of_a_transaction_may_be_cached_answers(near: Pgnear, pa
             client.execute(b"commit")
 
         assert hits_of(near, transaction) == 1
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a read that waited for a connection of the pool is linked when it is looked at again: not for the cache",
+)
+def test_a_read_that_waited_for_a_connection_is_kept(server: Server, past: psycopg.Connection) -> None:
+    with running(server.url(), pool_size=1) as narrow:
+        narrow.wait_until_it_caches()
+        with narrow.connect() as holder, narrow.connect() as reader:
+            keep(narrow, reader, fresh("select v from bystander"))
+            read = fresh("select v from bystander")
+            holder.execute(b"begin; select pg_backend_pid()")
+            waiting = Background(lambda: answer(reader, read))
+            until(lambda: narrow.metric("pool_waiting") == 1, what="nobody waits")
+            holder.execute(b"commit")
+            assert waiting.result() == 1
+            assert is_hit(narrow, reader, read)
