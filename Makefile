@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 300
 
-.PHONY: demo test fuzz lint types check bench profile regress driver-suites reference clean
+.PHONY: demo test fuzz cache-check lint types check bench profile regress driver-suites reference clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -24,6 +24,9 @@ test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it
 
 fuzz: $(BIN)/.installed ## Scripts of many clients, pooled beside private, for DURATION seconds (ARGS='--replay FILE')
 	$(BIN)/python -m tests.fuzz --duration $(DURATION) $(ARGS)
+
+cache-check: $(BIN)/.installed ## Writers and readers of versions through faults, for DURATION seconds: status 1 on a stale answer
+	$(BIN)/python -m tests.consistency --duration $(DURATION) $(ARGS)
 
 lint: $(BIN)/.installed ## ruff and the import directions
 	$(BIN)/ruff check .
