@@ -39,6 +39,7 @@ _DATA_ONLY = frozenset(
 )
 _TEMPORARY_MAKERS = frozenset("CreateStmt CreateTableAsStmt CreateSeqStmt ViewStmt SelectStmt".split())
 _UNSEEN = frozenset({"DoStmt", "CallStmt", "ExecuteStmt"})
+_ROW_VERSIONS = frozenset({"xmin", "xmax", "cmin", "cmax", "ctid"})
 _SEQUENCE_FUNCTIONS = frozenset({"nextval", "setval"})
 _WHO_ASKS = frozenset(
     "SVFOP_CURRENT_ROLE SVFOP_CURRENT_USER SVFOP_USER SVFOP_SESSION_USER SVFOP_CURRENT_CATALOG".split()
@@ -285,6 +286,8 @@ def _visit_type(type_name: Any, facts: Facts) -> None:
 def _visit_column(column: Any, facts: Facts) -> None:
     last = column.fields[-1]
     if last.WhichOneof("node") == "string":
+        if last.string.sval in _ROW_VERSIONS:
+            facts.refuse(f"column {last.string.sval} changes without a write")  # by a lock, VACUUM FULL, CLUSTER
         facts.columns.add(last.string.sval)  # may be a function of the row: t.f means f(t)
 
 

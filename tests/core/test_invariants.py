@@ -136,6 +136,7 @@ def _until_stored(server: Pgnear, client: psycopg.Connection, query: str, expect
     "query",
     [
         "select now()",
+        "select xmax from kept",
         "select random()",
         "select v from seen",
         "select a from kept for update",
