@@ -39,13 +39,13 @@ class Prepared:
       needs: the statement that its text speaks of, which must be on the same connection.
       parameter_description, row_description: what an origin has described it with: a ParameterDescription, and a
         RowDescription or NoData frame.
-      verdict: (catalog, search_path, user, what the catalog says of it), the last one asked for.
+      asked: (catalog, reports, user, policy, tables) of the last cacheable read of it: `caching.ask` remembers it here.
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
     """
 
     __slots__ = (
-        "__weakref__", "_fingerprint", "epoch", "name", "needs", "parameter_description", "proven", "row_description",
-        "statement", "text", "types", "verdict",
+        "__weakref__", "_fingerprint", "asked", "epoch", "name", "needs", "parameter_description", "proven",
+        "row_description", "statement", "text", "types",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -58,7 +58,7 @@ class Prepared:
         self.parameter_description: bytes | None = None
         self.row_description: bytes | None = None
         self.proven: object = None
-        self.verdict: Any = None
+        self.asked: Any = None
         self._fingerprint: str | None = None
 
     @property
