@@ -31,6 +31,7 @@ from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
 from protocol import errors, framing
+from protocol.framing import FLUSH_FRAME, READY_IDLE, SYNC_FRAME
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
 _SYNC = ord("S")
 _STATEMENT = ord("S")
-SYNC_FRAME = b"S\0\0\0\4"
-FLUSH_FRAME = b"H\0\0\0\4"
-READY_IDLE = b"Z\0\0\0\5I"
 PARSE_COMPLETE = b"1\0\0\0\4"
 BIND_COMPLETE = b"2\0\0\0\4"
 CLOSE_COMPLETE = b"3\0\0\0\4"

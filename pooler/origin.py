@@ -295,11 +295,6 @@ class Origin:
             closed.append(self.prepared.popitem(last=False)[0])
         return closed
 
-    @property
-    def works_for_client(self) -> bool:
-        """Whether it owes its session an answer, not only pgnear."""
-        return any(not unit.swallow for unit in self.units)
-
     # ---- to the origin -----------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:

@@ -25,7 +25,7 @@ from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.caching import depart, keep, note_block, reach_of
 from pooler.logs import get_logger
-from pooler.origin import IDLE, IN_TRANSACTION, Origin
+from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.statement import Part, PinKind, Statement
@@ -35,7 +35,7 @@ from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import bad_length, length_at, query
+from protocol.framing import FLUSH_FRAME, READY_IDLE, bad_length, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -51,10 +51,7 @@ _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
-SYNC_FRAME = b"S\0\0\0\4"
-FLUSH_FRAME = b"H\0\0\0\4"
 NOTHING: frozenset[int] = frozenset()
-READY_IDLE = b"Z\0\0\0\5I"
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
@@ -942,8 +939,3 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "waiting" if self.waiting else "linked" if self.origin else "unlinked"
         return f"<Session {self.user}@{self.database} {state}{' pinned' if self.pinned else ''}>"
-
-
-def in_transaction(session: Session) -> bool:
-    """Whether the session is inside a transaction block, failed or not."""
-    return session.origin is not None and session.origin.status >= IN_TRANSACTION

@@ -131,6 +131,3 @@ class Reports:
             for name, value in self.values.items()
             if told.values.get(name) != value
         )
-
-
-NO_REPORTS = Reports.of({})

@@ -21,13 +21,10 @@ from pooler.sql.statement import Part, Statement
 from pooler.statements import Prepared
 from pooler.unit import HIDDEN, Unit
 from protocol import errors
-from protocol.framing import command_complete, query
+from protocol.framing import READY_IDLE, SYNC_FRAME, command_complete, query
 
 if TYPE_CHECKING:
     from pooler.session import Session
-
-SYNC_FRAME = b"S\0\0\0\4"
-READY_IDLE = b"Z\0\0\0\5I"
 
 
 def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool:

@@ -38,6 +38,12 @@ def frame_end(data: bytes, position: int, limit: int) -> int:
     raise bad_length(data[position], length, limit)
 
 
+SYNC_FRAME = b"S\0\0\0\4"
+FLUSH_FRAME = b"H\0\0\0\4"
+READY_IDLE = b"Z\0\0\0\5I"
+"""Sync, Flush, and ReadyForQuery outside a transaction: whole frames."""
+
+
 class FrameReader:
     """Collects bytes and gives whole frames, in order, as (type, body).
 
@@ -90,3 +96,15 @@ def query(text: str | bytes) -> bytes:
 def command_complete(tag: bytes) -> bytes:
     """A CommandComplete frame with `tag`."""
     return frame(b"C", tag + b"\0")
+
+
+def data_row(body: bytes) -> list[bytes | None]:
+    """The columns of a DataRow's body; None is NULL."""
+    values: list[bytes | None] = []
+    position = 2
+    for _ in range(int.from_bytes(body[:2], "big")):
+        size = int.from_bytes(body[position : position + 4], "big", signed=True)
+        position += 4
+        values.append(None if size < 0 else body[position : position + size])
+        position += max(size, 0)
+    return values

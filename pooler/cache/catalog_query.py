@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from protocol.framing import data_row
+
 _C = "pg_catalog"
 _EQ = "OPERATOR(pg_catalog.=)"
 _NE = "OPERATOR(pg_catalog.<>)"
@@ -198,18 +200,6 @@ def sections(frames: list[tuple[int, bytes]]) -> dict[str, list[list[Any]]]:
     found: dict[str, list[list[Any]]] = {}
     for kind, body in frames:
         if kind == ord("D"):
-            name, rows = _columns(body)
+            name, rows = (value or b"" for value in data_row(body))
             found[name.decode()] = json.loads(rows.decode(errors="surrogateescape")) if rows else []
     return found
-
-
-def _columns(body: bytes) -> list[bytes]:
-    """The columns of a DataRow; NULL is the empty text."""
-    values = []
-    position = 2
-    for _ in range(int.from_bytes(body[:2], "big")):
-        length = int.from_bytes(body[position : position + 4], "big", signed=True)
-        position += 4
-        values.append(body[position : position + max(length, 0)])
-        position += max(length, 0)
-    return values

@@ -21,7 +21,7 @@ from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import OriginAuthenticator, tls_server_end_point
 from protocol.errors import PgError
-from protocol.framing import FrameReader, frame
+from protocol.framing import FrameReader, data_row, frame
 
 LOGIN_FRAME_LIMIT = 1 << 20
 """No message of an origin's login is larger, in bytes."""
@@ -219,16 +219,4 @@ async def ask(transport: Transport, text: str) -> list[tuple[int, bytes]]:
 
 def text_rows(frames: list[tuple[int, bytes]]) -> list[tuple[str, ...]]:
     """The rows of an answer to `ask`, each column as text; NULL is the empty text."""
-    rows = []
-    for kind, body in frames:
-        if kind != ord("D"):
-            continue
-        values = []
-        position = 2
-        for _ in range(int.from_bytes(body[:2], "big")):
-            size = max(int.from_bytes(body[position : position + 4], "big", signed=True), 0)
-            position += 4
-            values.append(body[position : position + size].decode())
-            position += size
-        rows.append(tuple(values))
-    return rows
+    return [tuple((value or b"").decode() for value in data_row(body)) for kind, body in frames if kind == ord("D")]

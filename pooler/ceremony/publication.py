@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from protocol.errors import PgError
+from protocol.framing import data_row
 
 Ask = Callable[[str], Awaitable[list[tuple[int, bytes]]]]
 """Sends one SQL text and gives the frames of its answer (`ceremony.connect.ask`)."""
@@ -257,15 +258,8 @@ def _literal(text: str) -> str:
 
 async def _rows(ask: Ask, text: str) -> list[list[str | None]]:
     frames = await ask("SET LOCAL search_path = pg_catalog;" + text)  # no name of a user's is in the way
-    return [_columns(body) for kind, body in frames if kind == ord("D")]
-
-
-def _columns(body: bytes) -> list[str | None]:
-    values: list[str | None] = []
-    position = 2
-    for _ in range(int.from_bytes(body[:2], "big")):
-        length = int.from_bytes(body[position : position + 4], "big", signed=True)
-        position += 4
-        values.append(None if length < 0 else body[position : position + length].decode(errors="replace"))
-        position += max(length, 0)
-    return values
+    return [
+        [None if value is None else value.decode(errors="replace") for value in data_row(body)]
+        for kind, body in frames
+        if kind == ord("D")
+    ]
