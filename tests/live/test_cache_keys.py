@@ -578,7 +578,7 @@ def test_a_read_that_waited_for_a_connection_is_kept(server: Server, past: psyco
             read = fresh("select v from bystander")
             holder.execute(b"begin; select pg_backend_pid()")
             waiting = Background(lambda: answer(reader, read))
-            until(lambda: narrow.metric("pool_waiting") == 1, what="nobody waits")
+            until(lambda: narrow.metric("clients_waiting") == 1, what="nobody waits")
             holder.execute(b"commit")
             assert waiting.result() == 1
             assert is_hit(narrow, reader, read)

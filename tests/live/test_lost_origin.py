@@ -302,7 +302,7 @@ def test_who_waits_is_served_in_the_order_they_came(pgnear: Start, origin: Serve
         try:
             for number, client in enumerate(clients):
                 client.send(query(f"insert into queue (who) values ({number})"))
-                until(lambda number=number: near.metric("pool_waiting") == number + 1)  # type: ignore[misc]
+                until(lambda number=number: near.metric("clients_waiting") == number + 1)  # type: ignore[misc]
             holder.execute("commit")
             for client in clients:
                 client.receive_until()
@@ -371,14 +371,14 @@ def test_a_cancel_of_one_who_waits_in_the_queue_takes_only_him_out(pgnear: Start
         for holder in (first, second):
             holder.execute("begin")
         work = Background(lambda: waiter.execute("select random()"))
-        until(lambda: near.metric("pool_waiting") == 1)
+        until(lambda: near.metric("clients_waiting") == 1)
         waiter.cancel_safe(timeout=10)
         with pytest.raises(psycopg.errors.QueryCanceled):
             work.result()
-        assert near.metric("pool_waiting") == 0
+        assert near.metric("clients_waiting") == 0
         assert first.execute("select 'untouched'").fetchone() == ("untouched",)
         begin = Background(lambda: waiter.execute("begin"))
-        until(lambda: near.metric("pool_waiting") == 1)
+        until(lambda: near.metric("clients_waiting") == 1)
         first.execute("commit")
         begin.result()
         backend = "select pg_backend_pid()"

@@ -50,7 +50,7 @@ def test_many_clients_and_one_cold_key_are_one_query(
         else:
             client.send(wire.parse(text), wire.bind(), wire.describe(), wire.execute(), wire.SYNC)
     until(lambda: near.metric("cache_flights_joined_total") == CLIENTS - 1, what="the others wait")
-    assert near.metric("pool_busy") == 1
+    assert near.metric("clients_linked") == 1
     direct.execute("commit")
     for client in clients:
         assert wire.rows(client.receive_until()) == [[b"60"]]
@@ -65,7 +65,7 @@ def test_when_the_leader_fails_the_next_one_asks_and_an_error_is_not_kept(
     leader, *others = [WireClient.logged_in(near.port) for _ in range(5)]
     held(direct, table)
     leader.send(wire.query(text))
-    until(lambda: near.metric("pool_busy") == 1)
+    until(lambda: near.metric("clients_linked") == 1)
     for client in others:
         client.send(wire.query(text))
     until(lambda: near.metric("cache_flights_joined_total") == len(others))
@@ -81,7 +81,7 @@ def test_one_who_waits_can_cancel_and_can_leave(near: Pgnear, direct: psycopg.Co
     leader, waiter, leaver = [WireClient.logged_in(near.port) for _ in range(3)]
     held(direct, table)
     leader.send(wire.query(text))
-    until(lambda: near.metric("pool_busy") == 1)
+    until(lambda: near.metric("clients_linked") == 1)
     waiter.send(wire.query(text))
     leaver.send(wire.query(text))
     until(lambda: near.metric("cache_flights_joined_total") == 2)
