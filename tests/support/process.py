@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.error import HTTPError
@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.forked import Forked
 from tests.support.postgres import PASSWORD
 from tests.support.waiting import until
 
@@ -47,8 +48,23 @@ def run(*arguments: str, within: float = 20.0, **settings: Any) -> subprocess.Co
     )
 
 
+def executed(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A `pgnear` started by its command line; `Forked` is the same without the time that takes."""
+    return subprocess.Popen(
+        command(*arguments),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Pgnear:
     """A `pgnear serve` that listens.
+
+    Args:
+      start: `Forked` or `executed`.
 
     Attributes:
       process: the subprocess.
@@ -56,21 +72,20 @@ class Pgnear:
       log_lines: every line it has written to standard error, decoded; lines that are no JSON under `raw`.
     """
 
-    def __init__(self, origin_url: str, settings: Mapping[str, Any], flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        origin_url: str,
+        settings: Mapping[str, Any],
+        flags: tuple[str, ...] = (),
+        start: Callable[[Sequence[str], Mapping[str, str]], Forked | subprocess.Popen[str]] = Forked,
+    ) -> None:
         wanted: dict[str, Any] = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", **settings}
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
         env |= environment({name: value for name, value in wanted.items() if value is not None})
         env["PGNEAR_LOG__format"] = env.get("PGNEAR_LOG__format", "json")
         self.log_lines: list[dict[str, Any]] = []
         self._news = threading.Condition()
-        self.process = subprocess.Popen(
-            [*command("serve", "--origin", origin_url), *flags],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = start(["serve", "--origin", origin_url, *flags], env)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.http: str | None = None
