@@ -767,6 +767,7 @@ class Session:
                 self.origin_drained()  # a COPY that failed: what is left to send no longer keeps this client back
             self.origin = None
             origin.transport.resume()
+            self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
