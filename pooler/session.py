@@ -763,8 +763,6 @@ class Session:
             if self.state.probe_due:
                 self._probe(origin)
         elif not self.holding:
-            if origin.transport.pending:
-                self.origin_drained()  # a COPY that failed: what is left to send no longer keeps this client back
             self.origin = None
             origin.transport.resume()
             self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client

@@ -15,7 +15,7 @@ from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
 from tests.support.waiting import together, until
-from tests.support.wire import WireClient, error_fields, frame, query, rows, startup
+from tests.support.wire import WireClient, frame, query, rows, startup
 
 MB = 1 << 20
 
@@ -258,47 +258,6 @@ def test_an_origin_that_does_not_take_a_copy_pauses_its_client(pgnear: Start, or
             os.kill(backend, signal.SIGCONT)
         client.send(rest)
         assert client.ask(frame("c"))[0] == ("C", f"COPY {begun}\0".encode())
-
-
-def unread(client: WireClient) -> int:
-    """Bytes of the client's that the kernel has and the server has not read."""
-    here, there = (f"{address[1]:04X}" for address in (client.socket.getsockname(), client.socket.getpeername()))
-    with open("/proc/net/tcp") as connections:
-        for fields in map(str.split, connections):
-            if fields[1].endswith(f":{there}") and fields[2].endswith(f":{here}"):
-                return int(fields[4].rpartition(":")[2], 16)
-    raise AssertionError("there is no such connection")
-
-
-def is_read(client: WireClient) -> bool:
-    """Whether the server reads all that was sent, within a moment."""
-    try:
-        return until(lambda: unread(client) == 0, within=0.5)
-    except AssertionError:
-        return False
-
-
-def test_a_copy_that_fails_while_its_client_is_paused_lets_the_client_go_on(
-    pgnear: Start, origin: Server, copied: str
-) -> None:
-    """The connection went back to the pool with bytes of the client's still to send; nobody resumed it after."""
-    origin.execute(f"alter table {copied} add check (a <> 'no')")
-    near = pgnear()
-    with WireClient.logged_in(near.port) as client:
-        backend = int(client.one("select pg_backend_pid()") or 0)
-        client.send(query(f"copy {copied} from stdin"))
-        assert client.receive()[0] == "G"
-        os.kill(backend, signal.SIGSTOP)
-        try:
-            client.send(frame("d", b"no\n" * 10000))
-            while is_read(client):  # whole messages, so that it is not paused in the middle of one
-                client.send(frame("d", b"no\n" * 10000))
-        finally:
-            os.kill(backend, signal.SIGCONT)
-        assert error_fields(client.receive_until("E")[-1][1])["C"] == "23514"
-        assert client.receive()[0] == "Z"
-        client.send(frame("c"))
-        assert client.one("select 'goes on'") == b"goes on"
 
 
 def test_what_is_left_of_a_failed_copy_never_eats_the_next_clients_query(

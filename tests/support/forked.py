@@ -43,7 +43,7 @@ class Forked:
         self._process = _context.Process(target=_run, args=(arguments, dict(environment), errors), daemon=True)
         self._process.start()
         errors.close()
-        self.stderr: TextIO = open(self._errors.fileno(), closefd=False)
+        self.stderr: TextIO = open(self._errors.fileno(), closefd=False)  # noqa: SIM115
         assert self._process.pid is not None
         self.pid: int = self._process.pid
 

@@ -40,7 +40,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pooler", *arguments]
 
 
-def run(*arguments: str, within: float = 20.0, **settings: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, within: float = 60.0, **settings: Any) -> subprocess.CompletedProcess[str]:
     """A pgnear that is expected to end by itself."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
     return subprocess.run(
@@ -113,7 +113,7 @@ class Pgnear:
         with self._news:
             self._news.notify_all()
 
-    def wait_for_log(self, event: str, *, count: int = 1, within: float = 15.0, **fields: object) -> dict[str, Any]:
+    def wait_for_log(self, event: str, *, count: int = 1, within: float = 40.0, **fields: object) -> dict[str, Any]:
         """The `count`th line with this event and these fields, now or when it comes."""
 
         def found() -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ class Pgnear:
         """Keywords for libpq; the superuser of the origin, unless others are given. None leaves one out."""
         fields: dict[str, object] = {
             "host": "127.0.0.1", "port": self.port, "user": "postgres", "password": PASSWORD, "dbname": "postgres",
-            "connect_timeout": 10, "sslmode": "disable", **more,
+            "connect_timeout": 40, "sslmode": "disable", **more,
         }  # fmt: skip
         return psycopg.conninfo.make_conninfo(
             "", **{name: value for name, value in fields.items() if value is not None}
@@ -152,7 +152,7 @@ class Pgnear:
         """Status and body of an HTTP request."""
         assert self.http is not None
         try:
-            with urlopen(f"http://{self.http}{path}", timeout=10) as response:
+            with urlopen(f"http://{self.http}{path}", timeout=30) as response:
                 return response.status, response.read().decode()
         except HTTPError as error:
             return error.code, error.read().decode()
@@ -191,7 +191,7 @@ class Pgnear:
                     return int(line.split()[1]) * 1024
         raise AssertionError("no VmHWM")
 
-    def stop(self, *, within: float = 20.0) -> None:
+    def stop(self, *, within: float = 40.0) -> None:
         """SIGTERM; it must end in time, with status 0 and without a traceback."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
