@@ -167,7 +167,7 @@ def test_psql_18_speaks_protocol_3_2_and_cancels_with_its_long_key(near: Pgnear,
         running_ = "select count(*) from pg_stat_activity where query = 'select pg_sleep(30)' and state = 'active'"
         until(lambda: origin.execute(running_)[0][0] == 1)
         process.send_signal(2)  # what the terminal sends for Ctrl-C
-        _, told = process.communicate(timeout=10)
+        _, told = process.communicate(timeout=40)
     finally:
         process.kill()
     assert "canceling statement due to user request" in told
