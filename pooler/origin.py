@@ -23,7 +23,7 @@ from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import length_at
+from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -127,7 +127,10 @@ class Origin:
             data = self._partial + data
             self._partial = b""
         self._missing = 0
-        self._walk(data)
+        try:
+            self._walk(data)
+        except PgError as error:
+            self.lost(f"the origin broke the protocol: {error.message}")
 
     def _walk(self, data: bytes) -> None:
         end = len(data)
@@ -187,7 +190,7 @@ class Origin:
         unit = self.units[0] if self.units else None
         session = self.session
         if kind == PARAMETER_STATUS:
-            name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
+            name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
