@@ -157,16 +157,14 @@ class Psql(Driver):
     def connect(self) -> None:
         self._prepared = False
         mode = "require" if self.address.tls else "disable"
+        where = ["-h", "127.0.0.1", "-p", str(self.address.port), "-U", "postgres", "postgres"]
         self._process = subprocess.Popen(
-            [str(self.address.bin / "psql"), "-qAtX", "-h", "127.0.0.1", "-p", str(self.address.port), "-U", "postgres"]
-            + ["postgres"],
-            env={
-                **os.environ, "PGPASSWORD": self.address.password, "PGSSLMODE": mode, "PGGSSENCMODE": "disable",
-            },
+            [str(self.address.bin / "psql"), "-qAtX", *where],
+            env={**os.environ, "PGPASSWORD": self.address.password, "PGSSLMODE": mode, "PGGSSENCMODE": "disable"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
 
     def ask(self, key: int) -> None:
         self._say(QUESTION.format(key))

@@ -336,7 +336,7 @@ def _words(settings: dict[str, str]) -> str:
 
 
 def _binary(name: str) -> str | None:
-    """A program of the system, or the one that an environment variable names: PGBOUNCER=/opt/pgbouncer-1.25/pgbouncer."""
+    """A program of the system, or the one that an environment variable names: PGBOUNCER=/opt/pgbouncer."""
     return os.environ.get(name.upper()) or shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 
