@@ -56,7 +56,9 @@ class Pgnear:
       log_lines: every line it has written to standard error, decoded; lines that are no JSON under `raw`.
     """
 
-    def __init__(self, origin_url: str, settings: Mapping[str, Any], flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, origin_url: str, settings: Mapping[str, Any], flags: tuple[str, ...] = (), *, module: str = "pooler"
+    ) -> None:
         wanted: dict[str, Any] = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", **settings}
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
         env |= environment({name: value for name, value in wanted.items() if value is not None})
@@ -64,7 +66,7 @@ class Pgnear:
         self.log_lines: list[dict[str, Any]] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
-            [*command("serve", "--origin", origin_url), *flags],
+            [sys.executable, "-m", module, "serve", "--origin", origin_url, *flags],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -194,9 +196,9 @@ class Pgnear:
 
 
 @contextmanager
-def running(origin_url: str, *flags: str, **settings: Any) -> Iterator[Pgnear]:
-    """A pgnear for the length of the block, stopped and checked at its end."""
-    server = Pgnear(origin_url, settings, flags)
+def running(origin_url: str, *flags: str, module: str = "pooler", **settings: Any) -> Iterator[Pgnear]:
+    """A pgnear for the length of the block, stopped and checked at its end. `module`: what Python runs it by."""
+    server = Pgnear(origin_url, settings, flags, module=module)
     try:
         yield server
     except BaseException:
