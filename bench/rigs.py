@@ -84,6 +84,16 @@ class Rig:
         """Resident memory of the pooler and its child processes; what they share is counted for each."""
         return sum(int(process.memory_info().rss) for process in self._processes())
 
+    def forget_peak(self) -> None:
+        """Let `peak_memory_bytes` begin anew."""
+        for process in self._processes():
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that was resident since `forget_peak`; Linux only."""
+        words = [Path(f"/proc/{process.pid}/status").read_text().split() for process in self._processes()]
+        return sum(int(each[each.index("VmHWM:") + 1]) * 1024 for each in words)
+
     def _processes(self) -> list[psutil.Process]:
         if self.pid is None:
             return []
