@@ -764,8 +764,10 @@ class Session:
                 self._probe(origin)
         elif not self.holding:
             self.origin = None
-            origin.transport.resume()
-            self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client
+            if not origin.transport.reading:
+                origin.transport.resume()
+            if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
+                self.origin_drained()
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
