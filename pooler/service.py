@@ -18,7 +18,9 @@ import trio
 from config import Config, User
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
+from pooler.cache.advice import Advice
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
@@ -49,6 +51,9 @@ log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
 CATALOG_SECONDS = 30.0
+IDLE_CATALOG_SECONDS = 600.0
+"""How often the tables are looked up where the cache is off, and they only serve SHOW CACHE ADVICE."""
+
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
 
@@ -67,14 +72,19 @@ class Service:
         self.tls = server_tls(config)
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes) if cache.enabled else None
+        self.cache = Store(cache.max_bytes, cache.max_entry_bytes, on_drop=self._dropped) if cache.enabled else None
+        self.observes = cache.enabled or cache.max_advice_shapes > 0
+        """Whether it matters what statements read and write."""
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
-            parse_always=cache.enabled, session_functions=frozenset(config.session_functions or ())
+            parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
+        if cache.max_advice_shapes:
+            for pool in self.pools.values():
+                pool.advice = Advice(cache.max_advice_shapes, time.perf_counter())
         self.sessions: set[Session] = set()
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
@@ -101,6 +111,10 @@ class Service:
             else:
                 store.invalidate_tables(name, tables)
 
+        def changed(tables: frozenset[int] | None) -> None:
+            if pool.advice is not None:
+                pool.advice.updates.note(tables, time.perf_counter())
+
         async def ask(text: str) -> list[tuple[int, bytes]]:
             async with borrowed(pool) as origin:
                 with trio.fail_after(self.config.origin_connect_timeout):
@@ -110,6 +124,7 @@ class Service:
             pool.target,
             self.reactor,
             on_invalidate=invalidate,
+            on_change=changed,
             on_lost=lambda reason: store.cap(name, cap),
             on_recovered=lambda: store.cap(name, None),
             on_schema=lambda: self.catalog_changed(pool),
@@ -119,6 +134,11 @@ class Service:
             ask_elsewhere=ask,
             connect_timeout=self.config.origin_connect_timeout,
         )
+
+    def _dropped(self, entry: Entry) -> None:
+        advice = self.pools[entry.database].advice
+        if advice is not None:
+            advice.gone(entry.fingerprint, entry.hits)
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -230,6 +250,8 @@ class Service:
                     retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
                     for _ in range(pool.missing):
                         pool.open_one()
+                if pool.advice is not None:
+                    pool.advice.tick(time.perf_counter())
             end_lingering(now)
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
@@ -242,6 +264,7 @@ class Service:
 
         Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
         """
+        read_at = 0.0
         while True:
             try:
                 async with borrowed(pool) as origin:
@@ -249,11 +272,16 @@ class Service:
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
-                        frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
+                        due = self.cache is not None or (
+                            self.observes
+                            and (pool.catalog is None or time.monotonic() >= read_at + IDLE_CATALOG_SECONDS)
+                        )
+                        frames = await ask_origin(origin, CATALOG_QUERY) if due else None
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
                     pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
+                    read_at = time.monotonic()
                 wait = CATALOG_SECONDS
             except (PgError, trio.TooSlowError) as error:
                 pool.catalog = None
