@@ -11,7 +11,8 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -32,6 +33,7 @@ from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
+from pooler.ceremony.unsure import follow
 from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
@@ -105,12 +107,6 @@ class Service:
         if self.config.cache.invalidation == "stream":
             store.cap(name, cap)
 
-        def invalidate(tables: Iterable[int] | None) -> None:
-            if tables is None:
-                store.invalidate_database(name)
-            else:
-                store.invalidate_tables(name, tables)
-
         def changed(tables: frozenset[int] | None) -> None:
             if pool.advice is not None:
                 pool.advice.updates.note(tables, time.perf_counter())
@@ -123,7 +119,7 @@ class Service:
         return Stream(
             pool.target,
             self.reactor,
-            on_invalidate=invalidate,
+            on_invalidate=partial(store.invalidate, name),
             on_change=changed,
             on_lost=lambda reason: store.cap(name, cap),
             on_recovered=lambda: store.cap(name, None),
@@ -183,6 +179,12 @@ class Service:
         """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
         origin.leave_reactor()
         self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
+
+    def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
+        """What `origin` worked on may still be committed, and nobody will see it."""
+        if self.cache is not None:
+            self.stats.writes_unsure += 1
+            self.nursery.start_soon(follow, origin.pool, origin.pid, partial(self.cache.invalidate, database, reach))
 
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""

@@ -729,13 +729,8 @@ class Session:
         self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
-        cache = self.service.cache
-        if cache is None:
-            return
-        if self.reach is None:
-            cache.invalidate_database(self.namespace)
-        else:
-            cache.invalidate_tables(self.namespace, self.reach)
+        if self.service.cache is not None:
+            self.service.cache.invalidate(self.namespace, self.reach)
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
@@ -852,11 +847,16 @@ class Session:
         self.origin_lost(errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
-        self.origin = None
+        origin, self.origin = self.origin, None
         self._to_origin.clear()
-        if self.writes:
-            self._invalidate()  # whether the write took effect is not known
+        if self.writes and origin is not None:
+            self._end_unsure(origin)
         self.fatal(error)
+
+    def _end_unsure(self, origin: Origin) -> None:
+        """Whether the write that `origin` works on takes effect is not known, and nobody will be told."""
+        self._invalidate()
+        self.service.follow_write(origin, self.namespace, self.reach)
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
@@ -916,8 +916,8 @@ class Session:
         self._inbox = b""
         if origin is not None:
             self.origin = None
-            if self.writes:
-                self._invalidate()
+            if self.writes and origin.units:
+                self._end_unsure(origin)
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:

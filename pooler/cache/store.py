@@ -335,6 +335,13 @@ class Store:
 
     # ---- the end of entries ------------------------------------------------------------------------------------------
 
+    def invalidate(self, database: str, tables: Iterable[Hashable] | None) -> None:
+        """`invalidate_tables`; where `tables` is None, anything may have changed: `invalidate_database`."""
+        if tables is None:
+            self.invalidate_database(database)
+        else:
+            self.invalidate_tables(database, tables)
+
     def invalidate_tables(self, database: str, tables: Iterable[Hashable]) -> None:
         """Nothing that was read from `tables` so far, nor any read in flight, may be served from now on."""
         self.clock += 1
