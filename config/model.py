@@ -307,6 +307,14 @@ class Cache(_Model):
         description="How answers of some statements are cached. The first policy whose every condition holds counts.",
     )
 
+    max_advice_shapes: Statements = Field(
+        500,
+        ge=0,
+        le=100000,
+        description="Shapes of reads, in each database, whose calls are counted for SHOW CACHE ADVICE, with the cache "
+        "on or off; some 2 kB each, and the cheapest are forgotten for new ones. Raise it where SHOW CACHE ADVICE "
+        "says that many were; 0 counts nothing.",
+    )
     invalidation: Literal["auto", "writes", "stream"] = Field(
         "auto",
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "

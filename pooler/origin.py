@@ -47,6 +47,7 @@ class Origin:
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      received: bytes since the last ReadyForQuery.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -66,6 +67,7 @@ class Origin:
         "pid",
         "pool",
         "prepared",
+        "received",
         "reports",
         "secret",
         "sequence_client",
@@ -96,6 +98,7 @@ class Origin:
         self.status = IDLE
         self.created = self.idle_since = monotonic()
         self.cancels = 0
+        self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
         self.draining = False
@@ -119,6 +122,7 @@ class Origin:
         if not data:
             self.lost("the origin closed the connection")
             return
+        self.received += len(data)
         if self._missing > len(data):
             self._partial += data
             self._missing -= len(data)
@@ -237,6 +241,7 @@ class Origin:
             unit.undo()
         if session is not None:
             session.completed(unit, status)
+        self.received = 0
         return not unit.silent
 
     def _settings_failed(self, error: PgError) -> None:

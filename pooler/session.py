@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pooler import extended, simple
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
-from pooler.caching import depart, keep, note_block, reach_of
+from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_of
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
@@ -51,7 +51,6 @@ _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
-NOTHING: frozenset[int] = frozenset()
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
@@ -78,7 +77,7 @@ class Session:
         "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
         "landed", "leaving", "mode", "namespace", "only_reads", "origin", "pool", "portals", "reach", "reports",
         "schema_changes", "sequence_home", "service", "skipping", "state", "statements", "transport", "user",
-        "waiting", "writes",
+        "waiting", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +118,7 @@ class Session:
         self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
+        self.wrote: frozenset[int] | None = NOTHING  # the tables that the statement before this one may write to
         self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
         self._inbox = b""
         self._chunks: list[bytes] = []
@@ -380,15 +380,10 @@ class Session:
         """Note what `statement`, now on its way, may do to the cache."""
         if self.only_reads or statement.isolation:
             note_block(self, statement)
-        if not statement.reads_only and self.service.cache is not None:
+        if not statement.reads_only and self.service.observes:
             reach = reach_of(self, statement)
-            if reach is None:
-                self.writes = True
-                self.reach = None
-            elif reach:
-                self.writes = True
-                if self.reach is not None:
-                    self.reach = self.reach | reach
+            if reach is None or reach:
+                note_write(self, reach)
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
@@ -681,7 +676,11 @@ class Session:
         """ReadyForQuery of `unit`, which is not yet passed on."""
         service = self.service
         if unit.latency is not None:
-            unit.latency.observe(perf_counter() - unit.started)
+            now = perf_counter()
+            unit.latency.observe(now - unit.started)
+            if unit.study is not None and not unit.failed and self.origin is not None:
+                study, mark = unit.study
+                study.add(mark, now - unit.started, self.origin.received)
         if unit.capture is not None:
             if status == IDLE or self.only_reads:
                 keep(service, unit.capture)
@@ -730,13 +729,8 @@ class Session:
         self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
-        cache = self.service.cache
-        if cache is None:
-            return
-        if self.reach is None:
-            cache.invalidate_database(self.namespace)
-        else:
-            cache.invalidate_tables(self.namespace, self.reach)
+        if self.service.cache is not None:
+            self.service.cache.invalidate(self.namespace, self.reach)
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
@@ -856,11 +850,16 @@ class Session:
         self.origin_lost(errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
-        self.origin = None
+        origin, self.origin = self.origin, None
         self._to_origin.clear()
-        if self.writes:
-            self._invalidate()  # whether the write took effect is not known
+        if self.writes and origin is not None:
+            self._end_unsure(origin)
         self.fatal(error)
+
+    def _end_unsure(self, origin: Origin) -> None:
+        """Whether the write that `origin` works on takes effect is not known, and nobody will be told."""
+        self._invalidate()
+        self.service.follow_write(origin, self.namespace, self.reach)
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
@@ -920,8 +919,8 @@ class Session:
         self._inbox = b""
         if origin is not None:
             self.origin = None
-            if self.writes:
-                self._invalidate()
+            if self.writes and origin.units:
+                self._end_unsure(origin)
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:

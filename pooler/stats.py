@@ -57,6 +57,7 @@ class Stats:
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
+        "writes_unsure",
     )
 
     def __init__(self) -> None:
@@ -81,3 +82,4 @@ class Stats:
         self.settings_replayed = 0
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
+        self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen

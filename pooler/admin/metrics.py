@@ -206,6 +206,11 @@ def _origins(service: Service) -> Iterator[Metric]:
         "Transactions rolled back because their client left.",
         stats.transactions_rolled_back,
     )
+    yield _counter(
+        "cache_writes_unsure",
+        "Writes whose client or connection was lost before their end was seen: followed until their backend has gone.",
+        stats.writes_unsure,
+    )
 
 
 def _cache(cache: Store) -> Iterator[Metric]:
