@@ -29,7 +29,7 @@ from pooler.sql.effects import resolve
 from pooler.sql.names import renamed
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
+from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
 from protocol import errors, framing
 from protocol.framing import FLUSH_FRAME, READY_IDLE, SYNC_FRAME
 
@@ -368,7 +368,10 @@ class _Translation:
         name, prepared = operation[3], operation[4]
         session, origin = self.session, self.origin
         if not name:
+            if self.steps:  # if the unit fails, it must be known whether this came to pass
+                self.scripted = True
             undo = self._remember(name, prepared)
+            session.unnamed_doubted = False
             before, origin.unnamed = origin.unnamed, prepared
             if prepared.needs is None:
                 self.messages.append(self.data[operation[1] : operation[2]])
@@ -381,22 +384,24 @@ class _Translation:
                 origin.unnamed = None if origin.unnamed is prepared else before
                 undo()
 
-            self.steps.append((PARSE, True, None, undo_unnamed))
+            self.steps.append((PARSE, True, prepared, undo_unnamed))
             # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
             return
         self.scripted = self.changed = True
         taken = name in session.statements or name in session.state.sql_statements
-        if taken and origin.status != FAILED_TRANSACTION:
+        if prepared.needs is not None:
+            self._have_needed(prepared.needs)
+        failed = origin.status == FAILED_TRANSACTION
+        if taken:  # what is wrong with the text is said first
+            if failed:
+                self._parse_unnamed(prepared, None, forward=False)
+            else:
+                self._have_needed(prepared)
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
-        if (taken or prepared in origin.prepared) and origin.status == FAILED_TRANSACTION:
-            # It must fail as any other would, but for ROLLBACK; the origin is asked without a name.
-            origin.unnamed = None
-            self.messages.append(prepared.parse_frame(b""))
-            self.steps.append((PARSE, True, None, undo))
+        if failed and prepared in origin.prepared:  # it must fail as any other would, but for ROLLBACK
+            self._parse_unnamed(prepared, undo, forward=True)
             return
         if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
@@ -415,41 +420,43 @@ class _Translation:
             self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
             self.steps.append((DESCRIBE, False, prepared, None))
 
+    def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
+        """Ask the origin about `prepared` without leaving it there."""
+        self.origin.unnamed = None
+        self.messages.append(prepared.parse_frame(b""))
+        self.steps.append((PARSE, forward, prepared, undo))
+
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements
         before = statements.get(name)
         self.session.remember(name, prepared)
 
         def undo() -> None:
+            if statements.get(name) is not prepared:
+                return  # what was sent behind has taken its place
             if before is None:
-                statements.pop(name, None)
+                del statements[name]
             else:
                 statements[name] = before
 
         return undo
 
     def _make_room(self) -> None:
-        """Close the connection's least recently used statement where it has as many as it may."""
-        origin = self.origin
-        while len(origin.prepared) >= origin.pool.max_prepared:
-            self._close_on_origin(next(iter(origin.prepared)))
+        """Close the connection's least recently used statements where it has as many as it may, unseen."""
+        prepared = self.origin.prepared
+        for victim in self.origin.make_room():
 
-    def _close_on_origin(self, prepared: Prepared) -> None:
-        """A Close that the client does not know of."""
-        origin = self.origin
-        del origin.prepared[prepared]
+            def undo(victim: Prepared = victim) -> None:
+                prepared[victim] = None
+                prepared.move_to_end(victim, last=False)
 
-        def undo() -> None:
-            origin.prepared[prepared] = None
-            origin.prepared.move_to_end(prepared, last=False)
-
-        self.messages.append(prepared.close_frame())
-        self.steps.append((CLOSE, False, None, undo))
+            self.messages.append(victim.close_frame())
+            self.steps.append((CLOSE, False, None, undo))
 
     def _have(self, name: bytes) -> Prepared | None:
         """The client's statement `name`, present on the origin connection from here on; None if there is none."""
-        prepared = self.session.statements.get(name)
-        origin = self.origin
+        session, origin = self.session, self.origin
+        prepared = session.statements.get(name)
         if prepared is None:
             return None
         if prepared.needs is not None:
@@ -458,6 +465,8 @@ class _Translation:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")
                 origin.unnamed = prepared
+                if session.unnamed_doubted:
+                    self._doubt()
         else:
             self._have_needed(prepared)
         return prepared
@@ -487,6 +496,18 @@ class _Translation:
         self.scripted = self.changed = True
         self.session.service.stats.statements_replayed += 1
 
+    def _doubt(self) -> None:
+        """The statement that was just replayed may never have come to be: if its Parse fails, it did not."""
+        session = self.session
+        session.unnamed_doubted = False
+        _, forward, _, undo_replay = self.steps.pop()
+
+        def undo() -> None:
+            undo_replay()
+            session.statements.pop(b"", None)
+
+        self.steps.append((DOUBTED, forward, errors.undefined_prepared_statement("").response(), undo))
+
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
         session, origin = self.session, self.origin
@@ -505,7 +526,7 @@ class _Translation:
             self.changed = True
         else:
             self.messages.append(self.data[start:end])
-        self.steps.append((BIND, True, None, None))
+        self.steps.append((BIND, True, name, None))
         statement = prepared.statement
         session.mind(statement, self.unit)
         if statement.has_effects or (session.state.watching and statement.parts):

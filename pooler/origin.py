@@ -260,7 +260,9 @@ class Origin:
             return
         if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
             session.release_hold()
-        if not self.units and self.session is session:
+        if self.units:
+            self.flush_made_up()
+        elif self.session is session:
             session.settled()
 
     def flush_made_up(self) -> None:
@@ -286,7 +288,9 @@ class Origin:
         if len(self.units) != 1:
             return bool(self.units)
         unit = self.units[0]
-        return unit.synced or (bool(unit.steps) and not unit.failed)
+        if unit.synced or (unit.steps and not unit.failed):
+            return True
+        return self.session is not None and self.session.in_copy
 
     def make_room(self) -> list[Prepared]:
         """Forget statements until there is room for one more, and say which: they must be closed on the connection."""

@@ -35,7 +35,7 @@ from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import FLUSH_FRAME, READY_IDLE, bad_length, length_at, query
+from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -64,7 +64,8 @@ class Session:
     Attributes:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
-      statements: its prepared statements by name; the unnamed one is b"".
+      statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
+      bound: the statement of the last Bind that failed.
       portals: by name, the `Part` of a portal whose completion matters to the session.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
@@ -74,11 +75,47 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
-        "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
-        "landed", "leaving", "mode", "namespace", "only_reads", "origin", "pool", "portals", "reach", "reports",
-        "schema_changes", "sequence_home", "service", "skipping", "state", "statements", "transport", "user",
-        "waiting", "writes",
+        "_chunks",
+        "_copying",
+        "_discard",
+        "_inbox",
+        "_missing",
+        "_out",
+        "_out_bytes",
+        "_pending",
+        "_stream",
+        "_stream_begun",
+        "_to_origin",
+        "_walk_from",
+        "alone",
+        "bound",
+        "closed",
+        "database",
+        "defaults_change",
+        "flight",
+        "holding",
+        "key",
+        "landed",
+        "leaving",
+        "mode",
+        "namespace",
+        "only_reads",
+        "origin",
+        "pool",
+        "portals",
+        "reach",
+        "reports",
+        "schema_changes",
+        "sequence_home",
+        "service",
+        "skipping",
+        "state",
+        "statements",
+        "transport",
+        "unnamed_doubted",
+        "user",
+        "waiting",
+        "writes",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +139,8 @@ class Session:
         self.key = key
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
+        self.unnamed_doubted = False
+        self.bound = b""
         self.portals: dict[bytes, Part] = {}
         self.sequence_home: Origin | None = None
         self.flight: Flight | None = None
@@ -125,6 +164,7 @@ class Session:
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
+        self._copying: Unit | None = None  # the unit whose COPY data the client has not ended
         self._stream_begun = False  # its beginning was sent to the origin
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -326,12 +366,16 @@ class Session:
         if kind == QUERY:
             return simple.submit(self, data, position, frame_end)
         if kind == TERMINATE:
-            if self.origin is not None and self.origin.open_unit is not None:
+            if self.in_copy:
+                self.send_later(TERMINATE_FRAME)  # it is no part of COPY: what the origin says to it is the last word
+            elif self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
             self._flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
             self._copy_data(data[position:frame_end])
+            if kind != COPY_DATA:
+                self._copying = None
         elif kind == FUNCTION_CALL:
             if not self.link(position):
                 return False
@@ -352,6 +396,8 @@ class Session:
     def restore_startup(self, unit: Unit) -> bytes:
         """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
         unit.silent = True
+        if self.origin is not None:
+            self.origin.unnamed = None  # it ends with this Query
 
         def done(own: Unit) -> None:
             if own.error is not None and not unit.failed:
@@ -451,6 +497,8 @@ class Session:
     def in_its_words(self, frame: bytes) -> bytes:
         """An ErrorResponse of the origin's in which pgnear's names for statements are the client's again."""
         names = {prepared.name: name for name, prepared in self.statements.items()}
+        if self.bound in self.statements:  # of several names for one statement, the one that was used
+            names[self.statements[self.bound].name] = self.bound
         body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], found[0]), frame[5:])
         return framing.frame(frame[:1], body)
 
@@ -662,10 +710,22 @@ class Session:
                 self.state.error()
             if _PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
-        elif kind == COPY_IN and not unit.simple and unit.synced and self.origin is not None:
-            self._ignore_sync(unit, self.origin)
+        elif kind == COPY_IN and self.origin is not None:
+            self._copying = unit
+            if not unit.simple and unit.synced:
+                self._ignore_sync(unit, self.origin)
+            if self.leaving:
+                self.origin.send_or_lose(TERMINATE_FRAME)
         elif kind == COPY_BOTH:
             self.pin(PinKind.REPLICATION)
+
+    @property
+    def in_copy(self) -> bool:
+        """Whether the origin waits for COPY data that the client has not ended."""
+        unit, origin = self._copying, self.origin
+        if unit is None or origin is None or unit not in origin.units:
+            return False
+        return self.leaving or not unit.failed
 
     def _ignore_sync(self, unit: Unit, origin: Origin) -> None:
         """An origin in COPY IN ignores the Sync that was sent along: `unit` ends with the next, which may be here."""
@@ -740,7 +800,7 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
-        if self.leaving and self.origin is not None and self.origin.open_unit is not None:
+        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self._copying):
             return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
         try:
             self.transport.send(data)
@@ -847,6 +907,9 @@ class Session:
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
         """The linked connection broke."""
+        if origin.fatal is not None and self.leaving:
+            self.origin_lost(origin.fatal)
+            return
         if origin.fatal is not None:
             told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
             reason = f"{reason}; it had said: {told}"

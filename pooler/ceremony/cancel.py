@@ -16,6 +16,7 @@ from pooler.logs import get_logger
 from pooler.transport import TransportClosed
 from protocol import startup
 from protocol.errors import PgError
+from protocol.framing import TERMINATE_FRAME
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 CANCEL_AGAIN_SECONDS = 0.5
-TERMINATE = b"X\0\0\0\4"
 
 
 async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
@@ -81,7 +81,7 @@ async def end_abandoned(service: Service, origin: Origin) -> None:
                 if transport.pending:  # it stands in the middle of a message, and learns of the end by reading on
                     break
                 with trio.move_on_after(CANCEL_AGAIN_SECONDS):
-                    await transport.send_all(TERMINATE)
+                    await transport.send_all(TERMINATE_FRAME)
                     while await transport.receive_some():
                         pass
                     break

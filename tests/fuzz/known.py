@@ -19,16 +19,10 @@ OFF: dict[str, str] = {
 TOLERATED: dict[str, str] = {
     "look:session: D implicit schemas *": "a connection that ever had a temporary object keeps its pg_temp schema",
     "look:session: D app.*": "see the group unknown custom",
-    "* E 42601 -> E 42P05": "a Parse with a syntax error under a name that is taken: PostgreSQL sees the syntax first",
-    "* E 42P01 -> E 42P05": "the same for what the statement refers to",
-    "look:unnamed statement: t -> E 26000": "DISCARD ALL by the unnamed statement ends it where settings are restored",
-    "connection:terminate: E 08P01 -> closed": "Terminate during COPY is no error",
 }
 """Signatures of differences that are passed over; * stands for anything."""
 
 OPEN: dict[str, str] = {
-    "terminate-in-copy": "closes without a word",
-    "parse-with-syntax-error-and-taken-name": "42P05 in place of 42601",
     "implicit-schemas-of-another": "a connection keeps its own, emptied",
     "alter-role-leaves-old-clients": "they see the new defaults too",
     "custom-setting-of-another-is-unknown": "it is known and empty",
