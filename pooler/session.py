@@ -825,6 +825,7 @@ class Session:
         elif not self._stream_begun and not self.holding:
             self.origin = None
             origin.transport.resume()
+            self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:

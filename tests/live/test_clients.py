@@ -10,9 +10,12 @@ import asyncio
 import datetime
 import decimal
 import os
+import select
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,8 @@ from psycopg.types.json import Jsonb
 from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
-from tests.support.waiting import together
-from tests.support.wire import WireClient
+from tests.support.waiting import together, until
+from tests.support.wire import WireClient, frame, query
 
 
 class Place:
@@ -204,6 +207,22 @@ def test_a_copy_that_fails_leaves_the_connection_usable(place: Place, name: str)
         with pytest.raises(ZeroDivisionError):
             copy_in(connection, given_up())
         assert connection.execute(f"select count(*) from {name}".encode()).fetchone() == (0,)
+
+
+def test_a_client_that_is_ahead_of_a_copy_that_fails_is_read_to_the_end(place: Place, name: str) -> None:
+    """Its connection was given back while its input was paused for that connection's sake, and nobody resumed it."""
+    empty = frame("d") * 2_000_000  # no frame is ever half sent, which would keep the connection
+    with WireClient.logged_in(place.port) as client, ThreadPoolExecutor(1) as threads:
+        client.send(query(f"copy {name} (id) from stdin"))
+        client.receive_until("G")
+        [[backend]] = place.origin.execute("select pid from pg_stat_progress_copy where relid = %s::regclass", name)
+        os.kill(backend, signal.SIGSTOP)
+        sending = threads.submit(client.send, frame("d", b"no number\n") + empty + frame("c"))
+        until(lambda: not select.select([], [client.socket], [], 0.5)[1])  # everybody on the way is full
+        os.kill(backend, signal.SIGCONT)
+        assert ("Z", b"I") in client.receive_until()
+        sending.result()
+        assert client.one("select 1") == b"1"
 
 
 def test_errors_arrive_whole(place: Place, name: str) -> None:
