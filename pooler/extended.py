@@ -20,13 +20,14 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
 from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
-from pooler.sql.names import renamed
+from pooler.sql.names import renaming
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
@@ -198,6 +199,8 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
         statement = service.classifier(text)
         if statement.parts and statement.parts[0].named in session.statements:
             prepared = _about_another(session, text, types, statement)
+        elif statement.shows:
+            prepared = _showing(session, text, types, statement)
         else:
             prepared = service.prepared.intern(text, types, statement, session.scope)
         return kind, start, end, data[body:name_end], prepared
@@ -211,10 +214,16 @@ def _about_another(session: Session, text: bytes, types: bytes, statement: State
     named = statement.parts[0].named
     assert named is not None
     target = session.statements[named]
-    text = renamed(text, 0, len(text), {named: target.name})
-    prepared = session.service.prepared.intern(text, types, statement, session.scope)
+    edits = renaming(text, 0, len(text), {named: target.name})
+    prepared = session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
     prepared.needs = target
     return prepared
+
+
+def _showing(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
+    """SQL that asks the system views what its session has: changed so that it sees what it has now."""
+    edits = views.edits(session, statement.shows)
+    return session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -373,12 +382,13 @@ class _Translation:
             undo = self._remember(name, prepared)
             session.unnamed_doubted = False
             before, origin.unnamed = origin.unnamed, prepared
-            if prepared.needs is None:
+            if prepared.said is None:
                 self.messages.append(self.data[operation[1] : operation[2]])
             else:
-                self._have_needed(prepared.needs)
+                if prepared.needs is not None:
+                    self._have_needed(prepared.needs)
                 self.messages.append(prepared.parse_frame(b""))
-                self.changed = True
+                self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
                 origin.unnamed = None if origin.unnamed is prepared else before
@@ -459,8 +469,12 @@ class _Translation:
         prepared = session.statements.get(name)
         if prepared is None:
             return None
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
+        if prepared.said is not None:
+            if prepared.needs is not None:
+                self._have_needed(prepared.needs)
+            elif prepared.statement.shows:
+                prepared = _showing(session, prepared.said, prepared.types, prepared.statement)
+            session.rewritten = (self.unit, prepared.said or b"", prepared.edits)
         if not name:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")

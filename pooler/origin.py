@@ -208,8 +208,8 @@ class Origin:
         forward = unit.notice(self, kind, frame)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
-            if kind == ERROR and forward and ORIGIN_PREFIX in frame:
-                self._out.append(session.in_its_words(frame))
+            if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
+                self._out.append(session.in_its_words(frame, unit))
                 return False
         return forward
 

@@ -15,9 +15,9 @@ States of a session, each seen from two attributes:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from pooler import extended, simple
@@ -29,6 +29,7 @@ from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.statement import Part, PinKind, Statement
+from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
@@ -48,6 +49,7 @@ _SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
+_POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
@@ -65,7 +67,8 @@ class Session:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
       statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
-      bound: the statement of the last Bind that failed.
+      bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
+        said it, what it said, and the edits. began: when it logged in (seconds since 1970).
       portals: by name, the `Part` of a portal whose completion matters to the session.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
@@ -75,47 +78,11 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks",
-        "_copying",
-        "_discard",
-        "_inbox",
-        "_missing",
-        "_out",
-        "_out_bytes",
-        "_pending",
-        "_stream",
-        "_stream_begun",
-        "_to_origin",
-        "_walk_from",
-        "alone",
-        "bound",
-        "closed",
-        "database",
-        "defaults_change",
-        "flight",
-        "holding",
-        "key",
-        "landed",
-        "leaving",
-        "mode",
-        "namespace",
-        "only_reads",
-        "origin",
-        "pool",
-        "portals",
-        "reach",
-        "reports",
-        "schema_changes",
-        "sequence_home",
-        "service",
-        "skipping",
-        "state",
-        "statements",
-        "transport",
-        "unnamed_doubted",
-        "user",
-        "waiting",
-        "writes",
+        "_chunks", "_copying", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream",
+        "_stream_begun", "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "database",
+        "defaults_change", "flight", "holding", "key", "landed", "leaving", "mode", "namespace", "only_reads",
+        "origin", "pool", "portals", "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service",
+        "skipping", "state", "statements", "transport", "unnamed_doubted", "user", "waiting", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +108,8 @@ class Session:
         self.statements: dict[bytes, Prepared] = {}
         self.unnamed_doubted = False
         self.bound = b""
+        self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
+        self.began = time()
         self.portals: dict[bytes, Part] = {}
         self.sequence_home: Origin | None = None
         self.flight: Flight | None = None
@@ -494,12 +463,15 @@ class Session:
         stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
         log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
 
-    def in_its_words(self, frame: bytes) -> bytes:
-        """An ErrorResponse of the origin's in which pgnear's names for statements are the client's again."""
+    def in_its_words(self, frame: bytes, unit: Unit) -> bytes:
+        """An ErrorResponse of the origin's with the client's names of statements, and places in the client's text."""
         names = {prepared.name: name for name, prepared in self.statements.items()}
         if self.bound in self.statements:  # of several names for one statement, the one that was used
             names[self.statements[self.bound].name] = self.bound
-        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], found[0]), frame[5:])
+        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], self.bound or found[0]), frame[5:])
+        if self.rewritten is not None and self.rewritten[0] is unit:
+            _, said, edits = self.rewritten
+            body = _POSITION.sub(lambda found: b"\0P%d\0" % place_before(said, edits, int(found[1])), body)
         return framing.frame(frame[:1], body)
 
     def capture(self, unit: Unit, capture: Capture) -> None:

@@ -166,6 +166,10 @@ class SessionState:
         self.sql_statements.clear()
         self._end_transaction()
 
+    def has_startup_value(self, name: str) -> bool:
+        """Whether nothing has changed the setting `name` since the startup packet."""
+        return name not in self._names and self.current.get(name) == self.startup.get(name)
+
     # ---- errors, reports, the end of a transaction -------------------------------------------------------------------
 
     def error(self) -> None:

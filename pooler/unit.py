@@ -260,8 +260,10 @@ class Unit:
             self.undo()
             if unnamed and session is not None:
                 session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
-            elif kind == BIND and session is not None:
+            if kind == BIND and session is not None:
                 session.bound = argument
+            elif kind == PARSE and session is not None and argument.edits:
+                session.rewritten = (self, argument.said, argument.edits)
         elif self.steps is None and not self.simple and session is not None:
             session.unnamed_doubted = True
         return forward

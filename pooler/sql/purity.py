@@ -39,6 +39,7 @@ _DATA_ONLY = frozenset(
 )
 _TEMPORARY_MAKERS = frozenset("CreateStmt CreateTableAsStmt CreateSeqStmt ViewStmt SelectStmt".split())
 _UNSEEN = frozenset({"DoStmt", "CallStmt", "ExecuteStmt"})
+_SESSION_VIEWS = frozenset({"pg_prepared_statements", "pg_settings"})
 _ROW_VERSIONS = frozenset({"xmin", "xmax", "cmin", "cmax", "ctid"})
 _SEQUENCE_FUNCTIONS = frozenset({"nextval", "setval"})
 _WHO_ASKS = frozenset(
@@ -55,7 +56,8 @@ class Facts:
       node: the statement's own node, `name` its type.
       calls: every function call, as its node. temporary: it names a temporary relation; `makes_temporary`: as
         something to be made.
-      local_names: of its WITH queries. executes: the prepared statement that it executes.
+      shown: references to views that show a session, as their nodes. local_names: of its WITH queries.
+      executes: the prepared statement that it executes.
       called, written and the rest: `calls`, `writes` and so on of `Statement`.
     """
 
@@ -78,6 +80,7 @@ class Facts:
         self.databases: set[str] = set()
         self.why_not = ""
         self.calls: list[Any] = []
+        self.shown: list[Any] = []
         self.relations: set[Name] = set()
         self.local_names: set[Name] = set()
         self.functions: set[str] = set()
@@ -266,6 +269,8 @@ def _visit_relation(relation: Any, facts: Facts) -> None:
         facts.refuse("it names a temporary relation")
         return
     facts.relations.add(_name(relation))
+    if relation.relname in _SESSION_VIEWS and relation.schemaname in ("", "pg_catalog") and relation.inh:
+        facts.shown.append(relation)
     if relation.schemaname in ("pg_catalog", "information_schema") or relation.relname.startswith("pg_"):
         facts.refuse("it reads a system catalog")
 

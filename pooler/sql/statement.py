@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import postgast
+
+if TYPE_CHECKING:
+    from pooler.sql.views import Reference
 
 Name = tuple[str | None, str]
 """(schema or None, name), both as the parser folds them."""
@@ -150,6 +153,7 @@ class Statement:
       sequences: it may give out a sequence's values, which currval and lastval remember.
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
+      shows: where it refers to system views that would show it the connection instead of its session.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on, as far as names alone can tell.
       cacheable: its answer may be cached, if the catalog agrees about everything below.
@@ -172,6 +176,7 @@ class Statement:
     sequences: bool = False
     recalls_sequences: bool = False
     session_functions: frozenset[str] = frozenset()
+    shows: tuple[Reference, ...] = ()
     databases: frozenset[str] = frozenset()
     reads_only: bool = False
     cacheable: bool = False
@@ -209,7 +214,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
       session_functions: names of functions that have effects on the session which their call does not show.
       suspicious: whether an unparsable text may have session effects.
     """
-    from pooler.sql import effects, purity  # they speak this module's vocabulary
+    from pooler.sql import effects, purity, views  # they speak this module's vocabulary
 
     try:
         decoded = text.decode()
@@ -241,6 +246,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         sequences=any(fact.sequences for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
+        shows=views.references(text, facts),
         databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from tests.fuzz.referee import Known
 
 OFF: dict[str, str] = {
-    "catalog": "pg_prepared_statements shows pgnear's names; reset_val and source know nothing of startup options",
     "defaults": "clients from before ALTER ROLE or ALTER DATABASE see the new defaults too",
     "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
     "sequence": "currval and lastval are not defined where others have used the connection since",
@@ -28,8 +27,6 @@ OPEN: dict[str, str] = {
     "custom-setting-of-another-is-unknown": "it is known and empty",
     "alter-role-reaches-new-clients": "connections and greeting are from before",
     "alter-database-reaches-new-clients": "connections are from before",
-    "prepared-statements-view": "pgnear's names, and other clients' statements",
-    "reset-value-of-startup-settings": "the server's default, session",
 }
 """The scripts (in scripts/, each for one promise) that still differ, and how."""
 
