@@ -30,6 +30,7 @@ from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
+from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY, as_settings
 from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
@@ -38,6 +39,7 @@ from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
 from pooler.sql.classifier import Classifier
+from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
@@ -151,6 +153,22 @@ class Service:
             if pool.target.dbname in names:
                 pool.step_aside()
 
+    def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
+        """A client has changed what new connections begin with: those who are here keep what they began with."""
+        for pool in self.pools.values():
+            kept = pool.defaults.change(changes, pool.target.user, pool.target.dbname)
+            if kept is not None:
+                self._keep_defaults(pool, kept)
+
+    def _keep_defaults(self, pool: Pool, kept: dict[str, str]) -> None:
+        settings = as_settings(kept)
+        clients = [session for session in self.sessions if session.pool is pool]
+        for session in clients:
+            session.state.keep(settings)
+        pool.defaults_changed()
+        self._catalog_stale[pool.name].set()
+        log.info("defaults_changed", pool=pool.name, settings=sorted(kept), clients_kept=len(clients))
+
     def leave_later(self, session: Session) -> None:
         """`session` said Terminate while answers are owed; it is cut off if they take too long."""
         self.nursery.start_soon(self._cut_off, session)
@@ -179,6 +197,7 @@ class Service:
 
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
+        begun = time.monotonic()
         try:
             connected = None
             with trio.move_on_after(self.config.origin_connect_timeout):
@@ -203,6 +222,7 @@ class Service:
             origin = Origin(
                 connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters)
             )
+            origin.created = begun  # what it begins with may be from then
             connected.transport.register(origin)
             log.debug(
                 "origin_connected",
@@ -242,21 +262,33 @@ class Service:
 
         Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
         """
+        known = False
         while True:
             try:
                 async with borrowed(pool) as origin:
                     with trio.fail_after(self.config.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
+                        configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
+                        defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
+                kept = pool.defaults.changed_elsewhere(configured)
+                if kept:
+                    self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
+                else:
+                    pool.defaults.read(defaults)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
                     pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
                 wait = CATALOG_SECONDS
+                if not known:
+                    log.info("catalog_read", pool=pool.name)
+                known = True
             except (PgError, trio.TooSlowError) as error:
                 pool.catalog = None
+                known = False
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
             with trio.move_on_after(wait):

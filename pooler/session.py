@@ -28,7 +28,7 @@ from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
-from pooler.sql.statement import Part, PinKind, Statement
+from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
 from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
@@ -124,7 +124,7 @@ class Session:
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
         self.mode = service.config.pooling_of(database, user)
-        self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
+        self.defaults_change: tuple[DefaultChange, ...] = ()  # of ALTER ROLE and DATABASE ... SET, as `writes`
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
         self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
@@ -410,7 +410,7 @@ class Session:
         if statement.changes_schema:
             self.schema_changes = True
         if statement.changes_defaults:
-            self.defaults_change = True
+            self.defaults_change += statement.changes_defaults
         if statement.session_functions:
             self.service.classifier.add_functions(statement.session_functions)
         if statement.databases:
@@ -740,8 +740,8 @@ class Session:
                 self._schema_changed()
                 self.schema_changes = False
             if self.defaults_change:
-                self.pool.defaults_changed()
-                self.defaults_change = False
+                service.defaults_changed(self.defaults_change)
+                self.defaults_change = ()
         if origin.reports is not self.reports and not unit.silent:
             self.report(origin)
         if status != IDLE and self.mode == "statement":

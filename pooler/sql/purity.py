@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from pooler.sql.functions import ARGUMENTS_DECIDE, LOOK_UP_TYPES, READ_ONLY, SAFE
-from pooler.sql.statement import Call, Change, Name
+from pooler.sql.statement import Call, Change, DefaultChange, Name
 
 TEMPORAL_WORD = r"(?<![a-z])(?:now|today|tomorrow|yesterday)(?![a-z])"
 """Where a literal has one of these words, as whole words, its value as a date or time depends on the current time."""
@@ -67,7 +67,7 @@ class Facts:
         self.begins = False
         self.isolation = ""
         self.changes_schema = False
-        self.changes_defaults = False
+        self.default_change: DefaultChange | None = None
         self.reads_only = False
         self.writes = False
         self.sequences = False
@@ -111,7 +111,8 @@ def examine(raw: Any) -> Facts:
         facts.reads_only or temporary or name in _DATA_ONLY or name == "SelectStmt"
     )
     facts.unknown_reach |= facts.changes_schema or name in _UNSEEN
-    facts.changes_defaults = name in ("AlterRoleSetStmt", "AlterDatabaseSetStmt")
+    if name in ("AlterRoleSetStmt", "AlterDatabaseSetStmt"):
+        facts.default_change = _default_change(statement, name)
     facts.sequences = not facts.reads_only or bool(facts.functions & _SEQUENCE_FUNCTIONS)
     return facts
 
@@ -122,6 +123,24 @@ def _isolation(statement: Any) -> str:
         if option.def_elem.defname == "transaction_isolation":
             return str(option.def_elem.arg.a_const.sval.sval)
     return "default"
+
+
+def _default_change(statement: Any, name: str) -> DefaultChange:
+    """What an ALTER ROLE or ALTER DATABASE ... SET changes; a role that it does not name may be any."""
+    setting = statement.setstmt
+    value = _plain_value(setting.args[0].a_const) if len(setting.args) == 1 else None
+    return DefaultChange(
+        role=statement.role.rolename if name == "AlterRoleSetStmt" else "",
+        database=statement.database if name == "AlterRoleSetStmt" else statement.dbname,
+        name=setting.name.lower(),
+        value=value,
+    )
+
+
+def _plain_value(constant: Any) -> str | None:
+    if constant.HasField("ival"):
+        return str(constant.ival.ival)
+    return str(constant.sval.sval) if constant.HasField("sval") else None
 
 
 def _examine_command(statement: Any, name: str, facts: Facts) -> None:

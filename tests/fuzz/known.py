@@ -8,7 +8,6 @@ from __future__ import annotations
 from tests.fuzz.referee import Known
 
 OFF: dict[str, str] = {
-    "defaults": "clients from before ALTER ROLE or ALTER DATABASE see the new defaults too",
     "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
     "sequence": "currval and lastval are not defined where others have used the connection since",
     "unknown custom": "a connection on which a client has set app.x knows app.x, as '', for all later clients",
@@ -23,10 +22,7 @@ TOLERATED: dict[str, str] = {
 
 OPEN: dict[str, str] = {
     "implicit-schemas-of-another": "a connection keeps its own, emptied",
-    "alter-role-leaves-old-clients": "they see the new defaults too",
     "custom-setting-of-another-is-unknown": "it is known and empty",
-    "alter-role-reaches-new-clients": "connections and greeting are from before",
-    "alter-database-reaches-new-clients": "connections are from before",
 }
 """The scripts (in scripts/, each for one promise) that still differ, and how."""
 
