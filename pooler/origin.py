@@ -119,6 +119,10 @@ class Origin:
         if not data:
             self.lost("the origin closed the connection")
             return
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """Handle bytes of the origin's, in order."""
         if self._missing > len(data):
             self._partial += data
             self._missing -= len(data)

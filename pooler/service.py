@@ -230,7 +230,12 @@ class Service:
                 origin_pid=origin.pid,
                 tls=connected.transport.tls is not None,
             )
-            pool.connected(origin)
+            if connected.rest:  # came in the same read as the end of the login
+                origin.take(connected.rest)
+            if origin.closed:
+                pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
+            else:
+                pool.connected(origin)
         finally:
             self.reactor.ceremonies -= 1
 
