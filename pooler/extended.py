@@ -101,7 +101,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
-        unit.synced = True
+        unit.synced = session.copying is None or not session.in_copy  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:

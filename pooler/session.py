@@ -73,13 +73,14 @@ class Session:
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
+      copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
       holding: input is kept until the origin has said something that pgnear must know first.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
 
     __slots__ = (
-        "_chunks", "_copying", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream",
-        "_stream_begun", "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "database",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream",
+        "_stream_begun", "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database",
         "defaults_change", "flight", "holding", "key", "landed", "leaving", "mode", "namespace", "only_reads",
         "origin", "pool", "portals", "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service",
         "skipping", "state", "statements", "transport", "unnamed_doubted", "user", "waiting", "writes",
@@ -133,7 +134,7 @@ class Session:
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
-        self._copying: Unit | None = None  # the unit whose COPY data the client has not ended
+        self.copying: Unit | None = None
         self._stream_begun = False  # its beginning was sent to the origin
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -344,7 +345,7 @@ class Session:
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
             self._copy_data(data[position:frame_end])
             if kind != COPY_DATA:
-                self._copying = None
+                self.copying = None
         elif kind == FUNCTION_CALL:
             if not self.link(position):
                 return False
@@ -683,7 +684,7 @@ class Session:
             if _PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
         elif kind == COPY_IN and self.origin is not None:
-            self._copying = unit
+            self.copying = unit
             if not unit.simple and unit.synced:
                 self._ignore_sync(unit, self.origin)
             if self.leaving:
@@ -694,8 +695,9 @@ class Session:
     @property
     def in_copy(self) -> bool:
         """Whether the origin waits for COPY data that the client has not ended."""
-        unit, origin = self._copying, self.origin
+        unit, origin = self.copying, self.origin
         if unit is None or origin is None or unit not in origin.units:
+            self.copying = None
             return False
         return self.leaving or not unit.failed
 
@@ -772,7 +774,7 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
-        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self._copying):
+        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self.copying):
             return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
         try:
             self.transport.send(data)

@@ -39,7 +39,7 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     if session is None or session.cancel_waiting():
         return
     origin = session.origin
-    if origin is not None and origin.units:
+    if origin is not None and any(not unit.swallow for unit in origin.units):
         await cancel_origin(service, origin)
 
 
