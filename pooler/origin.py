@@ -122,6 +122,10 @@ class Origin:
         if not data:
             self.lost("the origin closed the connection")
             return
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """Handle bytes of the origin's, in order."""
         self.received += len(data)
         if self._missing > len(data):
             self._partial += data
@@ -215,8 +219,8 @@ class Origin:
         forward = unit.notice(self, kind, frame)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
-            if kind == ERROR and forward and ORIGIN_PREFIX in frame:
-                self._out.append(session.in_its_words(frame))
+            if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
+                self._out.append(session.in_its_words(frame, unit))
                 return False
         return forward
 
@@ -268,7 +272,9 @@ class Origin:
             return
         if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
             session.release_hold()
-        if not self.units and self.session is session:
+        if self.units:
+            self.flush_made_up()
+        elif self.session is session:
             session.settled()
 
     def flush_made_up(self) -> None:
@@ -294,7 +300,9 @@ class Origin:
         if len(self.units) != 1:
             return bool(self.units)
         unit = self.units[0]
-        return unit.synced or (bool(unit.steps) and not unit.failed)
+        if unit.synced or (unit.steps and not unit.failed):
+            return True
+        return self.session is not None and self.session.in_copy
 
     def make_room(self) -> list[Prepared]:
         """Forget statements until there is room for one more, and say which: they must be closed on the connection."""

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from config import Config, Target
+from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.stats import Histogram, Stats
 from protocol import errors
@@ -83,6 +84,7 @@ class Pool:
         self.closing = False
         self.schema_epoch = 0  # how often DDL was seen
         self._aside_until = 0.0
+        self.defaults = Defaults()
         self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
@@ -286,7 +288,7 @@ class Pool:
     def defaults_changed(self) -> None:
         """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
         self._defaults_since = monotonic()
-        self.greetings.clear()
+        self.greetings = {}  # who is just asking for one may still add to the old ones
         for origin in list(self.idle):
             origin.close()
 

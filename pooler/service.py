@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 import trio
@@ -35,6 +35,7 @@ from pooler.ceremony.reset import reset
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow
+from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY, as_settings
 from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
@@ -43,6 +44,7 @@ from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
 from pooler.sql.classifier import Classifier
+from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
@@ -169,6 +171,22 @@ class Service:
             if pool.target.dbname in names:
                 pool.step_aside()
 
+    def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
+        """A client has changed what new connections begin with: those who are here keep what they began with."""
+        for pool in self.pools.values():
+            kept = pool.defaults.change(changes, pool.target.user, pool.target.dbname)
+            if kept is not None:
+                self._keep_defaults(pool, kept)
+
+    def _keep_defaults(self, pool: Pool, kept: dict[str, str]) -> None:
+        settings = as_settings(kept)
+        clients = [session for session in self.sessions if session.pool is pool]
+        for session in clients:
+            session.state.keep(settings)
+        pool.defaults_changed()
+        self._catalog_stale[pool.name].set()
+        log.info("defaults_changed", pool=pool.name, settings=sorted(kept), clients_kept=len(clients))
+
     def leave_later(self, session: Session) -> None:
         """`session` said Terminate while answers are owed; it is cut off if they take too long."""
         self.nursery.start_soon(self._cut_off, session)
@@ -203,6 +221,7 @@ class Service:
 
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
+        begun = time.monotonic()
         try:
             connected = None
             with trio.move_on_after(self.config.origin_connect_timeout):
@@ -230,6 +249,7 @@ class Service:
             origin = Origin(
                 connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters)
             )
+            origin.created = begun  # what it begins with may be from then
             connected.transport.register(origin)
             log.debug(
                 "origin_connected",
@@ -237,7 +257,12 @@ class Service:
                 origin_pid=origin.pid,
                 tls=connected.transport.tls is not None,
             )
-            pool.connected(origin)
+            if connected.rest:  # came in the same read as the end of the login
+                origin.take(connected.rest)
+            if origin.closed:
+                pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
+            else:
+                pool.connected(origin)
         finally:
             self.reactor.ceremonies -= 1
 
@@ -272,26 +297,38 @@ class Service:
         Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
         """
         read_at = 0.0
+        known = False
         while True:
             try:
                 async with borrowed(pool) as origin:
                     with trio.fail_after(self.config.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
+                        configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
+                        defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         due = self.cache is not None or (
                             self.observes
                             and (pool.catalog is None or time.monotonic() >= read_at + IDLE_CATALOG_SECONDS)
                         )
                         frames = await ask_origin(origin, CATALOG_QUERY) if due else None
+                kept = pool.defaults.changed_elsewhere(configured)
+                if kept:
+                    self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
+                else:
+                    pool.defaults.read(defaults)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
                     pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
                     read_at = time.monotonic()
                 wait = CATALOG_SECONDS
+                if not known:
+                    log.info("catalog_read", pool=pool.name)
+                known = True
             except (PgError, trio.TooSlowError) as error:
                 pool.catalog = None
+                known = False
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
             except Exception as error:  # without a catalog nothing is cached, and that is all

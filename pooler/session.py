@@ -15,9 +15,9 @@ States of a session, each seen from two attributes:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from pooler import extended, simple
@@ -28,14 +28,15 @@ from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
-from pooler.sql.statement import Part, PinKind, Statement
+from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
+from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import FLUSH_FRAME, READY_IDLE, bad_length, length_at, query
+from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -48,6 +49,7 @@ _SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
+_POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
@@ -63,21 +65,24 @@ class Session:
     Attributes:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
-      statements: its prepared statements by name; the unnamed one is b"".
+      statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
+      bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
+        said it, what it said, and the edits. began: when it logged in (seconds since 1970).
       portals: by name, the `Part` of a portal whose completion matters to the session.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
+      copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
       holding: input is kept until the origin has said something that pgnear must know first.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
-        "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
-        "landed", "leaving", "mode", "namespace", "only_reads", "origin", "pool", "portals", "reach", "reports",
-        "schema_changes", "sequence_home", "service", "skipping", "state", "statements", "transport", "user",
-        "waiting", "writes", "wrote",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream",
+        "_stream_begun", "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database",
+        "defaults_change", "flight", "holding", "key", "landed", "leaving", "mode", "namespace", "only_reads",
+        "origin", "pool", "portals", "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service",
+        "skipping", "state", "statements", "transport", "unnamed_doubted", "user", "waiting", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +106,10 @@ class Session:
         self.key = key
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
+        self.unnamed_doubted = False
+        self.bound = b""
+        self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
+        self.began = time()
         self.portals: dict[bytes, Part] = {}
         self.sequence_home: Origin | None = None
         self.flight: Flight | None = None
@@ -115,7 +124,7 @@ class Session:
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
         self.mode = service.config.pooling_of(database, user)
-        self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
+        self.defaults_change: tuple[DefaultChange, ...] = ()  # of ALTER ROLE and DATABASE ... SET, as `writes`
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
         self.wrote: frozenset[int] | None = NOTHING  # the tables that the statement before this one may write to
@@ -125,6 +134,7 @@ class Session:
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
+        self.copying: Unit | None = None
         self._stream_begun = False  # its beginning was sent to the origin
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -326,12 +336,16 @@ class Session:
         if kind == QUERY:
             return simple.submit(self, data, position, frame_end)
         if kind == TERMINATE:
-            if self.origin is not None and self.origin.open_unit is not None:
+            if self.in_copy:
+                self.send_later(TERMINATE_FRAME)  # it is no part of COPY: what the origin says to it is the last word
+            elif self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
             self._flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
             self._copy_data(data[position:frame_end])
+            if kind != COPY_DATA:
+                self.copying = None
         elif kind == FUNCTION_CALL:
             if not self.link(position):
                 return False
@@ -352,6 +366,8 @@ class Session:
     def restore_startup(self, unit: Unit) -> bytes:
         """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
         unit.silent = True
+        if self.origin is not None:
+            self.origin.unnamed = None  # it ends with this Query
 
         def done(own: Unit) -> None:
             if own.error is not None and not unit.failed:
@@ -390,7 +406,7 @@ class Session:
         if statement.changes_schema:
             self.schema_changes = True
         if statement.changes_defaults:
-            self.defaults_change = True
+            self.defaults_change += statement.changes_defaults
         if statement.session_functions:
             self.service.classifier.add_functions(statement.session_functions)
         if statement.databases:
@@ -443,10 +459,15 @@ class Session:
         stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
         log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
 
-    def in_its_words(self, frame: bytes) -> bytes:
-        """An ErrorResponse of the origin's in which pgnear's names for statements are the client's again."""
+    def in_its_words(self, frame: bytes, unit: Unit) -> bytes:
+        """An ErrorResponse of the origin's with the client's names of statements, and places in the client's text."""
         names = {prepared.name: name for name, prepared in self.statements.items()}
-        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], found[0]), frame[5:])
+        if self.bound in self.statements:  # of several names for one statement, the one that was used
+            names[self.statements[self.bound].name] = self.bound
+        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], self.bound or found[0]), frame[5:])
+        if self.rewritten is not None and self.rewritten[0] is unit:
+            _, said, edits = self.rewritten
+            body = _POSITION.sub(lambda found: b"\0P%d\0" % place_before(said, edits, int(found[1])), body)
         return framing.frame(frame[:1], body)
 
     def capture(self, unit: Unit, capture: Capture) -> None:
@@ -657,10 +678,23 @@ class Session:
                 self.state.error()
             if _PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
-        elif kind == COPY_IN and not unit.simple and unit.synced and self.origin is not None:
-            self._ignore_sync(unit, self.origin)
+        elif kind == COPY_IN and self.origin is not None:
+            self.copying = unit
+            if not unit.simple and unit.synced:
+                self._ignore_sync(unit, self.origin)
+            if self.leaving:
+                self.origin.send_or_lose(TERMINATE_FRAME)
         elif kind == COPY_BOTH:
             self.pin(PinKind.REPLICATION)
+
+    @property
+    def in_copy(self) -> bool:
+        """Whether the origin waits for COPY data that the client has not ended."""
+        unit, origin = self.copying, self.origin
+        if unit is None or origin is None or unit not in origin.units:
+            self.copying = None
+            return False
+        return self.leaving or not unit.failed
 
     def _ignore_sync(self, unit: Unit, origin: Origin) -> None:
         """An origin in COPY IN ignores the Sync that was sent along: `unit` ends with the next, which may be here."""
@@ -707,8 +741,8 @@ class Session:
                 self._schema_changed()
                 self.schema_changes = False
             if self.defaults_change:
-                self.pool.defaults_changed()
-                self.defaults_change = False
+                service.defaults_changed(self.defaults_change)
+                self.defaults_change = ()
         if origin.reports is not self.reports and not unit.silent:
             self.report(origin)
         if status != IDLE and self.mode == "statement":
@@ -734,7 +768,7 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
-        if self.leaving and self.origin is not None and self.origin.open_unit is not None:
+        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self.copying):
             return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
         try:
             self.transport.send(data)
@@ -844,6 +878,9 @@ class Session:
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
         """The linked connection broke."""
+        if origin.fatal is not None and self.leaving:
+            self.origin_lost(origin.fatal)
+            return
         if origin.fatal is not None:
             told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
             reason = f"{reason}; it had said: {told}"

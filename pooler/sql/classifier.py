@@ -17,7 +17,7 @@ _SCREEN = re.compile(
          (?: set | reset | listen | unlisten | declare | close | prepare | execute | deallocate | discard | load
              | create | alter | drop | comment | grant | revoke | import | reassign | security | do | call
              | begin | start | commit | end | rollback | abort | savepoint | release ) \b
-       | \b (?: temp | temporary | pg_settings
+       | \b (?: temp | temporary | pg_settings | pg_prepared_statements
               | \w*advisory\w* | set_config | currval | lastval | setseed | dblink\w* | pgv_\w*
                 | dbms_\w* | plvlex\w* | plvdate\w* | set_limit
                 | pg_replication_origin_session_setup ) \b

@@ -114,6 +114,7 @@ class Rig:
                 },
             )
             self._stack.callback(_end, running)
+            running.wait_for_log("catalog_read")
         return running
 
     def refresh(self, pgnear: Pgnear) -> None:
