@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 from config import url
 from config.certificates import problem_of_authorities, problems_of_pair
+from config.deadlines import Deadlines, deadlines_of
 from config.url import Target, is_local
 
 CONSOLE = "pgnear"
@@ -255,6 +256,82 @@ class CachePolicy(_Model):
         return self
 
 
+class Override(_Model):
+    """Deadlines for some clients. Of each, the first override counts whose conditions hold and that sets it."""
+
+    database: Names = Field(
+        (),
+        description="Condition: the client's database is one of these. Set it where databases differ.",
+        examples=["shop"],
+    )
+    user: Names = Field(
+        (),
+        description="Condition: the client's user is one of these. Set it where users differ; not for what concerns "
+        "origin connections, which users share.",
+        examples=["reporting"],
+    )
+    query_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level query_timeout; unset, that. Raise it for reports.",
+        examples=[300.0],
+    )
+    transaction_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level transaction_timeout; unset, that. Raise it for migrations.",
+        examples=[600.0],
+    )
+    idle_in_transaction_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level idle_in_transaction_timeout; unset, that. Raise it for people at psql.",
+        examples=[600.0],
+    )
+    client_idle_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level client_idle_timeout; unset, that. Lower it for clients that forget to "
+        "leave.",
+        examples=[600.0],
+    )
+    pool_wait_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level pool_wait_timeout; unset, that. Raise it for work that nobody watches.",
+        examples=[60.0],
+    )
+    pause_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level pause_timeout; unset, that. Lower it for clients that may fail.",
+        examples=[30.0],
+    )
+    origin_connect_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level origin_connect_timeout; unset, that. Raise it for a database that "
+        "sleeps until somebody connects.",
+        examples=[30.0],
+    )
+    origin_idle_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level origin_idle_timeout; unset, that. Lower it for a database that few ask "
+        "for.",
+        examples=[60.0],
+    )
+    origin_lifetime: Duration | None = Field(
+        None,
+        description="In place of the top-level origin_lifetime; unset, that. Lower it for a database that moves.",
+        examples=[300.0],
+    )
+    cancel_wait_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level cancel_wait_timeout; unset, that. Raise it for a database far away.",
+        examples=[30.0],
+    )
+
+    @model_validator(mode="after")
+    def _origins_are_shared(self) -> Override:
+        names = ("origin_connect_timeout", "origin_idle_timeout", "origin_lifetime", "cancel_wait_timeout")
+        if self.user and (wrong := [name for name in names if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(wrong)}: users share origin connections; give it without user")
+        return self
+
+
 class Cache(_Model):
     """The query cache."""
 
@@ -466,6 +543,31 @@ class Config(_Model):
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
     )
+    query_timeout: Duration = Field(
+        0.0,
+        description="How long the origin may work on a query (a pipeline up to its Sync) before it is cancelled with "
+        "57014; 0 for ever. Set it so that slow queries cannot hold every connection.",
+    )
+    transaction_timeout: Duration = Field(
+        0.0,
+        description="How long a transaction may be open before its client is disconnected with 25P04; 0 for ever. Set "
+        "it so that forgotten transactions cannot hold every connection.",
+    )
+    idle_in_transaction_timeout: Duration = Field(
+        0.0,
+        description="How long a client may say nothing inside a transaction before it is disconnected with 25P03; 0 "
+        "for ever. Set it where clients wait for something else within transactions.",
+    )
+    client_idle_timeout: Duration = Field(
+        0.0,
+        description="How long a client may say nothing outside a transaction before it is disconnected with 57P05; 0 "
+        "for ever. Set it where clients forget to leave and max_client_connections is reached.",
+    )
+    pause_timeout: Duration = Field(
+        300.0,
+        description="How long a query waits while its database is paused (PAUSE, SUSPEND, KILL) before it fails with "
+        "57P03; 0 for ever. pool_wait_timeout does not count meanwhile. Raise it for longer maintenance.",
+    )
     origin_idle_timeout: Seconds = Field(
         600.0,
         ge=0,
@@ -513,6 +615,11 @@ class Config(_Model):
         5000,
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
+    )
+    override: tuple[Override, ...] = Field(
+        (),
+        description="Deadlines for some clients. Of each, the first override counts whose conditions hold and that "
+        "sets it.",
     )
     cache: Cache = Field(default=Cache(), description="The query cache.")
     log: Log = Field(default=Log(), description="What is written to standard error.")
@@ -589,6 +696,15 @@ class Config(_Model):
         """The pooling mode for a client: its user's, else its database's, else the general one."""
         mine, theirs = self.users.get(user), self.databases.get(database)
         return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
+
+    def deadlines(self, database: str, user: str | None) -> Deadlines:
+        """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""
+        return deadlines_of(self, self.override, database, user)
+
+    def shortest(self, *names: str) -> float:
+        """The shortest of these deadlines, for whomever it holds; 0 where they are all off."""
+        values = (getattr(each, name) for each in (self, *self.override) for name in names)
+        return min((value for value in values if value), default=0.0)
 
     def administrators(self) -> frozenset[str]:
         """Who may use the console."""

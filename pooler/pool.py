@@ -42,6 +42,10 @@ class Waiter(Protocol):
     @property
     def settings(self) -> Settings: ...
 
+    @property
+    def patience(self) -> float:
+        """How long it waits, in seconds."""
+
     def granted(self, origin: Origin) -> None: ...
 
     def refused(self, error: PgError) -> None: ...
@@ -68,13 +72,8 @@ class Pool:
     def __init__(self, name: str, target: Target, config: Config, stats: Stats, ceremonies: PoolCeremonies) -> None:
         self.name = name
         self.target = target
-        self.config = config
         self.stats = stats
-        self.size: int = target.pool_size
-        self.max_entry_bytes: int = config.cache.max_entry_bytes
-        self.max_message_bytes: int = config.max_message_bytes
-        self.high_water: int = config.buffer_high_water
-        self.max_prepared: int = config.max_prepared_statements
+        self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
         self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
@@ -92,6 +91,17 @@ class Pool:
         self.last_failure: PgError | None = None
         self.greetings: dict[Settings, Reports] = {}  # ParameterStatus values by startup settings
         self._ceremonies = ceremonies
+
+    def adopt(self, config: Config, size: int) -> None:
+        """Follow `config` from now on. Connections above a smaller `size` are closed when they become idle."""
+        self.config = config
+        self.limits = config.deadlines(self.name, None)
+        self.shortest_wait = config.shortest("pool_wait_timeout")
+        self.size: int = size
+        self.max_entry_bytes: int = config.cache.max_entry_bytes
+        self.max_message_bytes: int = config.max_message_bytes
+        self.high_water: int = config.buffer_high_water
+        self.max_prepared: int = config.max_prepared_statements
 
     # ---- what it looks like ------------------------------------------------------------------------------------------
 
@@ -232,6 +242,7 @@ class Pool:
         """
         origin.session = None
         origin.draining = True
+        origin.block_since = 0.0
         if dirty:
             origin.prepared.clear()
             origin.unnamed = None
@@ -278,8 +289,12 @@ class Pool:
     # ---- time --------------------------------------------------------------------------------------------------------
 
     def _too_old(self, origin: Origin, now: float) -> bool:
-        lifetime = self.config.origin_lifetime
-        return origin.created < self._defaults_since or (lifetime > 0 and now - origin.created > lifetime)
+        lifetime = self.limits.origin_lifetime
+        return (
+            origin.created < self._defaults_since
+            or len(self.origins) > self.size
+            or (lifetime > 0 and now - origin.created > lifetime)
+        )
 
     def defaults_changed(self) -> None:
         """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
@@ -290,19 +305,24 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Housekeeping, several times a second: waits that took too long, connections that are too old."""
-        limit = self.config.pool_wait_timeout
-        while self.waiting and now - self.waiting[0][0] > limit:
-            since, waiter = self.waiting.popleft()
-            self.wait_histogram.observe(now - since)
-            self.stats.pool_timeouts += 1
-            log.warning("pool_wait_timeout", pool=self.name, size=self.size, waiting=len(self.waiting) + 1)
-            waiter.refused(errors.pool_timeout(self.name, limit, self.size))
-        idle_limit = self.config.origin_idle_timeout
+        if self.waiting and now - self.waiting[0][0] > self.shortest_wait:
+            self._refuse_overdue(now)
+        idle_limit = self.limits.origin_idle_timeout
         for origin in list(self.idle):
             aged = self._too_old(origin, now)
             surplus = len(self.origins) > self.config.min_pool_size
             if aged or (surplus and 0 < idle_limit < now - origin.idle_since):
                 origin.close()
+
+    def _refuse_overdue(self, now: float) -> None:
+        overdue = [(since, waiter) for since, waiter in self.waiting if now - since > waiter.patience]
+        for since, waiter in overdue:
+            self.withdraw(waiter)
+            self.wait_histogram.observe(now - since)
+            self.stats.pool_timeouts += 1
+            self.stats.expired("pool_wait_timeout")
+            log.warning("pool_wait_timeout", pool=self.name, size=self.size, waiting=len(self.waiting) + 1)
+            waiter.refused(errors.pool_timeout(self.name, waiter.patience, self.size))
 
     def step_aside(self) -> None:
         """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""

@@ -23,8 +23,9 @@ from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import ask_origin, borrowed
-from pooler.ceremony.cancel import end_abandoned
+from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.connect import connect, text_rows
+from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
@@ -61,6 +62,7 @@ class Service:
 
     def __init__(self, config: Config, nursery: trio.Nursery) -> None:
         self.config = config
+        self.deadlines = DeadlineTable(config)
         self.nursery = nursery
         self.stats = Stats()
         self.reactor = Reactor()
@@ -159,6 +161,10 @@ class Service:
         await trio.sleep(LEAVE_SECONDS)
         session.end(abrupt=True)
 
+    def cancel_overdue(self, origin: Origin) -> None:
+        """What `origin` works on takes too long."""
+        self.nursery.start_soon(self._contained, origin, cancel_origin, self, origin)
+
     def cancel_abandoned(self, origin: Origin) -> None:
         """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
         origin.leave_reactor()
@@ -181,11 +187,12 @@ class Service:
         self.reactor.ceremonies += 1
         try:
             connected = None
-            with trio.move_on_after(self.config.origin_connect_timeout):
+            with trio.move_on_after(pool.limits.origin_connect_timeout):
                 connected = await connect(pool.target, self.reactor)
             if connected is None:
+                self.stats.expired("origin_connect_timeout")
                 raise errors.origin_unreachable(
-                    f"no answer within {self.config.origin_connect_timeout:g} s (origin_connect_timeout)"
+                    f"no answer within {pool.limits.origin_connect_timeout:g} s (origin_connect_timeout)"
                 )
         except PgError as error:
             log.error(
@@ -215,7 +222,7 @@ class Service:
             self.reactor.ceremonies -= 1
 
     def reset(self, pool: Pool, origin: Origin) -> None:
-        self.nursery.start_soon(self._contained, origin, reset, pool, origin, self.config.origin_connect_timeout)
+        self.nursery.start_soon(self._contained, origin, reset, pool, origin, pool.limits.origin_connect_timeout)
 
     # ---- time --------------------------------------------------------------------------------------------------------
 
@@ -334,6 +341,7 @@ async def serve(
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
+            nursery.start_soon(watch_deadlines, service)
             for pool in service.pools.values():
                 nursery.start_soon(service.keep_catalog, pool)
             for stream in service.streams.values():

@@ -43,6 +43,7 @@ class Stats:
         "cancels_received",
         "clients_accepted",
         "clients_rejected",
+        "deadlines",
         "hit_latency",
         "login_failures",
         "miss_latency",
@@ -66,6 +67,7 @@ class Stats:
         self.cancels_received = 0
         self.clients_accepted = 0
         self.clients_rejected: dict[str, int] = {}  # by reason
+        self.deadlines: dict[str, int] = {}  # by the setting that was exceeded
         self.login_failures = 0
         self.unauthenticated = 0  # gauge: connections that have not logged in yet
         self.hit_latency = Histogram()  # answered from the cache
@@ -81,3 +83,7 @@ class Stats:
         self.settings_replayed = 0
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
+
+    def expired(self, deadline: str) -> None:
+        """The setting `deadline` was exceeded."""
+        self.deadlines[deadline] = self.deadlines.get(deadline, 0) + 1

@@ -108,6 +108,9 @@ def _clients(service: Service) -> Iterator[Metric]:
         "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
     )
     yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
+    yield _by_label(
+        "deadlines_exceeded", "Times a deadline passed, by the setting's name.", "deadline", stats.deadlines
+    )
     yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
 
 

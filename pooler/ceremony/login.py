@@ -152,6 +152,7 @@ async def log_in(service: Service, transport: Transport) -> None:
             _admit(service, transport, request)
             await login.authenticate(login.user)
         if deadline.cancelled_caught:
+            service.stats.expired("client_login_timeout")
             raise errors.login_timeout(service.config.client_login_timeout)
         assert isinstance(request, startup.StartupMessage)
         if wants_replication(request.parameters):

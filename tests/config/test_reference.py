@@ -74,7 +74,8 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
         if not match:
             continue
         name = f"{lines[table].strip('#[]')}.{match[1]}" if table >= 0 else match[1]
-        known = re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name).replace("cache.policy.", "cache.policy[].")
+        known = re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name)
+        known = re.sub(r"^(cache\.policy|override)\.", r"\1[].", known)
         seen.add(known)
         switched = [
             text[1:] if index in (number, table) and text[0] == "#" else text for index, text in enumerate(lines)
