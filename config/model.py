@@ -7,6 +7,9 @@ here by `python -m config.reference`. Rules that concern several settings at onc
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 from config import url
 from config.certificates import problem_of_authorities, problems_of_pair
 from config.deadlines import Deadlines, deadlines_of
+from config.passwords import PasswordSource
 from config.url import Target, is_local
 
 CONSOLE = "pgnear"
@@ -87,6 +91,17 @@ def _host_and_port(value: Any) -> Any:
     return value
 
 
+def _arguments(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be split into words: {error}") from None
+    if value in ([], ()):
+        raise ValueError("names no program")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"unit": "bytes"})]
 Seconds = Annotated[float, BeforeValidator(duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})]
 Connections = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})]
@@ -95,6 +110,11 @@ PoolSize = Annotated[
 ]
 Statements = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "statements"})]
 Address = Annotated[str, BeforeValidator(_address), Field(json_schema_extra={"unit": "address"})]
+Command = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_arguments),
+    Field(json_schema_extra={"unit": "program and arguments"}),
+]
 Url = Annotated[SecretStr, Field(json_schema_extra={"unit": "URL"})]
 
 _VERIFIER = re.compile(r"SCRAM-SHA-256\$[1-9][0-9]*:[A-Za-z0-9+/]+=*\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=")
@@ -148,6 +168,18 @@ class Database(_Model):
     origin: Url = Field(
         description="Its connection URL. Give it for each database beyond the one of the top-level origin.",
         examples=["postgresql://app:secret@replica.example.com:5432/shop"],
+    )
+    password_file: Path | None = Field(
+        None,
+        description="A file with the password for its origin, as the top-level password_file. Give it where the URL "
+        "has no password.",
+        examples=["/run/secrets/shop"],
+    )
+    password_command: Command | None = Field(
+        None,
+        description="A command that prints the password for its origin, as the top-level password_command. Give it "
+        "where the URL has no password.",
+        examples=["/usr/local/bin/password-of shop"],
     )
     pool_size: PoolSize | None = Field(
         None,
@@ -326,7 +358,9 @@ class Override(_Model):
 
     @model_validator(mode="after")
     def _origins_are_shared(self) -> Override:
-        names = ("origin_connect_timeout", "origin_idle_timeout", "origin_lifetime", "cancel_wait_timeout")
+        names = (
+            "pause_timeout", "origin_connect_timeout", "origin_idle_timeout", "origin_lifetime", "cancel_wait_timeout",
+        )  # fmt: skip
         if self.user and (wrong := [name for name in names if getattr(self, name) is not None]):
             raise ValueError(f"{', '.join(wrong)}: users share origin connections; give it without user")
         return self
@@ -435,6 +469,28 @@ class Config(_Model):
         "those of clients, unless there are users.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
+    password_file: Path | None = Field(
+        None,
+        description="A file with the password for the origin, which the URL lacks then. It is read again when it "
+        "changes, and a new password takes over once the origin has let it in. Set it for mounted secrets.",
+        examples=["/run/secrets/pgnear"],
+    )
+    password_command: Command | None = Field(
+        None,
+        description="A command that prints the password for the origin; no shell is involved. It is run at the start, "
+        "at RELOAD, and when the origin refuses the password that it printed last. Set it for passwords that expire.",
+        examples=["aws rds generate-db-auth-token --hostname db.example.com --port 5432 --username app"],
+    )
+    password_command_timeout: Seconds = Field(
+        10.0,
+        gt=0,
+        description="How long a password_command may take before it is killed. Raise it for a slow one.",
+    )
+    password_grace: Duration = Field(
+        300.0,
+        description="How long clients may still log in with the origin's old password after a new one has taken over, "
+        "where there are no users of their own. Raise it until every client has the new one.",
+    )
     allow_plaintext_origin: bool = Field(
         False,
         description="Whether an origin on another machine may be reached without encryption. Turn on only where nobody "
@@ -458,6 +514,11 @@ class Config(_Model):
         description="Where /metrics, /healthz and /readyz are served: HOST:PORT; unset, nowhere. Set it to be "
         "monitored.",
         examples=["127.0.0.1:9432"],
+    )
+    reuse_port: bool = Field(
+        False,
+        description="Whether another pgnear may listen on the same TCP addresses, so that a new one can start before "
+        "the old one stops. Turn on to restart without systemd's sockets; see docs/operations.md.",
     )
     tls: Literal["disable", "allow", "require"] = Field(
         "allow",
@@ -635,12 +696,21 @@ class Config(_Model):
             problems.append(
                 'origin: nothing to connect to; give --origin, PGNEAR_ORIGIN or origin = "postgresql://..."'
             )
-        for key, name, secret, size in self._urls():
+        sources: set[str] = set()
+        for key, name, secret, size, sourced in self._urls():
             try:
                 target = url.parse(secret.get_secret_value(), database=name, pool_size=size)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
                 continue
+            given = [
+                *(["a password in the URL"] if target.password else ()),
+                *(name for name in ("password_file", "password_command") if getattr(sourced, name) is not None),
+            ]
+            if len(given) > 1:
+                problems.append(f"{key}: gives {' and '.join(given)}; give one of them")
+            if given:
+                sources.add(target.database)
             if target.database == CONSOLE:
                 problems.append(
                     f"{key}: {CONSOLE} is the name of pgnear's console; serve the database by another name, under "
@@ -664,33 +734,57 @@ class Config(_Model):
                         f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket"
                     )
         problems += problems_of_pair(self.tls_cert_file, self.tls_key_file)
-        if self.auth != "trust" and not self.users and targets and not next(iter(targets.values())).password:
+        if self.auth != "trust" and not self.users and targets and next(iter(targets)) not in sources:
             problems.append(
                 'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'
             )
         if not problems and self.auth != "trust":
-            unknown = sorted(set(self.admin_users or ()) - self.client_users().keys())
+            unknown = sorted(set(self.admin_users or ()) - (self.users.keys() or {next(iter(targets.values())).user}))
             problems += [f"admin_users: {name} is not among those who may connect" for name in unknown]
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _urls(self) -> list[tuple[str, str | None, SecretStr, int]]:
-        """(key, client-visible name, URL, pool size) of each origin."""
-        urls: list[tuple[str, str | None, SecretStr, int]] = []
+    def _urls(self) -> list[tuple[str, str | None, SecretStr, int, Config | Database]]:
+        """(key, client-visible name, URL, pool size, who has the settings of its password) of each origin."""
+        urls: list[tuple[str, str | None, SecretStr, int, Config | Database]] = []
         if self.origin is not None:
-            urls.append(("origin", None, self.origin, self.pool_size))
+            urls.append(("origin", None, self.origin, self.pool_size, self))
         for name, database in self.databases.items():
-            urls.append((f"databases.{name}.origin", name, database.origin, database.pool_size or self.pool_size))
+            size = database.pool_size or self.pool_size
+            urls.append((f"databases.{name}.origin", name, database.origin, size, database))
         return urls
 
-    def targets(self) -> dict[str, Target]:
-        """Where each pool's connections lead, by the database name that clients ask for."""
+    def targets(self, passwords: Mapping[str, str] | None = None) -> dict[str, Target]:
+        """Where each pool's connections lead, by the database name that clients ask for.
+
+        Args:
+          passwords: what the `password_sources` gave; without them the targets of those have none.
+        """
         parsed = (
             url.parse(secret.get_secret_value(), database=name, pool_size=size)
-            for _, name, secret, size in self._urls()
+            for _, name, secret, size, _ in self._urls()
         )
-        return {target.database: target for target in parsed}
+        passwords = passwords or {}
+        return {
+            target.database: replace(target, password=passwords.get(target.database, target.password))
+            for target in parsed
+        }
+
+    def top_database(self) -> str | None:
+        """By what name clients ask for the top-level origin's database; None where there is none."""
+        return url.parse(self.origin.get_secret_value()).database if self.origin is not None else None
+
+    def password_sources(self) -> dict[str, PasswordSource]:
+        """Where the passwords are read that no URL has, by the database name that clients ask for."""
+        sources = {}
+        for _, name, secret, _, sourced in self._urls():
+            database = url.parse(secret.get_secret_value(), database=name).database
+            if sourced.password_file is not None or sourced.password_command is not None:
+                sources[database] = PasswordSource(
+                    sourced.password_file, sourced.password_command, self.password_command_timeout
+                )
+        return sources
 
     def pooling_of(self, database: str, user: str) -> Pooling:
         """The pooling mode for a client: its user's, else its database's, else the general one."""

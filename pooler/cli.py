@@ -98,7 +98,7 @@ def serve(
     logs.configure(settings.log.format, settings.log.level)
     from pooler import service  # only this command needs all of it
 
-    raise typer.Exit(service.run(settings))
+    raise typer.Exit(service.run(settings, lambda: config.load(file=config_file, flags=flags)))
 
 
 @app.command("check-config")

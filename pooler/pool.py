@@ -79,6 +79,9 @@ class Pool:
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
         self.schema_epoch = 0  # how often DDL was seen
+        self.disabled = False  # it takes no new clients
+        self.held_since: float | None = None  # an operator holds its clients back (monotonic seconds)
+        self._released_at = 0.0
         self._aside_until = 0.0
         self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
         self.idle: list[Origin] = []
@@ -171,6 +174,7 @@ class Pool:
         """Ask for as many new connections as there are waiters without one coming, within `size`."""
         while (
             not self.closing
+            and self.held_since is None
             and self.connecting_count < len(self.waiting)
             and len(self.origins) + self.connecting_count < self.size
         ):
@@ -197,7 +201,7 @@ class Pool:
         self.connecting_count -= 1
         self.stats.origin_connect_failures += 1
         self.last_failure = error
-        if not self.origins and not self.connecting_count:
+        if not self.origins and not self.connecting_count and self.held_since is None:
             self.ready = False
             waiting, self.waiting = self.waiting, deque()
             for _, waiter in waiting:
@@ -205,7 +209,7 @@ class Pool:
 
     def release(self, origin: Origin) -> None:
         """`origin` is clean: idle, outside a transaction, every answer read."""
-        if origin.closed or self.closing:
+        if origin.closed or self.closing or self.held_since is not None:
             origin.close()
             return
         origin.session = None
@@ -296,8 +300,8 @@ class Pool:
             or (lifetime > 0 and now - origin.created > lifetime)
         )
 
-    def defaults_changed(self) -> None:
-        """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
+    def renew(self) -> None:
+        """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
         self._defaults_since = monotonic()
         self.greetings.clear()
         for origin in list(self.idle):
@@ -305,7 +309,9 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Housekeeping, several times a second: waits that took too long, connections that are too old."""
-        if self.waiting and now - self.waiting[0][0] > self.shortest_wait:
+        if self.held_since is not None:
+            self._refuse_held(now, self.held_since)
+        elif self.waiting and now - self.waiting[0][0] > self.shortest_wait:
             self._refuse_overdue(now)
         idle_limit = self.limits.origin_idle_timeout
         for origin in list(self.idle):
@@ -314,8 +320,34 @@ class Pool:
             if aged or (surplus and 0 < idle_limit < now - origin.idle_since):
                 origin.close()
 
+    # ---- held back by an operator ------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """No connection is handed out or opened, and each is closed as it becomes idle; who wants one waits."""
+        if self.held_since is None:
+            self.held_since = monotonic()
+        for origin in list(self.idle):
+            origin.close()
+
+    def let_go(self) -> None:
+        """The opposite of `hold`. Who waited meanwhile has its whole patience again."""
+        self.held_since = None
+        self._released_at = monotonic()
+        self._grow()
+
+    def _refuse_held(self, now: float, held_since: float) -> None:
+        limit = self.limits.pause_timeout
+        if not 0 < limit < now - held_since:
+            return
+        for since, waiter in [each for each in self.waiting if now - max(each[0], held_since) > limit]:
+            self.withdraw(waiter)
+            self.wait_histogram.observe(now - since)
+            self.stats.expired("pause_timeout")
+            waiter.refused(errors.paused(self.name, limit))
+
     def _refuse_overdue(self, now: float) -> None:
-        overdue = [(since, waiter) for since, waiter in self.waiting if now - since > waiter.patience]
+        free_since = self._released_at
+        overdue = [each for each in self.waiting if now - max(each[0], free_since) > each[1].patience]
         for since, waiter in overdue:
             self.withdraw(waiter)
             self.wait_histogram.observe(now - since)
@@ -333,7 +365,7 @@ class Pool:
     @property
     def missing(self) -> int:
         """How many connections are lacking to `min_pool_size`."""
-        if monotonic() < self._aside_until:
+        if self.held_since is not None or monotonic() < self._aside_until:
             return 0
         wanted = min(self.config.min_pool_size, self.size)
         return max(0, wanted - len(self.origins) - self.connecting_count)

@@ -719,7 +719,7 @@ class Session:
                 self._schema_changed()
                 self.schema_changes = False
             if self.defaults_change:
-                self.pool.defaults_changed()
+                self.pool.renew()
                 self.defaults_change = False
         if origin.reports is not self.reports and not unit.silent:
             self.report(origin)

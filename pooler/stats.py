@@ -53,7 +53,10 @@ class Stats:
         "pins",
         "pool_timeouts",
         "query_errors",
+        "reload_failures",
+        "reloads",
         "retries",
+        "rotations",
         "settings_replayed",
         "statements_replayed",
         "transactions_rolled_back",
@@ -79,7 +82,10 @@ class Stats:
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
+        self.reload_failures = 0
+        self.reloads = 0
         self.retries = 0
+        self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0
         self.statements_replayed = 0
         self.transactions_rolled_back = 0

@@ -310,6 +310,31 @@ def catalog_unknown(database: str) -> PgError:
     )
 
 
+@_example(database="shop", seconds=300.0)
+def paused(database: str, seconds: float) -> PgError:
+    """A query waited `pause_timeout` for a database that an operator has paused."""
+    return PgError(
+        "57P03",
+        f'database "{database}" is paused',
+        detail=f"It did not go on within {seconds:g} s.",
+        hint="RESUME on the console lets it go on; see pause_timeout.",
+    )
+
+
+@_example(database="shop")
+def disabled(database: str) -> PgError:
+    """A client asked for a database that takes no new clients (DISABLE on the console)."""
+    return PgError(
+        "57P03", f'database "{database}" takes no new clients', hint="ENABLE on the console lets them in again."
+    )
+
+
+@_example(problems="pgnear.toml line 3: pool_size: input should be greater than or equal to 1")
+def cannot_reload(problems: str) -> PgError:
+    """RELOAD, and the configuration cannot be used; the old one still holds."""
+    return PgError("F0000", "the configuration was not reloaded", detail=problems, hint="Correct it, and RELOAD again.")
+
+
 @_example(name="public.odrers")
 def unknown_table(name: str) -> PgError:
     """PURGE TABLE names a table that no database has."""

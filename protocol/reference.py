@@ -43,6 +43,7 @@ CONDITIONS = {
     "57P01": "admin_shutdown",
     "57P03": "cannot_connect_now",
     "57P05": "idle_session_timeout",
+    "F0000": "config_file_error",
     "XX000": "internal_error",
 }
 """PostgreSQL's names for the SQLSTATEs (appendix "PostgreSQL Error Codes")."""
