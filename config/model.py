@@ -581,6 +581,14 @@ class Config(_Model):
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",
         examples=["remember_user"],
     )
+    strict_custom_settings: bool = Field(
+        False,
+        description="Whether a client never gets an origin connection on which others have used custom settings "
+        "(app.tenant) or temporary tables that it has not: to it such a setting would be '' and not NULL, in "
+        "policies and functions, too. Such a connection is closed then and another one opened, which costs a login at "
+        "the origin. Where it is off, that is done for statements which ask by themselves (current_setting, SHOW), "
+        "outside transactions. Turn it on where policies tell the two apart.",
+    )
     max_replication_connections: Connections = Field(
         10,
         ge=0,

@@ -80,6 +80,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             return True
         if session.service.classifier.recalls_seen and _recalls_sequences(session, operations):
             session.go_home()
+        if session.service.classifier.looks_seen:
+            session.look(b";".join(_texts_that_look(session, operations)))
         if not session.link(start, capture):
             return False
     elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
@@ -133,6 +135,15 @@ def _statement_of(session: Session, operation: Operation) -> Statement:
     else:
         return NOTHING
     return prepared.statement if prepared is not None else NOTHING
+
+
+def _texts_that_look(session: Session, operations: list[Operation]) -> list[bytes]:
+    texts = []
+    for operation in operations:
+        if _statement_of(session, operation).looks:
+            prepared = operation[4] if operation[0] == _PARSE else session.statements[operation[4]]
+            texts.append(prepared.text)
+    return texts
 
 
 def _recalls_sequences(session: Session, operations: list[Operation]) -> bool:

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
@@ -44,6 +45,7 @@ class Origin:
       spoiled: it was used in a way that PostgreSQL does not foresee; it is closed, not reused.
       outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
+      traces: what clients have left on it for good: names of custom settings, a temporary schema (`sql.traces`).
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
@@ -82,6 +84,7 @@ class Origin:
         "settings",
         "spoiled",
         "status",
+        "traces",
         "transport",
         "units",
         "unnamed",
@@ -96,6 +99,7 @@ class Origin:
         self.reports = reports
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
+        self.traces = NO_TRACES
         self.outdated = False
         self.spoiled = False
         self.verified: dict[Prepared, bool] = {}

@@ -48,6 +48,14 @@ class Waiter(Protocol):
     def patience(self) -> float:
         """How long it waits, in seconds."""
 
+    @property
+    def traces(self) -> frozenset[str]:
+        """What of it may be on a connection for good, so that it expects to find it."""
+
+    @property
+    def insists(self) -> bool:
+        """Whether traces of others would show."""
+
     def granted(self, origin: Origin) -> None: ...
 
     def refused(self, error: PgError) -> None: ...
@@ -134,7 +142,10 @@ class Pool:
         """A connection now, or None: then `waiter` is in the queue and is granted one or refused later."""
         if not self.waiting:
             while self.idle:
-                origin = self._take_idle(waiter.settings)
+                origin = self._take_idle(waiter.settings, waiter.traces)
+                if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                    self._replace(origin)
+                    break
                 if monotonic() - origin.idle_since > PEEK_AFTER_SECONDS and origin.transport.has_news():
                     origin.readable()  # it may only be a notice; if it is the end, the connection leaves the pool
                     if origin.closed:
@@ -156,16 +167,37 @@ class Pool:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
         if self.waiting or len(self.idle) + self.size - len(self.origins) - self.connecting_count < 2 or not self.idle:
             return None
-        return self._take_idle(settings)
+        return self._take_idle(settings, settings.customs)
 
-    def _take_idle(self, settings: Settings) -> Origin:
+    def _take_idle(self, settings: Settings, traces: frozenset[str]) -> Origin:
+        """The latest one, but for one that has the same settings; before both, one with the same traces.
+
+        So clients with custom settings and clients without them keep to connections of their own, where there are
+        enough.
+        """
         idle = self.idle
         last = len(idle) - 1
-        if idle[last].settings is not settings:
-            for index in range(last - 1, max(-1, last - MATCH_DEPTH), -1):
-                if idle[index].settings is settings:
-                    return idle.pop(index)
+        if idle[last].settings is not settings or idle[last].traces != traces:
+            second = last
+            found = 1 if idle[last].traces <= traces else 0
+            for index in range(last, max(-1, last - MATCH_DEPTH), -1):
+                origin = idle[index]
+                if origin.traces == traces:
+                    if origin.settings is settings:
+                        return idle.pop(index)
+                    fits = 3
+                else:
+                    fits = 2 if origin.settings is settings and origin.traces <= traces else 0
+                if fits > found:
+                    second, found = index, fits
+            return idle.pop(second)
         return idle.pop()
+
+    def _replace(self, origin: Origin) -> None:
+        """Close a connection that has traces which its next client must not see; another one is opened."""
+        self.stats.origin_connections_replaced += 1
+        log.debug("origin_replaced", pool=self.name, origin_pid=origin.pid, traces=sorted(origin.traces))
+        origin.close()
 
     def withdraw(self, waiter: Waiter) -> None:
         """`waiter` no longer waits: it left, or was cancelled."""
@@ -225,8 +257,12 @@ class Pool:
             origin.close()
             self._grow()
             return
-        while self.waiting:
-            since, waiter = self.waiting.popleft()
+        if self.waiting:
+            since, waiter = self.waiting[0]
+            if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                self._replace(origin)
+                return
+            self.waiting.popleft()
             self.wait_histogram.observe(now - since)
             waiter.granted(origin)
             return

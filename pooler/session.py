@@ -28,7 +28,9 @@ from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
+from pooler.sql.traces import looks_closely
 from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
@@ -69,6 +71,7 @@ class Session:
       bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
         said it, what it said, and the edits. began: when it logged in (seconds since 1970).
       portals: by name, the `Part` of a portal whose completion matters to the session.
+      traces: what it may have left on connections for good (`sql.traces`). insists: it must not see those of others.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
@@ -80,12 +83,12 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream",
-        "_stream_begun", "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database",
-        "defaults_change", "flight", "holding", "key", "landed", "leaving", "mode", "namespace", "only_reads",
-        "origin", "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes", "sequence_home",
-        "service", "skipping", "state", "statements", "stirred", "transport", "unnamed_doubted", "user", "waiting",
-        "writes", "wrote",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
+        "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database", "defaults_change",
+        "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
+        "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes", "sequence_home",
+        "service", "skipping", "state", "statements", "stirred", "traces", "transport", "unnamed_doubted", "user",
+        "waiting", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +112,8 @@ class Session:
         self.key = key
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
+        self.traces = startup.customs
+        self.insists = service.config.strict_custom_settings
         self.unnamed_doubted = False
         self.bound = b""
         self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
@@ -409,6 +414,9 @@ class Session:
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
+        if statement.leaves and self.origin is not None:
+            self.traces |= statement.leaves
+            self.origin.traces |= statement.leaves
         if statement.changes_schema:
             self.schema_changes = True
         if statement.changes_defaults:
@@ -571,9 +579,26 @@ class Session:
             origin.units.append(Unit.own())
             origin.unnamed = None
             origin.settings = self.settings
+            origin.traces |= self.settings.customs
             self.service.stats.settings_replayed += 1
+        if self.insists and not self.traces <= origin.traces:
+            self._leave_traces(origin)
         if self.mode == "session":
             self.pin(PinKind.SESSION)
+
+    def look(self, text: bytes) -> None:
+        """Before linking for a text that may look at traces: see to it that those are this client's own."""
+        self.insists = self.service.config.strict_custom_settings or looks_closely(text) is not None
+
+    def _leave_traces(self, origin: Origin) -> None:
+        """Custom settings that this client has once set are known, as '', wherever it is."""
+        for name in sorted(name for name in self.traces - origin.traces if "." in name):
+            literal = quote_literal(name)
+            is_unknown = f"pg_catalog.current_setting({literal},true) IS NULL"
+            self.send_later(query(f"{set_config_sql(name, '')} WHERE {is_unknown}"))
+            origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
+            origin.unnamed = None
+            origin.traces |= {name}
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None

@@ -55,6 +55,8 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         capture = found
     if statement.recalls_sequences:
         session.go_home()
+    if session.origin is None and (statement.looks or session.insists):
+        session.look(text)
     if session.origin is None and not session.link(position, capture):
         return False
     assert session.origin is not None

@@ -50,6 +50,7 @@ class Stats:
         "origin_connect_failures",
         "origin_connections_lost",
         "origin_connections_opened",
+        "origin_connections_replaced",
         "pins",
         "pool_timeouts",
         "query_errors",
@@ -79,6 +80,7 @@ class Stats:
         self.bypass_latency = Histogram()  # never a candidate for the cache
         self.origin_connect_failures = 0
         self.origin_connections_lost = 0
+        self.origin_connections_replaced = 0
         self.origin_connections_opened = 0
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0

@@ -216,6 +216,11 @@ def _origins(service: Service) -> Iterator[Metric]:
         stats.origin_connect_failures,
     )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
+    yield _counter(
+        "origin_connections_replaced",
+        "Connections to the origin closed because of what other clients had left on them for good.",
+        stats.origin_connections_replaced,
+    )
     yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
     yield _counter(
         "transactions_rolled_back",

@@ -26,6 +26,8 @@ class _Borrower:
     def __init__(self, settings: Settings, patience: float) -> None:
         self.settings = settings
         self.patience = patience
+        self.traces = settings.customs
+        self.insists = False
         self.origin: Origin | None = None
         self.error: PgError | None = None
         self.decided = trio.Event()
@@ -103,6 +105,7 @@ async def apply(origin: Origin, settings: Settings) -> None:
     """
     await ask_origin(origin, origin.settings.difference_to(settings)[5:-1].decode())
     origin.settings = settings
+    origin.traces |= settings.customs
 
 
 async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:

@@ -8,7 +8,7 @@ memory: `classifier`. `classify` fails closed: what cannot be understood pins, w
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import postgast
@@ -170,6 +170,7 @@ class Statement:
       sequences: it may give out a sequence's values, which currval and lastval remember.
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
+      leaves: traces on a connection that nothing takes back (`sql.traces`). looks: it may look at such traces.
       shows: where it refers to system views that would show it the connection instead of its session.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on, as far as names alone can tell.
@@ -194,6 +195,8 @@ class Statement:
     sequences: bool = False
     recalls_sequences: bool = False
     session_functions: frozenset[str] = frozenset()
+    leaves: frozenset[str] = frozenset()
+    looks: bool = False
     shows: tuple[Reference, ...] = ()
     databases: frozenset[str] = frozenset()
     reads_only: bool = False
@@ -225,6 +228,9 @@ class Statement:
 UNKNOWN = Statement(sequences=True, unknown_reach=True, why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
 
+UNKNOWN_LOOKING = replace(UNKNOWN, looks=True)
+"""The same of one that may look at what others have left on its connection."""
+
 
 def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), suspicious: bool = True) -> Statement:
     """The exact meaning of `text`. Never raises.
@@ -233,7 +239,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
       session_functions: names of functions that have effects on the session which their call does not show.
       suspicious: whether an unparsable text may have session effects.
     """
-    from pooler.sql import effects, purity, views  # they speak this module's vocabulary
+    from pooler.sql import effects, purity, traces, views  # they speak this module's vocabulary
 
     try:
         decoded = text.decode()
@@ -265,6 +271,8 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         sequences=any(fact.sequences for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
+        leaves=traces.left_by(parts) if matters else traces.NO_TRACES,
+        looks=traces.looks(text) is not None,
         shows=views.references(text, facts),
         databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),

@@ -109,6 +109,7 @@ class Rig:
                     "auth": "trust",
                     "pool_size": pool_size,
                     "min_pool_size": 0,
+                    "strict_custom_settings": True,
                     "pool_wait_timeout": "1500ms",
                     "cache": {"enabled": cache},
                 },
