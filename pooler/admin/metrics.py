@@ -228,7 +228,7 @@ def _origins(service: Service) -> Iterator[Metric]:
         stats.transactions_rolled_back,
     )
     yield _counter(
-        "cache_writes_unsure",
+        "writes_unsure",
         "Writes whose client or connection was lost before their end was seen: followed until their backend has gone.",
         stats.writes_unsure,
     )
