@@ -24,10 +24,12 @@ from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
+from pooler.ceremony import supervisor
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.connect import Connected, text_rows
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
@@ -56,9 +58,6 @@ TICK_SECONDS = 0.1
 CATALOG_SECONDS = 30.0
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
-
-FAREWELL_SECONDS = 1.0
-"""How long a shutdown waits for the end of frames that replication clients are being sent."""
 
 
 class Service:
@@ -98,7 +97,10 @@ class Service:
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
         self.draining = False
+        self.stays_until: dict[Session, float] = {}
+        """During the drain: whom not to disconnect before when (trio's clock), though it does nothing."""
         self.listen_addresses: list[str] = []
+        self.listens_for_others = False  # the sockets were passed to us, and outlive us: who has connected can wait
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
@@ -142,10 +144,13 @@ class Service:
 
     def remember(self, session: Session) -> None:
         self.sessions.add(session)
+        if self.draining:
+            self.stays_until[session] = trio.current_time() + LATE_SECONDS
         self._by_pid[session.key[0]] = session
 
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
+        self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
 
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
@@ -168,6 +173,13 @@ class Service:
         for pool in self.pools.values():
             if pool.target.dbname in names:
                 pool.step_aside()
+
+    def depart_soon(self, session: Session) -> None:
+        """`session` has finished a transaction during the drain.
+
+        It is told to go a moment later: libpq takes an error that it reads together with an answer for a notice.
+        """
+        self.stays_until[session] = trio.current_time() + PARTING_SECONDS
 
     def leave_later(self, session: Session) -> None:
         """`session` said Terminate while answers are owed; it is cut off if they take too long."""
@@ -355,23 +367,6 @@ class Service:
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
-    async def drain(self) -> None:
-        """Let transactions finish for `drain_timeout`, then say goodbye to every client."""
-        self.draining = True
-        with trio.move_on_after(self.config.drain_timeout):
-            while any(session.busy for session in self.sessions):  # noqa: ASYNC110 (sessions are not tasks)
-                await trio.sleep(0.02)
-        for session in list(self.sessions):
-            session.shutdown()
-        for relay in list(self.relays.values()):
-            relay.shutdown()
-        self.console.shutdown()
-        with trio.move_on_after(FAREWELL_SECONDS):
-            while self.relays or self.console.conversations:  # noqa: ASYNC110 (neither are these)
-                await trio.sleep(0.02)
-        for relay in list(self.relays.values()):
-            relay.end("pgnear is shutting down")
-
     def close_pools(self) -> None:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
         for pool in self.pools.values():
@@ -408,12 +403,19 @@ async def serve(
     passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
     listeners: list[socket.socket] = []
     try:
-        listeners += (open_listener(address) for address in config.listen)
+        inherited = supervisor.inherited_sockets()
+        http_socket = next(iter(inherited.pop("http", [])), None)
+        listeners += (each for sockets in inherited.values() for each in sockets)
+        if not listeners:
+            listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
             service = Service(config, nursery, passwords, load)
+            service.listens_for_others = bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
-            if config.http:
-                service.http_address = await nursery.start(serve_http, service, config.http)
+            if http_socket is not None or config.http:
+                service.http_address = await nursery.start(
+                    serve_http, service, http_socket or config.http, config.reuse_port
+                )
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
@@ -440,14 +442,13 @@ async def serve(
                     )
                 if started is not None:
                     started(service)
+                supervisor.ready()
                 if stop is not None:
                     await stop.wait()
-                    accepting.cancel_scope.cancel()
+                    await hand_over(service, listeners, accepting.cancel_scope)
                 else:
                     await trio.sleep_forever()
-            for listener in listeners:
-                close_listener(listener)
-            await service.drain()
+            await drain(service)
             nursery.cancel_scope.cancel()
         service.close_pools()
     finally:
