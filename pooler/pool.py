@@ -14,12 +14,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from config import Config, Target
+from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.advice import Advice
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
     from pooler.settings import Reports, Settings
@@ -45,6 +47,14 @@ class Waiter(Protocol):
     @property
     def patience(self) -> float:
         """How long it waits, in seconds."""
+
+    @property
+    def traces(self) -> frozenset[str]:
+        """What of it may be on a connection for good, so that it expects to find it."""
+
+    @property
+    def insists(self) -> bool:
+        """Whether traces of others would show."""
 
     def granted(self, origin: Origin) -> None: ...
 
@@ -75,6 +85,7 @@ class Pool:
         self.stats = stats
         self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
+        self.advice: Advice | None = None
         self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
@@ -83,7 +94,8 @@ class Pool:
         self.held_since: float | None = None  # an operator holds its clients back (monotonic seconds)
         self._released_at = 0.0
         self._aside_until = 0.0
-        self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
+        self.defaults = Defaults()
+        self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
         self.waiting: deque[tuple[float, Waiter]] = deque()
@@ -130,7 +142,10 @@ class Pool:
         """A connection now, or None: then `waiter` is in the queue and is granted one or refused later."""
         if not self.waiting:
             while self.idle:
-                origin = self._take_idle(waiter.settings)
+                origin = self._take_idle(waiter.settings, waiter.traces)
+                if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                    self._replace(origin)
+                    break
                 if monotonic() - origin.idle_since > PEEK_AFTER_SECONDS and origin.transport.has_news():
                     origin.readable()  # it may only be a notice; if it is the end, the connection leaves the pool
                     if origin.closed:
@@ -152,16 +167,37 @@ class Pool:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
         if self.waiting or len(self.idle) + self.size - len(self.origins) - self.connecting_count < 2 or not self.idle:
             return None
-        return self._take_idle(settings)
+        return self._take_idle(settings, settings.customs)
 
-    def _take_idle(self, settings: Settings) -> Origin:
+    def _take_idle(self, settings: Settings, traces: frozenset[str]) -> Origin:
+        """The latest one, but for one that has the same settings; before both, one with the same traces.
+
+        So clients with custom settings and clients without them keep to connections of their own, where there are
+        enough.
+        """
         idle = self.idle
         last = len(idle) - 1
-        if idle[last].settings is not settings:
-            for index in range(last - 1, max(-1, last - MATCH_DEPTH), -1):
-                if idle[index].settings is settings:
-                    return idle.pop(index)
+        if idle[last].settings is not settings or idle[last].traces != traces:
+            second = last
+            found = 1 if idle[last].traces <= traces else 0
+            for index in range(last, max(-1, last - MATCH_DEPTH), -1):
+                origin = idle[index]
+                if origin.traces == traces:
+                    if origin.settings is settings:
+                        return idle.pop(index)
+                    fits = 3
+                else:
+                    fits = 2 if origin.settings is settings and origin.traces <= traces else 0
+                if fits > found:
+                    second, found = index, fits
+            return idle.pop(second)
         return idle.pop()
+
+    def _replace(self, origin: Origin) -> None:
+        """Close a connection that has traces which its next client must not see; another one is opened."""
+        self.stats.origin_connections_replaced += 1
+        log.debug("origin_replaced", pool=self.name, origin_pid=origin.pid, traces=sorted(origin.traces))
+        origin.close()
 
     def withdraw(self, waiter: Waiter) -> None:
         """`waiter` no longer waits: it left, or was cancelled."""
@@ -221,8 +257,12 @@ class Pool:
             origin.close()
             self._grow()
             return
-        while self.waiting:
-            since, waiter = self.waiting.popleft()
+        if self.waiting:
+            since, waiter = self.waiting[0]
+            if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                self._replace(origin)
+                return
+            self.waiting.popleft()
             self.wait_histogram.observe(now - since)
             waiter.granted(origin)
             return
@@ -295,15 +335,15 @@ class Pool:
     def _too_old(self, origin: Origin, now: float) -> bool:
         lifetime = self.limits.origin_lifetime
         return (
-            origin.created < self._defaults_since
+            origin.created < self._renewed_at
             or len(self.origins) > self.size
             or (lifetime > 0 and now - origin.created > lifetime)
         )
 
     def renew(self) -> None:
         """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
-        self._defaults_since = monotonic()
-        self.greetings.clear()
+        self._renewed_at = monotonic()
+        self.greetings = {}  # who is just asking for one may still add to the old ones
         for origin in list(self.idle):
             origin.close()
 

@@ -50,6 +50,7 @@ class Stats:
         "origin_connect_failures",
         "origin_connections_lost",
         "origin_connections_opened",
+        "origin_connections_replaced",
         "pins",
         "pool_timeouts",
         "query_errors",
@@ -61,6 +62,7 @@ class Stats:
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
+        "writes_unsure",
     )
 
     def __init__(self) -> None:
@@ -78,6 +80,7 @@ class Stats:
         self.bypass_latency = Histogram()  # never a candidate for the cache
         self.origin_connect_failures = 0
         self.origin_connections_lost = 0
+        self.origin_connections_replaced = 0
         self.origin_connections_opened = 0
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
@@ -89,6 +92,7 @@ class Stats:
         self.settings_replayed = 0
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
+        self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen
 
     def expired(self, deadline: str) -> None:
         """The setting `deadline` was exceeded."""

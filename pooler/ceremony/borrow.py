@@ -17,6 +17,7 @@ from pooler.settings import DEFAULTS, Settings
 from pooler.transport import TransportClosed
 from protocol import errors
 from protocol.errors import PgError
+from protocol.framing import parameter_status
 
 
 class _Borrower:
@@ -25,6 +26,8 @@ class _Borrower:
     def __init__(self, settings: Settings, patience: float) -> None:
         self.settings = settings
         self.patience = patience
+        self.traces = settings.customs
+        self.insists = False
         self.origin: Origin | None = None
         self.error: PgError | None = None
         self.decided = trio.Event()
@@ -102,6 +105,7 @@ async def apply(origin: Origin, settings: Settings) -> None:
     """
     await ask_origin(origin, origin.settings.difference_to(settings)[5:-1].decode())
     origin.settings = settings
+    origin.traces |= settings.customs
 
 
 async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:
@@ -114,6 +118,5 @@ async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:
     frames = await ask(origin.transport, text)
     for kind, body in frames:
         if kind == ord("S"):
-            name, value = body[:-1].split(b"\0")[:2]
-            origin.reports = origin.reports.with_value(name.decode(), value.decode(errors="replace"))
+            origin.reports = origin.reports.with_value(*parameter_status(body))
     return frames

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pooler.ceremony.cancel import TERMINATE
 from pooler.ceremony.connect import Connected, connect
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import HEADER_BYTES, length_at
+from protocol.framing import HEADER_BYTES, TERMINATE_FRAME, length_at
 from protocol.startup import StartupMessage
 
 if TYPE_CHECKING:
@@ -304,7 +303,7 @@ class Relay:
         try:
             self._client.transport.send(last + errors.admin_shutdown().fatal().response())
             if self._client.frames.between:
-                self._origin.transport.send(TERMINATE)
+                self._origin.transport.send(TERMINATE_FRAME)
         except TransportClosed:
             pass  # one of them went first
         self.end("pgnear is shutting down")

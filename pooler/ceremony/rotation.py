@@ -144,7 +144,7 @@ class Rotation:
         log.info("credentials_rotated", pool=pool.name, user=target.user, host=target.host, port=target.port)
         pool.renew()
         pool.connecting_count += 1
-        service.take_in(pool, connected)
+        service.take_in(pool, connected, monotonic())
         service.target_changed(pool, old)
         return True
 
