@@ -137,7 +137,7 @@ class Service:
 
         async def ask(text: str) -> list[tuple[int, bytes]]:
             async with borrowed(pool) as origin:
-                with trio.fail_after(self.config.origin_connect_timeout):
+                with trio.fail_after(pool.limits.origin_connect_timeout):
                     return await ask_origin(origin, text)
 
         return Stream(
@@ -152,7 +152,7 @@ class Service:
             publication=self.config.cache.publication,
             create=self.config.cache.invalidation == "stream",
             ask_elsewhere=ask,
-            connect_timeout=self.config.origin_connect_timeout,
+            connect_timeout=pool.limits.origin_connect_timeout,
         )
 
     def _dropped(self, entry: Entry) -> None:
@@ -398,7 +398,7 @@ class Service:
         while True:
             try:
                 async with borrowed(pool) as origin:
-                    with trio.fail_after(self.config.origin_connect_timeout):
+                    with trio.fail_after(pool.limits.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pooler.ceremony.connect import Connected, connect
+from pooler.ceremony.connect import Connected
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
 from pooler.transport import Transport, TransportClosed
@@ -107,7 +107,7 @@ async def _connect(service: Service, pool: Pool, parameters: dict[str, str]) -> 
     timeout = pool.limits.origin_connect_timeout
     try:
         with trio.move_on_after(timeout):
-            connected = await connect(pool.target, service.reactor, parameters)
+            connected = await service.rotations[pool.name].connect(parameters)
             service.stats.origin_connections_opened += 1
             return connected
         service.stats.expired("origin_connect_timeout")

@@ -68,19 +68,22 @@ class Rotation:
                 self._stamp = stamp
                 await self.refresh()
 
-    async def connect(self) -> Connected:
+    async def connect(self, parameters: dict[str, str] | None = None) -> Connected:
         """A connection with the credentials that hold; where they are refused, with newer ones if there are any.
+
+        Args:
+          parameters: as `ceremony.connect.connect` has them.
 
         Raises:
           PgError: as `ceremony.connect.connect` does.
         """
         target = self._pool.target
         try:
-            return await connect(target, self._service.reactor)
+            return await connect(target, self._service.reactor, parameters)
         except LoginRefused:
             if not await self._newer_than(target):
                 raise
-        return await connect(self._pool.target, self._service.reactor)
+        return await connect(self._pool.target, self._service.reactor, parameters)
 
     async def _newer_than(self, refused: Target) -> bool:
         async with self._turn:
