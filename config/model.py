@@ -283,6 +283,12 @@ class Cache(_Model):
         description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
         "is lost. Lower it where writes go past pgnear and readers must see them soon.",
     )
+    stale_if_error: Seconds = Field(
+        0.0,
+        ge=0,
+        description="How long after its time an answer is still served while the origin cannot be reached (its breaker "
+        "is open); 0 is never. Writes end it as ever. Set it where an old answer is better than none.",
+    )
     max_bytes: Size = Field(
         128 * 1024**2,
         ge=1024**2,
@@ -332,6 +338,35 @@ class Cache(_Model):
             if policy.max_bytes is not None and policy.max_bytes > self.max_bytes:
                 raise ValueError(f"the policy {policy.name} may have more memory (max_bytes) than the whole cache")
         return self
+
+
+class Breaker(_Model):
+    """When an origin that cannot be reached is left alone for a while."""
+
+    failures: Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "attempts"})] = Field(
+        5,
+        ge=0,
+        description="So many connections in a row that cannot be made open the breaker: then queries that need a new "
+        "one fail at once (57P03) and one probe at a time is made. Raise it for an unreliable network; 0 turns it off.",
+    )
+    timeout_rate: Annotated[float, BeforeValidator(_number), Field(json_schema_extra={"unit": "part"})] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
+        "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
+    )
+    retry_after: Seconds = Field(
+        1.0,
+        gt=0,
+        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
+        "attempts do harm.",
+    )
+    retry_at_most: Seconds = Field(
+        10.0,
+        gt=0,
+        description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
+    )
 
 
 class Log(_Model):
@@ -466,6 +501,20 @@ class Config(_Model):
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
     )
+    max_waiting: Connections = Field(
+        0,
+        ge=0,
+        description="Clients that may wait for a connection of one pool; more are refused at once with 53300. 0 is no "
+        "limit of its own. Set it to shed load earlier than by the expected wait, which may not pass "
+        "pool_wait_timeout.",
+    )
+    reserve_pool_size: Connections = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Connections per database, beyond pool_size, that only admin_users are given, when all others are "
+        "busy. Set it so that operators get in on an overloaded day.",
+    )
     origin_idle_timeout: Seconds = Field(
         600.0,
         ge=0,
@@ -513,6 +562,9 @@ class Config(_Model):
         5000,
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
+    )
+    breaker: Breaker = Field(
+        default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
     )
     cache: Cache = Field(default=Cache(), description="The query cache.")
     log: Log = Field(default=Log(), description="What is written to standard error.")

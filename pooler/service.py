@@ -67,7 +67,11 @@ class Service:
         self.tls = server_tls(config)
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes) if cache.enabled else None
+        self.cache = (
+            Store(cache.max_bytes, cache.max_entry_bytes, stale_if_error=cache.stale_if_error)
+            if cache.enabled
+            else None
+        )
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
@@ -177,11 +181,14 @@ class Service:
     def connect(self, pool: Pool) -> None:
         self.nursery.start_soon(self._connect, pool)
 
+    def soon(self, function: Callable[[], None]) -> None:
+        self.reactor.call_soon(function)
+
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
         try:
             connected = None
-            with trio.move_on_after(self.config.origin_connect_timeout):
+            with trio.move_on_after(self.config.origin_connect_timeout) as cut:
                 connected = await connect(pool.target, self.reactor)
             if connected is None:
                 raise errors.origin_unreachable(
@@ -195,7 +202,7 @@ class Service:
                 reason=error.message,
                 detail=error.detail,
             )
-            pool.connect_failed(error)
+            pool.connect_failed(error, timed_out=connected is None and cut.cancelled_caught)
         except BaseException:
             pool.connecting_count -= 1
             raise
@@ -256,7 +263,8 @@ class Service:
                     pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
                 wait = CATALOG_SECONDS
             except (PgError, trio.TooSlowError) as error:
-                pool.catalog = None
+                if pool.breaker.closed or not self.config.cache.stale_if_error:
+                    pool.catalog = None
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
             with trio.move_on_after(wait):

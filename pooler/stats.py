@@ -36,6 +36,7 @@ class Stats:
     """The process's totals. One instance, shared by every session, pool and ceremony."""
 
     __slots__ = (
+        "breaker_refusals",
         "bypass_latency",
         "bytes_from_clients",
         "bytes_to_clients",
@@ -50,10 +51,12 @@ class Stats:
         "origin_connections_lost",
         "origin_connections_opened",
         "pins",
+        "pool_refusals",
         "pool_timeouts",
         "query_errors",
         "retries",
         "settings_replayed",
+        "stale_if_error_hits",
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
@@ -76,8 +79,11 @@ class Stats:
         self.origin_connections_opened = 0
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
+        self.pool_refusals = 0  # refused at once: the queue was full or too slow
+        self.breaker_refusals = 0  # refused at once: the origin was not to be tried
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
         self.retries = 0
         self.settings_replayed = 0
+        self.stale_if_error_hits = 0  # served from the cache because the origin could not be reached
         self.statements_replayed = 0
         self.transactions_rolled_back = 0

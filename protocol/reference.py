@@ -39,6 +39,7 @@ CONDITIONS = {
     "55000": "object_not_in_prerequisite_state",
     "57014": "query_canceled",
     "57P01": "admin_shutdown",
+    "57P03": "cannot_connect_now",
     "XX000": "internal_error",
 }
 """PostgreSQL's names for the SQLSTATEs (appendix "PostgreSQL Error Codes")."""

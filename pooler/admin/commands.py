@@ -235,6 +235,17 @@ def _origin_state(origin: Origin) -> str:
     return "draining" if origin.draining else "borrowed"
 
 
+def _breakers(service: Service) -> Iterator[Row]:
+    now = time.monotonic()
+    for pool in service.pools.values():
+        breaker = pool.breaker
+        yield (
+            pool.name, breaker.state.value, breaker.failures_in_a_row, breaker.opened,
+            None if breaker.closed else round(breaker.retry_in(now), 3),
+            pool.last_failure.message if pool.last_failure is not None else None,
+        )  # fmt: skip
+
+
 def _stats(service: Service) -> Iterator[Row]:
     stats = service.stats
     yield "clients", float(len(service.sessions) + len(service.console.conversations))
@@ -321,6 +332,11 @@ TABLES = {
         "origin connections",
         _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid#"),
         _origins,
+    ),
+    "BREAKERS": Table(
+        "whether origins are tried, and when next",
+        _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure"),
+        _breakers,
     ),
     "STATS": Table("totals since the start", _columns("name value~"), _stats),
     "CONFIG": Table("every setting, without secrets", _columns("name value"), _config),

@@ -22,6 +22,8 @@ from protocol.errors import PgError
 class _Borrower:
     """A task in the pool's queue."""
 
+    user = ""  # all of them take turns as one user would
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.origin: Origin | None = None
