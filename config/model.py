@@ -390,7 +390,8 @@ class Config(_Model):
     origin: Url | None = Field(
         None,
         description="The origin database. Required, unless there are only named databases; user and password are also "
-        "those of clients, unless there are users.",
+        "those of clients, unless there are users. Name several hosts (a,b:5433) and target_session_attrs for one that "
+        "fails over: see docs/faults.md.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
     allow_plaintext_origin: bool = Field(
@@ -599,7 +600,7 @@ class Config(_Model):
                 problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
-                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
+                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
         if self.auth == "trust":

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
@@ -26,11 +27,13 @@ from protocol.errors import PgError
 from protocol.framing import length_at
 
 if TYPE_CHECKING:
+    from config import Target
     from pooler.pool import Pool
     from pooler.session import Session
     from pooler.statements import Prepared
 
 IDLE, IN_TRANSACTION, FAILED_TRANSACTION = b"ITE"
+_READ_ONLY = b"\0C25006\0"
 
 
 class Origin:
@@ -47,6 +50,7 @@ class Origin:
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -67,24 +71,30 @@ class Origin:
         "pool",
         "prepared",
         "reports",
+        "retired",
         "secret",
         "sequence_client",
         "session",
         "settings",
         "spoiled",
         "status",
+        "target",
         "transport",
         "units",
         "unnamed",
         "verified",
     )
 
-    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports) -> None:
+    def __init__(
+        self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports, target: Target | None = None
+    ) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
         self.secret = secret
         self.reports = reports
+        self.target = target or pool.target
+        self.retired = False
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
         self.outdated = False
@@ -189,6 +199,8 @@ class Origin:
         if kind == PARAMETER_STATUS:
             name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
             self.reports = self.reports.with_value(name, value)
+            if name in ROLE_REPORTS:
+                self._role_reported(name)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
@@ -206,12 +218,21 @@ class Origin:
             if made_up:
                 self._out.append(made_up)
         forward = unit.notice(self, kind, frame)
+        if kind == ERROR and _READ_ONLY in frame:
+            self.pool.found_read_only(self)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
             if kind == ERROR and forward and ORIGIN_PREFIX in frame:
                 self._out.append(session.in_its_words(frame))
                 return False
         return forward
+
+    def _role_reported(self, name: str) -> None:
+        """The server may have another role now; or a client has set what looks like it, which says nothing."""
+        unit = self.units[0] if self.units else None
+        clients = self.session is not None and (self.session.state.watching or (unit is not None and unit.swallow))
+        if name == "in_hot_standby" or not clients:
+            self.pool.role_reported(self, name)
 
     def _ready(self, status: int) -> bool:
         """ReadyForQuery: the unit at the head is complete."""

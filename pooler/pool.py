@@ -19,6 +19,7 @@ from config import Config, Target
 from pooler.breaker import Breaker
 from pooler.logs import get_logger
 from pooler.queue import Queued, WaitQueue
+from pooler.roles import fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.errors import PgError
@@ -168,7 +169,12 @@ class Pool:
 
     def paused(self, now: float) -> bool:
         """Whether there is no connection, and the breaker lets none be opened now."""
-        return not self.breaker.closed and not self.origins and not self.breaker.may_try(now)
+        return not self.breaker.closed and not self._usable and not self.breaker.may_try(now)
+
+    @property
+    def _usable(self) -> bool:
+        """Whether there is a connection that may become free for somebody."""
+        return any(not origin.retired for origin in self.origins)
 
     def _paused_error(self, now: float) -> PgError:
         self.stats.breaker_refusals += 1
@@ -285,7 +291,7 @@ class Pool:
                 retry_in_seconds=round(breaker.retry_in(now), 3),
                 reason=error.message,
             )
-        if not self.origins and not self.connecting_count:
+        if not self.connecting_count and not self._usable:
             self.ready = False
             self.waiting_hear(error)
 
@@ -380,13 +386,41 @@ class Pool:
 
     def _too_old(self, origin: Origin, now: float) -> bool:
         lifetime = self.config.origin_lifetime
-        return origin.created < self._defaults_since or (lifetime > 0 and now - origin.created > lifetime)
+        return (
+            origin.retired
+            or origin.created < self._defaults_since
+            or (lifetime > 0 and now - origin.created > lifetime)
+        )
 
     def defaults_changed(self) -> None:
         """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
         self._defaults_since = monotonic()
         self.greetings.clear()
         self._close_idle()
+
+    def role_reported(self, origin: Origin, name: str) -> None:
+        """A server was promoted or demoted. If it is not what is wanted any more, its connections drain."""
+        wanted = self.target.session_attrs
+        promoted = name == "in_hot_standby" and origin.reports.values[name] == "off"
+        if not (promoted and wanted == "prefer-standby") and fits(origin.reports.values, wanted) is not False:
+            return
+        place = origin.target.place
+        leaving = [each for each in self.origins if each.target.place == place and not each.retired]
+        log.warning("origin_role_changed", pool=self.name, host=place, wanted=wanted, connections=len(leaving))
+        self.stats.origin_role_changes += 1
+        for each in leaving:
+            each.retired = True
+        self._close_retired()
+
+    def found_read_only(self, origin: Origin) -> None:
+        """A statement was refused as in a read-only transaction: before PostgreSQL 14 only that tells of a demotion."""
+        if self.target.session_attrs in ("read-write", "primary") and fits(origin.reports.values, "primary") is None:
+            origin.retired = True
+
+    def _close_retired(self) -> None:
+        for origin in (*self.idle, *self.reserve_idle):
+            if origin.retired:
+                origin.close()
 
     def _close_idle(self) -> None:
         for origin in (*self.idle, *self.reserve_idle):

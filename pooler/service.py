@@ -24,8 +24,9 @@ from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import end_abandoned
-from pooler.ceremony.connect import connect, text_rows
+from pooler.ceremony.connect import text_rows
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
+from pooler.ceremony.origins import connect
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.stream import Stream
@@ -187,29 +188,21 @@ class Service:
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
         try:
-            connected = None
-            with trio.move_on_after(self.config.origin_connect_timeout) as cut:
-                connected = await connect(pool.target, self.reactor)
-            if connected is None:
-                raise errors.origin_unreachable(
-                    f"no answer within {self.config.origin_connect_timeout:g} s (origin_connect_timeout)"
-                )
+            connected = await connect(pool.target, self.reactor, timeout=self.config.origin_connect_timeout)
+        except trio.TooSlowError:
+            seconds = self.config.origin_connect_timeout
+            failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
+            self._connect_failed(pool, failure, timed_out=True)
         except PgError as error:
-            log.error(
-                "origin_connect_failed",
-                pool=pool.name,
-                sqlstate=error.sqlstate,
-                reason=error.message,
-                detail=error.detail,
-            )
-            pool.connect_failed(error, timed_out=connected is None and cut.cancelled_caught)
+            self._connect_failed(pool, error)
         except BaseException:
             pool.connecting_count -= 1
             raise
         else:
             origin = Origin(
-                connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters)
-            )
+                connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters),
+                connected.target,
+            )  # fmt: skip
             connected.transport.register(origin)
             log.debug(
                 "origin_connected",
@@ -220,6 +213,12 @@ class Service:
             pool.connected(origin)
         finally:
             self.reactor.ceremonies -= 1
+
+    def _connect_failed(self, pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
+        log.error(
+            "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
+        )
+        pool.connect_failed(error, timed_out=timed_out)
 
     def reset(self, pool: Pool, origin: Origin) -> None:
         self.nursery.start_soon(self._contained, origin, reset, pool, origin, self.config.origin_connect_timeout)

@@ -50,6 +50,7 @@ class Stats:
         "origin_connect_failures",
         "origin_connections_lost",
         "origin_connections_opened",
+        "origin_role_changes",
         "pins",
         "pool_refusals",
         "pool_timeouts",
@@ -77,6 +78,7 @@ class Stats:
         self.origin_connect_failures = 0
         self.origin_connections_lost = 0
         self.origin_connections_opened = 0
+        self.origin_role_changes = 0  # a server was promoted or demoted, and its connections drained
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
         self.pool_refusals = 0  # refused at once: the queue was full or too slow

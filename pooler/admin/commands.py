@@ -181,7 +181,7 @@ def _pools(service: Service) -> Iterator[Row]:
 
 def _place(pool: Pool) -> str:
     target = pool.target
-    return f"{target.user}@{target.host}:{target.port}/{target.dbname}"
+    return f"{target.user}@{target.place}/{target.dbname}"
 
 
 def _clients(service: Service) -> Iterator[Row]:
@@ -225,7 +225,7 @@ def _origins(service: Service) -> Iterator[Row]:
                 pool.name, origin.pid, "idle" if origin in idle else _origin_state(origin),
                 round(now - origin.created, 3), len(origin.settings.items), len(origin.prepared),
                 session.user if session is not None else None,
-                session.key[0] if session is not None else None,
+                session.key[0] if session is not None else None, origin.target.place,
             )  # fmt: skip
 
 
@@ -310,7 +310,7 @@ def _masked(name: str, secret: SecretStr) -> str:
     if name.rpartition(".")[2] != "origin":
         return MASK
     target = url.parse(secret.get_secret_value())
-    return f"postgresql://{target.user}:{MASK}@{target.host}:{target.port}/{target.dbname}?sslmode={target.sslmode}"
+    return f"postgresql://{target.user}:{MASK}@{target.place}/{target.dbname}?sslmode={target.sslmode}"
 
 
 TABLES = {
@@ -330,7 +330,7 @@ TABLES = {
     ),
     "ORIGINS": Table(
         "origin connections",
-        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid#"),
+        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid# host"),
         _origins,
     ),
     "BREAKERS": Table(

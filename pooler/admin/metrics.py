@@ -209,6 +209,11 @@ def _origins(service: Service) -> Iterator[Metric]:
         "Connections to the origin that could not be made.",
         stats.origin_connect_failures,
     )
+    yield _counter(
+        "origin_role_changes",
+        "Servers that were promoted or demoted, so that their connections drained.",
+        stats.origin_role_changes,
+    )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
     yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
     yield _counter(

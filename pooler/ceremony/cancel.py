@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from config import Target
 from pooler.ceremony.connect import open_transport
 from pooler.logs import get_logger
 from pooler.transport import TransportClosed
@@ -19,7 +20,6 @@ from protocol.errors import PgError
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
-    from pooler.pool import Pool
     from pooler.service import Service
 
 log = get_logger(__name__)
@@ -33,7 +33,7 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     service.stats.cancels_received += 1
     relay = service.relay_by_key(pid, secret)
     if relay is not None and relay.connected:
-        await _ask_to_cancel(service, relay.pool, relay.origin_pid, relay.origin_secret)
+        await _ask_to_cancel(service, relay.target, relay.origin_pid, relay.origin_secret)
         return
     session = service.session_by_key(pid, secret)
     if session is None or session.cancel_waiting():
@@ -47,16 +47,16 @@ async def cancel_origin(service: Service, origin: Origin) -> None:
     """Ask the origin to cancel what `origin` works on; returns when the request has arrived."""
     origin.cancels += 1
     try:
-        await _ask_to_cancel(service, origin.pool, origin.pid, origin.secret)
+        await _ask_to_cancel(service, origin.target, origin.pid, origin.secret)
     finally:
         origin.pool.cancel_done(origin)
 
 
-async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) -> None:
+async def _ask_to_cancel(service: Service, target: Target, pid: int, secret: bytes) -> None:
     service.stats.cancels_forwarded += 1
     try:
         with trio.move_on_after(service.config.cancel_wait_timeout):
-            transport = await open_transport(pool.target, service.reactor)
+            transport = await open_transport(target, service.reactor)
             try:
                 await transport.send_all(startup.cancel_request(pid, secret))
                 while await transport.receive_some():  # the origin closes once it has delivered the signal
@@ -64,7 +64,7 @@ async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) 
             finally:
                 transport.close()
     except (PgError, TransportClosed) as error:
-        log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason=str(error))
+        log.warning("cancel_failed", pool=target.database, origin_pid=pid, reason=str(error))
 
 
 async def end_abandoned(service: Service, origin: Origin) -> None:

@@ -284,3 +284,36 @@ def test_a_reserve_that_was_lost_can_be_opened_again() -> None:
     admin = bench.ask("app")
     again = bench.succeed()
     assert admin.origin is again
+
+
+# ---- servers that change their role ----------------------------------------------------------------------------------
+
+TWO_HOSTS = "postgresql://app:x@127.0.0.1,localhost/shop?target_session_attrs=primary"
+
+
+def test_connections_to_a_server_that_is_no_longer_wanted_drain_and_others_stay() -> None:
+    bench = Bench(origin=TWO_HOSTS, pool_size=3)
+    first, second = bench.pool.target.each()
+    clients = [bench.ask() for _ in range(3)]
+    demoted, gone, other = (bench.succeed() for _ in clients)
+    demoted.target = gone.target = first
+    other.target = second
+    bench.pool.release(gone)
+    demoted.reports = Reports.of({"in_hot_standby": "on", "default_transaction_read_only": "off"})
+    bench.pool.role_reported(demoted, "in_hot_standby")
+    assert gone.closed
+    assert not demoted.closed  # it works for somebody
+    bench.pool.release(demoted)
+    assert demoted.closed
+    bench.pool.release(other)
+    assert not other.closed
+
+
+def test_who_waits_for_a_connection_that_drains_hears_that_there_is_no_other() -> None:
+    bench = Bench(origin=TWO_HOSTS)
+    bench.ask()
+    origin = bench.succeed()
+    origin.retired = True
+    waiter = bench.ask()
+    bench.fail()
+    assert waiter.error is not None
