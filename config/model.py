@@ -481,8 +481,16 @@ class Config(_Model):
     max_unauthenticated_connections: Connections = Field(
         256,
         ge=1,
-        description="Connections at once that have not logged in yet; more are refused. Raise it when a great many "
-        "clients connect at the same moment.",
+        description="Connections at once that have not logged in yet; more wait up to a second for one of them to "
+        "finish, and are refused with 53300 if none does. Raise it when a great many clients connect at the same "
+        "moment.",
+    )
+    max_connections_per_address: Connections = Field(
+        0,
+        ge=0,
+        description="Connections at once from one source address, logged in or not; more are refused with 53300, and 0 "
+        "is no limit. Of an IPv6 address its /64 counts; unix sockets are exempt. Set it where clients come over a "
+        "network, above what your busiest host needs.",
     )
     pool_size: PoolSize = Field(
         20,

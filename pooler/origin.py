@@ -24,7 +24,7 @@ from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import length_at
+from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
     from config import Target
@@ -137,7 +137,10 @@ class Origin:
             data = self._partial + data
             self._partial = b""
         self._missing = 0
-        self._walk(data)
+        try:
+            self._walk(data)
+        except PgError as error:
+            self.lost(f"the origin broke the protocol: {error.message}")
 
     def _walk(self, data: bytes) -> None:
         end = len(data)
@@ -197,7 +200,7 @@ class Origin:
         unit = self.units[0] if self.units else None
         session = self.session
         if kind == PARAMETER_STATUS:
-            name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
+            name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
             if name in ROLE_REPORTS:
                 self._role_reported(name)

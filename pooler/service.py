@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import trio
 
 from config import Config, User
+from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
@@ -64,6 +65,7 @@ class Service:
         self.config = config
         self.nursery = nursery
         self.stats = Stats()
+        self.addresses = Addresses()
         self.reactor = Reactor()
         self.tls = server_tls(config)
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
@@ -195,6 +197,9 @@ class Service:
             self._connect_failed(pool, failure, timed_out=True)
         except PgError as error:
             self._connect_failed(pool, error)
+        except Exception as error:  # a bug here costs one connection, not the process
+            log.exception("internal_error", where="connect", error=str(error))
+            pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
         except BaseException:
             pool.connecting_count -= 1
             raise
@@ -266,6 +271,10 @@ class Service:
                     pool.catalog = None
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
+            except Exception as error:  # without a catalog nothing is cached, and that is all
+                pool.catalog = None
+                wait = CATALOG_SECONDS
+                log.exception("internal_error", where="catalog", error=str(error))
             with trio.move_on_after(wait):
                 await self._catalog_stale[pool.name].wait()
             self._catalog_stale[pool.name] = trio.Event()

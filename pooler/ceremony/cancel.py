@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 CANCEL_AGAIN_SECONDS = 0.5
+MOST_CANCELS = 8
+"""Requests on their way to one origin connection at once; more would tell it nothing new."""
 TERMINATE = b"X\0\0\0\4"
 
 
@@ -39,7 +41,7 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     if session is None or session.cancel_waiting():
         return
     origin = session.origin
-    if origin is not None and origin.units:
+    if origin is not None and origin.units and origin.cancels < MOST_CANCELS:
         await cancel_origin(service, origin)
 
 
