@@ -166,10 +166,13 @@ class Service:
         await trio.sleep(LEAVE_SECONDS)
         session.end(abrupt=True)
 
-    def cancel_abandoned(self, origin: Origin) -> None:
-        """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
+    def cancel_abandoned(self, origin: Origin, *, within_message: bool) -> None:
+        """The client of `origin` vanished while the origin worked for it: stop that work, then close.
+
+        `within_message`: the client was in the middle of a CopyData message.
+        """
         origin.leave_reactor()
-        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
+        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin, within_message)
 
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""

@@ -69,7 +69,7 @@ async def _ask_to_cancel(service: Service, target: Target, pid: int, secret: byt
         log.warning("cancel_failed", pool=target.database, origin_pid=pid, reason=str(error))
 
 
-async def end_abandoned(service: Service, origin: Origin) -> None:
+async def end_abandoned(service: Service, origin: Origin, within_message: bool) -> None:
     """Stop what `origin` does for a client that vanished, and close it; nobody else is given it meanwhile.
 
     A cancel that arrives before its query has begun is lost, and a backend at work does not see that its connection is
@@ -80,7 +80,9 @@ async def end_abandoned(service: Service, origin: Origin) -> None:
         with trio.move_on_after(service.config.cancel_wait_timeout):
             while not origin.closed:
                 await cancel_origin(service, origin)
-                if transport.pending:  # it stands in the middle of a message, and learns of the end by reading on
+                if (
+                    within_message or transport.pending
+                ):  # it stands in the middle of a message, and learns of the end by reading on
                     break
                 with trio.move_on_after(CANCEL_AGAIN_SECONDS):
                     await transport.send_all(TERMINATE)
