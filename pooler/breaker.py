@@ -45,12 +45,16 @@ class Breaker:
         self.retry_at = 0.0
         self.opened = 0
         self.failures_in_a_row = 0
+        self._wait = retry_after
+        self._timeouts: deque[bool] = deque(maxlen=TIMEOUTS_OF)
+        self.limit(failures, timeout_rate, retry_after, retry_at_most)
+
+    def limit(self, failures: int, timeout_rate: float, retry_after: float, retry_at_most: float) -> None:
+        """Go by other limits from now on."""
         self._failures = failures
         self._timeout_rate = timeout_rate
         self._retry_after = retry_after
         self._retry_at_most = max(retry_after, retry_at_most)
-        self._wait = retry_after
-        self._timeouts: deque[bool] = deque(maxlen=TIMEOUTS_OF)
 
     @property
     def closed(self) -> bool:

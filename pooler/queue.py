@@ -4,7 +4,8 @@ Lives here: the order, and how long a wait may be expected to take. Not here: co
 Nothing here reads a clock: `now` is seconds on any clock that only goes forward.
 
 Users take turns, so that one who asks for much does not keep the others waiting; the waiters of one user are served
-first in, first out. Each operation takes the same time however many wait; `overdue` looks once at each user.
+first in, first out. Each operation takes the same time however many wait, but for `oldest`, which looks once at each
+user.
 """
 
 from __future__ import annotations
@@ -56,26 +57,16 @@ class WaitQueue(Generic[Waiter]):
         mine[waiter] = now
         self._count += 1
 
-    def pop(self, now: float) -> tuple[float, Waiter]:
-        """Whose turn it is, and since when it waited; it gets a connection now.
+    def head(self, users: Collection[str] | None = None) -> Waiter | None:
+        """Whose turn it is, among `users` where they are given; None where nobody waits."""
+        user = next(iter(self.users) if users is None else (user for user in users if user in self.users), None)
+        return next(iter(self.users[user])) if user is not None else None
 
-        Raises:
-          KeyError: nobody waits.
-        """
-        return self._serve(next(iter(self.users), ""), now)
-
-    def pop_of(self, users: Collection[str], now: float) -> tuple[float, Waiter] | None:
-        """The same of `users` alone; None where none of them waits."""
-        user = self.first_of(users)
-        return self._serve(user, now) if user is not None else None
-
-    def first_of(self, users: Collection[str]) -> str | None:
-        """One of `users` who waits."""
-        return next((user for user in users if user in self.users), None)
-
-    def _serve(self, user: str, now: float) -> tuple[float, Waiter]:
+    def serve(self, waiter: Waiter, now: float) -> float:
+        """`waiter`, one of the heads, gets a connection now; since when it waited."""
+        user = waiter.user
         mine = self.users[user]
-        waiter, since = mine.popitem(last=False)
+        since = mine.pop(waiter)
         self._left(user)
         if mine:
             self.users.move_to_end(user)
@@ -85,7 +76,7 @@ class WaitQueue(Generic[Waiter]):
         if self._grants > 2 * self._trusted:  # what was long ago matters less and less
             self._grants //= 2
             self._since += (now - self._since) / 2
-        return since, waiter
+        return since
 
     def _left(self, user: str) -> None:
         self._count -= 1
@@ -100,14 +91,11 @@ class WaitQueue(Generic[Waiter]):
         self._left(waiter.user)
         return True
 
-    def overdue(self, before: float) -> Iterator[tuple[float, Waiter]]:
-        """Take out everybody who has waited since `before` or longer."""
-        for user in list(self.users):
-            mine = self.users[user]
-            while mine and (head := next(iter(mine.items())))[1] < before:
-                del mine[head[0]]
-                self._left(user)
-                yield head[1], head[0]
+    def __iter__(self) -> Iterator[tuple[float, Waiter]]:
+        """(since when it waits, waiter) of everybody, in no order."""
+        for mine in self.users.values():
+            for waiter, since in mine.items():
+                yield since, waiter
 
     def clear(self) -> list[Waiter]:
         """Take out everybody."""

@@ -63,6 +63,11 @@ class ServiceCollector(Collector):
         yield from _origins(service)
         if service.cache is not None:
             yield from _cache(service.cache)
+            yield _counter(
+                "cache_writes_unsure",
+                "Writes whose client or connection was lost before their end was seen: followed until it has gone.",
+                service.stats.writes_unsure,
+            )
         if service.flights is not None:
             flights = service.flights
             yield _counter("cache_flights_led", "Misses asked of the origin for all who want them.", flights.led)
@@ -120,6 +125,9 @@ def _clients(service: Service) -> Iterator[Metric]:
         "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
     )
     yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
+    yield _by_label(
+        "deadlines_exceeded", "Times a deadline passed, by the setting's name.", "deadline", stats.deadlines
+    )
     yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
 
 
@@ -171,6 +179,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             lambda pool: pool.oldest_wait_seconds(now),
         ),
         (
+            "pool_paused",
+            "Whether an operator holds the pool's clients back.",
+            lambda pool: int(pool.held_since is not None),
+        ),
+        (
             "pool_ready",
             "Whether the last attempt to connect to the origin succeeded.",
             lambda pool: int(pool.ready),
@@ -202,6 +215,14 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
 
 def _origins(service: Service) -> Iterator[Metric]:
     stats = service.stats
+    yield _by_label(
+        "credential_rotations",
+        "Attempts to change an origin's credentials: verified, rejected by the origin, or unavailable.",
+        "outcome",
+        stats.rotations,
+    )
+    yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
+    yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter(
         "pool_refusals", "Queries refused at once because the queue was full or too slow.", stats.pool_refusals
@@ -226,6 +247,11 @@ def _origins(service: Service) -> Iterator[Metric]:
         stats.origin_role_changes,
     )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
+    yield _counter(
+        "origin_connections_replaced",
+        "Connections to the origin closed because of what other clients had left on them for good.",
+        stats.origin_connections_replaced,
+    )
     yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
     yield _counter(
         "transactions_rolled_back",

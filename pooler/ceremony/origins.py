@@ -14,7 +14,7 @@ import time
 import trio
 
 from config import Target
-from pooler.ceremony.connect import Connected, ask, connect_to, text_rows
+from pooler.ceremony.connect import Connected, LoginRefused, ask, connect_to, text_rows
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
 from pooler.roles import fits
@@ -57,7 +57,8 @@ async def connect(
       timeout: seconds, for each host, as libpq's connect_timeout.
 
     Raises:
-      PgError: as `connect_to` does where there is one host; 08001 with what was wrong with each where there are more.
+      PgError: as `connect_to` does where there is one host; 08001 with what was wrong with each where there are more
+        (LoginRefused where it was that with one of them).
       trio.TooSlowError: there is one host, and it did not answer in time.
     """
     if not target.picky:
@@ -65,6 +66,7 @@ async def connect(
             return await connect_to(target, reactor, parameters)
     wishes = ("standby", "any") if target.session_attrs == "prefer-standby" else (target.session_attrs,)
     problems: dict[str, str] = {}
+    refused = False  # by a host that thinks the credentials are wrong: newer ones may help
     for wish in wishes:
         hosts = target.each()
         if target.load_balance:
@@ -74,12 +76,14 @@ async def connect(
                 connected = await _connect_within(host, wish, reactor, parameters, timeout)
             except PgError as error:
                 _failures.note(host, time.monotonic())
+                refused |= isinstance(error, LoginRefused)
                 problems[host.place] = error.message.removeprefix(errors.origin_unreachable("").message)
                 log.info("origin_host_passed_over", host=host.place, wanted=wish, reason=error.message)
             else:
                 _failures.forget(host)
                 return connected
-    raise errors.origin_unreachable("; ".join(f"{place}: {problem}" for place, problem in problems.items()))
+    failure = errors.origin_unreachable("; ".join(f"{place}: {problem}" for place, problem in problems.items()))
+    raise LoginRefused(failure.sqlstate, failure.message) if refused else failure
 
 
 async def _connect_within(

@@ -23,6 +23,9 @@ class Client:
     """Somebody who asks a pool for connections."""
 
     settings = DEFAULTS
+    traces: frozenset[str] = frozenset()
+    insists = False
+    patience = 10.0
 
     def __init__(self, user: str = "app") -> None:
         self.user = user

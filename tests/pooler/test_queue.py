@@ -20,8 +20,15 @@ def queue(*users: str, servers: int = 1) -> WaitQueue[Waiter]:
     return made
 
 
+def pop(made: WaitQueue[Waiter], now: float) -> Waiter:
+    waiter = made.head()
+    assert waiter is not None
+    made.serve(waiter, now)
+    return waiter
+
+
 def served(made: WaitQueue[Waiter]) -> list[tuple[str, int]]:
-    return [(waiter.user, waiter.number) for _, waiter in (made.pop(100.0) for _ in range(len(made)))]
+    return [(waiter.user, waiter.number) for waiter in (pop(made, 100.0) for _ in range(len(made)))]
 
 
 def test_one_users_waiters_are_served_in_the_order_they_came() -> None:
@@ -35,7 +42,7 @@ def test_one_users_flood_does_not_starve_another() -> None:
 
 def test_users_take_turns_however_they_come_and_go() -> None:
     made = queue("a", "a", "b", "c", "b")
-    assert made.pop(9.0)[1] == Waiter("a", 0)
+    assert pop(made, 9.0) == Waiter("a", 0)
     made.push(Waiter("d", 5), 9.0)
     assert [user for user, _ in served(made)] == ["b", "c", "a", "d", "b"]
 
@@ -52,17 +59,20 @@ def test_who_withdraws_is_never_served() -> None:
 
 def test_whose_turn_among_some_leaves_the_others_alone() -> None:
     made = queue("a", "admin", "a")
-    found = made.pop_of({"admin", "root"}, 9.0)
-    assert found == (1.0, Waiter("admin", 1))
-    assert made.pop_of({"admin", "root"}, 9.0) is None
+    found = made.head({"admin", "root"})
+    assert found == Waiter("admin", 1)
+    assert made.serve(found, 9.0) == 1.0
+    assert made.head({"admin", "root"}) is None
     assert len(made) == 2
 
 
-def test_who_waited_too_long_is_taken_out_whoever_it_is() -> None:
-    made = queue("a", "a", "b", "a", "b")
-    assert [waiter.number for _, waiter in made.overdue(2.5)] == [0, 1, 2]
-    assert (len(made), made.oldest()) == (2, 3.0)
-    assert made.clear() == [Waiter("a", 3), Waiter("b", 4)]
+def test_everybody_who_waits_is_known_with_the_time() -> None:
+    made = queue("a", "a", "b")
+    assert sorted((since, waiter.user) for since, waiter in made) == [(0.0, "a"), (1.0, "a"), (2.0, "b")]
+    assert made.oldest() == 0.0
+    made.withdraw(Waiter("a", 0))
+    assert (len(made), made.oldest()) == (2, 1.0)
+    assert made.clear() == [Waiter("a", 1), Waiter("b", 2)]
     assert (len(made), made.oldest()) == (0, None)
 
 
@@ -73,7 +83,7 @@ def at_pace(seconds_each: float, *, count: int = LEAST_GRANTS, left: int = 100, 
     """A queue with `left` waiters from which `count` were served, one each `seconds_each` from 0 on."""
     made = queue(*[user] * (left + count))
     for number in range(count):
-        made.pop(seconds_each * number)
+        pop(made, seconds_each * number)
     return made
 
 
@@ -108,5 +118,5 @@ def test_the_pace_follows_a_server_that_got_faster() -> None:
     now = float(LEAST_GRANTS)
     for _ in range(300):
         now += 0.001
-        made.pop(now)
+        pop(made, now)
     assert made.expected_wait("a", now) < 5
