@@ -91,7 +91,16 @@ class Service:
         self.tls = server_tls(config)
         self._tls_stamps = self._stamps_of_tls()
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes, on_drop=self._dropped) if cache.enabled else None
+        self.cache = (
+            Store(
+                cache.max_bytes,
+                cache.max_entry_bytes,
+                stale_if_error=cache.stale_if_error,
+                on_drop=self._dropped,
+            )
+            if cache.enabled
+            else None
+        )
         self.observes = cache.enabled or cache.max_advice_shapes > 0
         """Whether it matters what statements read and write."""
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
@@ -229,10 +238,13 @@ class Service:
         """What `origin` works on takes too long."""
         self.nursery.start_soon(self._contained, origin, cancel_origin, self, origin)
 
-    def cancel_abandoned(self, origin: Origin) -> None:
-        """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
+    def cancel_abandoned(self, origin: Origin, *, within_message: bool) -> None:
+        """The client of `origin` vanished while the origin worked for it: stop that work, then close.
+
+        `within_message`: the client was in the middle of a CopyData message.
+        """
         origin.leave_reactor()
-        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
+        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin, within_message)
 
     def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
         """What `origin` worked on may still be committed, and nobody will see it."""
@@ -253,27 +265,21 @@ class Service:
     def connect(self, pool: Pool) -> None:
         self.nursery.start_soon(self._connect, pool)
 
+    def soon(self, function: Callable[[], None]) -> None:
+        self.reactor.call_soon(function)
+
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
         begun = time.monotonic()
         try:
-            connected = None
-            with trio.move_on_after(pool.limits.origin_connect_timeout):
-                connected = await self.rotations[pool.name].connect()
-            if connected is None:
-                self.stats.expired("origin_connect_timeout")
-                raise errors.origin_unreachable(
-                    f"no answer within {pool.limits.origin_connect_timeout:g} s (origin_connect_timeout)"
-                )
+            connected = await self.rotations[pool.name].connect()
+        except trio.TooSlowError:
+            self.stats.expired("origin_connect_timeout")
+            seconds = pool.limits.origin_connect_timeout
+            failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
+            self._connect_failed(pool, failure, timed_out=True)
         except PgError as error:
-            log.error(
-                "origin_connect_failed",
-                pool=pool.name,
-                sqlstate=error.sqlstate,
-                reason=error.message,
-                detail=error.detail,
-            )
-            pool.connect_failed(error)
+            self._connect_failed(pool, error)
         except Exception as error:  # a bug here costs one connection, not the process
             log.exception("internal_error", where="connect", error=str(error))
             pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
@@ -287,7 +293,8 @@ class Service:
 
     def take_in(self, pool: Pool, connected: Connected, begun: float) -> None:
         """A connection of `pool`, `begun` at that time, is authenticated: it is the reactor's and the pool's now."""
-        origin = Origin(connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters))
+        reports = Reports.of(connected.parameters)
+        origin = Origin(connected.transport, pool, connected.pid, connected.secret, reports, connected.target)
         origin.created = begun  # what it begins with may be from then
         connected.transport.register(origin)
         log.debug(
@@ -303,6 +310,12 @@ class Service:
         else:
             pool.connected(origin)
 
+    def _connect_failed(self, pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
+        log.error(
+            "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
+        )
+        pool.connect_failed(error, timed_out=timed_out)
+
     def reset(self, pool: Pool, origin: Origin) -> None:
         self.nursery.start_soon(self._contained, origin, reset, pool, origin, pool.limits.origin_connect_timeout)
 
@@ -317,6 +330,7 @@ class Service:
             self.catalog_changed(self.pools[name])  # other functions may be safe now
         if self.cache is not None:
             self.cache.max_entry_bytes = config.cache.max_entry_bytes
+            self.cache.stale_if_error = config.cache.stale_if_error
             self.policies = Policies(config.cache, self.cache)
         if self.flights is not None:
             self.flights.wait = config.pool_wait_timeout
@@ -325,7 +339,7 @@ class Service:
     def target_changed(self, pool: Pool, old: Target) -> None:
         """`pool` connects with other credentials now, or to another place."""
         new = pool.target
-        if (old.user, old.host, old.port, old.dbname) != (new.user, new.host, new.port, new.dbname):
+        if (old.user, old.place, old.dbname) != (new.user, new.place, new.dbname):
             pool.schema_epoch += 1
             if self.cache is not None:
                 self.cache.invalidate_database(pool.name)
@@ -424,7 +438,8 @@ class Service:
                     log.info("catalog_read", pool=pool.name)
                 known = True
             except (PgError, trio.TooSlowError) as error:
-                pool.catalog = None
+                if pool.breaker.closed or not self.config.cache.stale_if_error:
+                    pool.catalog = None
                 known = False
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")

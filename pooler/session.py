@@ -1009,7 +1009,7 @@ class Session:
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin)
+                self.service.cancel_abandoned(origin, within_message=self._stream_begun)
             elif not origin.closed:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come
