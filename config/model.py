@@ -394,6 +394,12 @@ class Cache(_Model):
         description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
         "is lost. Lower it where writes go past pgnear and readers must see them soon.",
     )
+    stale_if_error: Seconds = Field(
+        0.0,
+        ge=0,
+        description="How long after its time an answer is still served while the origin cannot be reached (its breaker "
+        "is open); 0 is never. Writes end it as ever. Set it where an old answer is better than none.",
+    )
     max_bytes: Size = Field(
         128 * 1024**2,
         ge=1024**2,
@@ -453,6 +459,35 @@ class Cache(_Model):
         return self
 
 
+class Breaker(_Model):
+    """When an origin that cannot be reached is left alone for a while."""
+
+    failures: Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "attempts"})] = Field(
+        5,
+        ge=0,
+        description="So many connections in a row that cannot be made open the breaker: then queries that need a new "
+        "one fail at once (57P03) and one probe at a time is made. Raise it for an unreliable network; 0 turns it off.",
+    )
+    timeout_rate: Annotated[float, BeforeValidator(_number), Field(json_schema_extra={"unit": "part"})] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
+        "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
+    )
+    retry_after: Seconds = Field(
+        1.0,
+        gt=0,
+        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
+        "attempts do harm.",
+    )
+    retry_at_most: Seconds = Field(
+        10.0,
+        gt=0,
+        description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
+    )
+
+
 class Log(_Model):
     """What is written to standard error."""
 
@@ -474,7 +509,8 @@ class Config(_Model):
     origin: Url | None = Field(
         None,
         description="The origin database. Required, unless there are only named databases; user and password are also "
-        "those of clients, unless there are users.",
+        "those of clients, unless there are users. Name several hosts (a,b:5433) and target_session_attrs for one that "
+        "fails over: see docs/faults.md.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
     password_file: Path | None = Field(
@@ -628,6 +664,20 @@ class Config(_Model):
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
     )
+    max_waiting: Connections = Field(
+        0,
+        ge=0,
+        description="Clients that may wait for a connection of one pool; more are refused at once with 53300. 0 is no "
+        "limit of its own. Set it to shed load earlier than by the expected wait, which may not pass "
+        "pool_wait_timeout.",
+    )
+    reserve_pool_size: Connections = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Connections per database, beyond pool_size, that only admin_users are given, when all others are "
+        "busy. Set it so that operators get in on an overloaded day.",
+    )
     query_timeout: Duration = Field(
         0.0,
         description="How long the origin may work on a query (a pipeline up to its Sync) before it is cancelled with "
@@ -701,6 +751,9 @@ class Config(_Model):
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
     )
+    breaker: Breaker = Field(
+        default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
+    )
     override: tuple[Override, ...] = Field(
         (),
         description="Deadlines for some clients. Of each, the first override counts whose conditions hold and that "
@@ -748,7 +801,7 @@ class Config(_Model):
                 problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
-                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
+                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
         if self.auth == "trust":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
@@ -71,10 +71,24 @@ def ask(
     if entry is None and session.landed is not None and session.landed.key == key:
         entry = session.landed
     session.landed = None
+    if entry is None and not session.pool.breaker.closed:
+        entry = _instead_of_an_error(session, key, policy, now)
     if entry is None or (described and entry.row_description is None):
         return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
+    return entry
+
+
+def _instead_of_an_error(session: Session, key: tuple[Any, ...], policy: Policy, now: float) -> Entry | None:
+    """An answer whose time is over, while the origin cannot be reached and `cache.stale_if_error` allows it."""
+    service = session.service
+    cache = service.cache
+    if cache is None or not cache.stale_if_error:
+        return None
+    entry = cache.get_even_if_stale(key, now, policy.ttl + policy.stale_while_revalidate + cache.stale_if_error)
+    if entry is not None:
+        service.stats.stale_if_error_hits += 1
     return entry
 
 

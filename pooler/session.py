@@ -838,6 +838,9 @@ class Session:
                 origin.close()
             else:
                 self.pool.release(origin)
+        if self.service.draining and not self.closed and not self.busy:
+            self.transport.pause()  # it begins nothing new
+            self.service.depart_soon(self)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -1006,7 +1009,7 @@ class Session:
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin)
+                self.service.cancel_abandoned(origin, within_message=self._stream_begun)
             elif not origin.closed:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come

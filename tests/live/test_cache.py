@@ -387,7 +387,7 @@ def test_a_write_whose_connection_is_lost_counts_when_the_origin_commits_it(serv
                 assert keep(near, reader, ITEM) == 30
                 until(lambda: answer(past, ITEM) == 64, what="the write does not end")
                 until(lambda: answer(reader, ITEM) == 64, within=3, what="an old answer is served")
-                assert near.metric("writes_unsure_total") == 1
+                assert near.metric("cache_writes_unsure_total") == 1
                 assert near.wait_for_log("write_unsure")["pool"] == "postgres"
 
 
