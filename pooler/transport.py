@@ -51,6 +51,9 @@ class Transport:
     Args:
       sock: connected (or accepted); becomes non-blocking and owned by the transport.
       reactor: where the transport is registered once traffic begins.
+
+    Attributes:
+      reading: not paused.
     """
 
     __slots__ = (
@@ -59,13 +62,13 @@ class Transport:
         "_out",
         "_outgoing",
         "_primed",
-        "_reading",
         "_registered",
         "closed",
         "fd",
         "on_close",
         "peer",
         "reactor",
+        "reading",
         "sock",
         "tls",
     )
@@ -88,7 +91,7 @@ class Transport:
         self._out = bytearray()
         self._primed = False  # there may be news inside TLS that the socket does not tell of
         self._handler: Handler | None = None
-        self._reading = True
+        self.reading = True
         self._registered = False
         self.closed = False
         self.on_close: Callable[[], None] | None = None
@@ -100,7 +103,7 @@ class Transport:
         self.reactor.add(self.fd, handler)
         self._handler = handler
         self._registered = True
-        self._reading = True
+        self.reading = True
         if self._out:
             self.reactor.interest(self.fd, True, True)
 
@@ -181,7 +184,7 @@ class Transport:
             raise TransportClosed(error.strerror or str(error)) from None
         if sent < len(data):
             self._out += memoryview(data)[sent:]
-            self.reactor.interest(self.fd, self._reading, True)
+            self.reactor.interest(self.fd, self.reading, True)
 
     def _encrypt(self, data: bytes) -> bytes:
         assert self.tls is not None
@@ -223,17 +226,17 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             del self._out[:sent]
         if not self._out:
-            self.reactor.interest(self.fd, self._reading, False)
+            self.reactor.interest(self.fd, self.reading, False)
 
     def pause(self) -> None:
         """Stop reading: the other side of this stream is full."""
-        if self._reading:
-            self._reading = False
+        if self.reading:
+            self.reading = False
             self.reactor.interest(self.fd, False, bool(self._out))
 
     def resume(self) -> None:
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self.reactor.interest(self.fd, True, bool(self._out))
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ def frame_end(data: bytes, position: int, limit: int) -> int:
 
 SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
+TERMINATE_FRAME = b"X\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
 """Sync, Flush, and ReadyForQuery outside a transaction: whole frames."""
 

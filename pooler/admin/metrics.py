@@ -102,6 +102,10 @@ def _clients(service: Service) -> Iterator[Metric]:
     yield _gauge("clients", "Clients that are logged in.", len(service.sessions))
     pinned = sum(1 for session in service.sessions if session.pinned)
     yield _gauge("clients_pinned", "Clients that keep their origin connection because of session state.", pinned)
+    linked = sum(1 for session in service.sessions if session.origin is not None)
+    yield _gauge("clients_linked", "Clients that an origin connection works for or is kept for.", linked)
+    waiting = sum(1 for session in service.sessions if session.waiting)
+    yield _gauge("clients_waiting", "Clients that wait for an origin connection.", waiting)
     yield _gauge("replication_connections", "Replication connections passed through, unpooled.", len(service.relays))
     yield _gauge("clients_unauthenticated", "Connections that have not logged in yet.", stats.unauthenticated)
     yield _counter("clients_accepted", "Connections accepted from clients.", stats.clients_accepted)
@@ -115,6 +119,9 @@ def _clients(service: Service) -> Iterator[Metric]:
         "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
     )
     yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
+    yield _by_label(
+        "deadlines_exceeded", "Times a deadline passed, by the setting's name.", "deadline", stats.deadlines
+    )
     yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
 
 
@@ -166,6 +173,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             lambda pool: pool.oldest_wait_seconds(now),
         ),
         (
+            "pool_paused",
+            "Whether an operator holds the pool's clients back.",
+            lambda pool: int(pool.held_since is not None),
+        ),
+        (
             "pool_ready",
             "Whether the last attempt to connect to the origin succeeded.",
             lambda pool: int(pool.ready),
@@ -188,6 +200,14 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
 
 def _origins(service: Service) -> Iterator[Metric]:
     stats = service.stats
+    yield _by_label(
+        "credential_rotations",
+        "Attempts to change an origin's credentials: verified, rejected by the origin, or unavailable.",
+        "outcome",
+        stats.rotations,
+    )
+    yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
+    yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
     yield _counter(
@@ -196,11 +216,21 @@ def _origins(service: Service) -> Iterator[Metric]:
         stats.origin_connect_failures,
     )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
+    yield _counter(
+        "origin_connections_replaced",
+        "Connections to the origin closed because of what other clients had left on them for good.",
+        stats.origin_connections_replaced,
+    )
     yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
     yield _counter(
         "transactions_rolled_back",
         "Transactions rolled back because their client left.",
         stats.transactions_rolled_back,
+    )
+    yield _counter(
+        "cache_writes_unsure",
+        "Writes whose client or connection was lost before their end was seen: followed until their backend has gone.",
+        stats.writes_unsure,
     )
 
 
