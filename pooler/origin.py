@@ -127,7 +127,7 @@ class Origin:
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._missing = 0  # bytes until a buffered frame is whole
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
@@ -151,12 +151,13 @@ class Origin:
         """Handle bytes of the origin's, in order."""
         self.received += len(data)
         if self._missing > len(data):
-            self._partial += data
+            self._partial.append(data)
             self._missing -= len(data)
             return
         if self._partial:
-            data = self._partial + data
-            self._partial = b""
+            self._partial.append(data)
+            data = b"".join(self._partial)
+            self._partial.clear()
         self._missing = 0
         try:
             self._walk(data)
@@ -186,7 +187,7 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
-                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units and units[0].capture is not None:
                     units[0].give_up_capture()  # too large to keep, so it need not be whole
                     notable = units[0].notable
                     continue
@@ -198,6 +199,9 @@ class Origin:
             if start < position:
                 out.append(data[start:position])
             if kind == READY:
+                if length != 5:
+                    self.lost(f"the origin sent a ReadyForQuery of length {length}")
+                    return
                 forward = self._ready(data[position + 5])
                 if self.closed:
                     return
@@ -210,7 +214,7 @@ class Origin:
         if start < position:
             out.append(data[start:position])
         if position < end:
-            self._partial = data[position:]
+            self._partial.append(data[position:])
         self._deliver()
 
     def emit(self, frame: bytes) -> None:

@@ -849,7 +849,7 @@ class Session:
             return
 
         def done(own: Unit) -> None:
-            if own.error is None and len(own.rows) == 2:
+            if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
                 answers = own.rows[1]
                 present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
                 for kind in self.state.probe_answered(present):
