@@ -19,6 +19,7 @@ from pooler import __version__
 from pooler.admin.advice import COLUMNS as ADVICE_COLUMNS
 from pooler.admin.advice import advise
 from pooler.admin.explain import explain
+from pooler.admin.purge import PART, carry_out, identifier, read_purge
 from pooler.stats import Histogram
 from protocol import errors
 
@@ -69,13 +70,13 @@ def read_command(service: Service, asker: Asker, text: str) -> Command | None:
     if not text:
         return None
     if found := _EXPLAIN.fullmatch(text):
-        database, statement = found["database"] and _name(found["database"]), found["statement"]
+        database, statement = found["database"] and identifier(found["database"]), found["statement"]
         return Command(_EXPLAINED, lambda: _shown(explain(service, *asker, database, statement), "EXPLAIN"))
     words = " ".join(text.split()).upper()
     if words.startswith("SHOW ") and (table := TABLES.get(words.removeprefix("SHOW "))):
         return Command(table.columns, lambda: _shown(table.rows(service), "SHOW"))
-    if found := _PURGE.fullmatch(text):
-        return Command((), lambda: ([], f"PURGE {_purge(service, found)}"))
+    if (found := _PURGE.fullmatch(text)) and (purge := read_purge(found[1])):
+        return Command((), lambda: ([], f"PURGE {carry_out(service, _store(service), purge)}"))
     beginning = " ".join(text[:60].split())
     raise errors.unknown_command(beginning if len(text) <= 60 else f"{beginning}...")
 
@@ -84,59 +85,18 @@ def _shown(rows: Iterable[Row], tag: str) -> tuple[list[Row], str]:
     return list(rows), tag
 
 
-_PART = r'(?:"(?:[^"]|"")+"|[^\s;".]+)'
 _EXPLAIN = re.compile(
-    rf"explain\s+cache(?:\s+on\s+(?P<database>{_PART}))?(?:\s+|(?=/\*|--|\())(?P<statement>.+)",
+    rf"explain\s+cache(?:\s+on\s+(?P<database>{PART}))?(?:\s+|(?=/\*|--|\())(?P<statement>.+)",
     re.IGNORECASE | re.DOTALL,
 )
-_PURGE = re.compile(
-    rf"purge\s+(?:(?P<all>all)|table\s+(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})|namespace\s+(?P<namespace>{_PART})"
-    r"|fingerprint\s+'?(?P<fingerprint>[0-9a-f]{1,16})'?)",
-    re.IGNORECASE,
-)
+_PURGE = re.compile(r"purge\s+(.+)", re.IGNORECASE)
 _EXPLAINED = (Column("property"), Column("value"))
-
-
-def _name(written: str) -> str:
-    """An identifier as it is meant: in lower case, unless it is quoted."""
-    return written[1:-1].replace('""', '"') if written.startswith('"') else written.lower()
-
-
-# ---- PURGE -----------------------------------------------------------------------------------------------------------
-
-
-def _purge(service: Service, found: re.Match[str]) -> int:
-    """Drop what is meant; how many entries that were."""
-    store = _store(service)
-    if found["all"]:
-        return store.purge(everything=True)
-    if found["table"]:
-        return _purge_table(service, store, found["schema"] and _name(found["schema"]), _name(found["table"]))
-    if found["fingerprint"]:
-        return store.purge(fingerprint=found["fingerprint"].lower())
-    name = found["namespace"].strip('"')
-    known = [namespace.name for namespace in store.namespaces]
-    if name not in known:
-        raise errors.unknown_namespace(name, known)
-    return store.purge(namespace=name)
 
 
 def _store(service: Service) -> Store:
     if service.cache is None:
         raise errors.cache_is_off()
     return service.cache
-
-
-def _purge_table(service: Service, store: Store, schema: str | None, name: str) -> int:
-    """Entries that were read from a table, its partitions or what it is a partition of, in every database."""
-    meant = []
-    for pool in service.pools.values():
-        if pool.catalog is None:
-            raise errors.catalog_unknown(pool.name)
-        meant += [(pool.name, oid) for oid in pool.catalog.tables((schema, name))]
-    if not meant:
-        raise errors.unknown_table(name if schema is None else f"{schema}.{name}")
-    return sum(store.purge(database=database, table=oid) for database, oid in meant)
 
 
 # ---- SHOW ------------------------------------------------------------------------------------------------------------

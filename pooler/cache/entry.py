@@ -111,6 +111,11 @@ class Entry(Evictable):
         self.queue = self.newer = self.older = None
         self.size = 0
 
+    def end_after(self, seconds: float) -> None:
+        """Serve it no longer than `seconds` after its query was sent, not even stale."""
+        end = self.stored_at + seconds
+        self.expires, self.stale_until = min(self.expires, end), min(self.stale_until, end)
+
     @property
     def rows(self) -> bytes:
         return self.answer[: -self.tag_size]
