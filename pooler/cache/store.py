@@ -306,7 +306,8 @@ class Store:
 
     @staticmethod
     def _size(entry: Entry) -> int:
-        return ENTRY_BYTES + 8 * len(entry.key) + _heap_bytes(entry.answer) + _heap_bytes(entry.key[-1])
+        own = (entry.answer, entry.key[-1], entry.parameter_description)
+        return ENTRY_BYTES + 8 * len(entry.key) + sum(map(_heap_bytes, own))
 
     def _share(self, entry: Entry) -> None:
         if entry.row_description is not None:
