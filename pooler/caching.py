@@ -202,6 +202,7 @@ def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy,
         frames.append(origin.settings.difference_to(session.settings))
         origin.units.append(Unit.own())
         origin.settings = session.settings
+        origin.traces |= session.settings.customs
     origin.unnamed = None
     capture = Capture(session.namespace, entry.key, cache.begin(), now, policy, entry.tables, prepared)
 

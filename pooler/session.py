@@ -15,9 +15,9 @@ States of a session, each seen from two attributes:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from pooler import extended, simple
@@ -28,14 +28,17 @@ from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports, Settings
-from pooler.sql.statement import Part, PinKind, Statement
+from pooler.sql.effects import quote_literal, set_config_sql
+from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
+from pooler.sql.traces import looks_closely
+from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import FLUSH_FRAME, READY_IDLE, bad_length, length_at, query
+from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -48,6 +51,7 @@ _SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
+_POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
@@ -63,20 +67,27 @@ class Session:
     Attributes:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
-      statements: its prepared statements by name; the unnamed one is b"".
+      statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
+      bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
+        said it, what it said, and the edits. began: when it logged in (seconds since 1970).
       portals: by name, the `Part` of a portal whose completion matters to the session.
+      traces: what it may have left on connections for good (`sql.traces`). insists: it must not see those of others.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
+      copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
       holding: input is kept until the origin has said something that pgnear must know first.
+      stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
+        something had come, or was under way.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
 
     __slots__ = (
         "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
-        "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
-        "landed", "leaving", "mode", "namespace", "only_reads", "origin", "pool", "portals", "reach", "reports",
-        "schema_changes", "sequence_home", "service", "skipping", "state", "statements", "transport", "user",
+        "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database", "defaults_change",
+        "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
+        "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes", "sequence_home",
+        "service", "skipping", "state", "statements", "stirred", "traces", "transport", "unnamed_doubted", "user",
         "waiting", "writes", "wrote",
     )  # fmt: skip
 
@@ -101,6 +112,12 @@ class Session:
         self.key = key
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
+        self.traces = startup.customs
+        self.insists = service.config.strict_custom_settings
+        self.unnamed_doubted = False
+        self.bound = b""
+        self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
+        self.began = time()
         self.portals: dict[bytes, Part] = {}
         self.sequence_home: Origin | None = None
         self.flight: Flight | None = None
@@ -112,10 +129,12 @@ class Session:
         self.waiting = False
         self.holding = False
         self.closed = False
+        self.stirred = True
+        self.quiet_since = 0.0
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
         self.mode = service.config.pooling_of(database, user)
-        self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
+        self.defaults_change: tuple[DefaultChange, ...] = ()  # of ALTER ROLE and DATABASE ... SET, as `writes`
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
         self.wrote: frozenset[int] | None = NOTHING  # the tables that the statement before this one may write to
@@ -125,6 +144,7 @@ class Session:
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
+        self.copying: Unit | None = None
         self._stream_begun = False  # its beginning was sent to the origin
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -170,6 +190,7 @@ class Session:
         self._take(data)
 
     def _take(self, data: bytes) -> None:
+        self.stirred = True
         if self._discard:
             dropped = min(self._discard, len(data))
             self._discard -= dropped
@@ -326,12 +347,16 @@ class Session:
         if kind == QUERY:
             return simple.submit(self, data, position, frame_end)
         if kind == TERMINATE:
-            if self.origin is not None and self.origin.open_unit is not None:
+            if self.in_copy:
+                self.send_later(TERMINATE_FRAME)  # it is no part of COPY: what the origin says to it is the last word
+            elif self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
             self._flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
             self._copy_data(data[position:frame_end])
+            if kind != COPY_DATA:
+                self.copying = None
         elif kind == FUNCTION_CALL:
             if not self.link(position):
                 return False
@@ -352,6 +377,8 @@ class Session:
     def restore_startup(self, unit: Unit) -> bytes:
         """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
         unit.silent = True
+        if self.origin is not None:
+            self.origin.unnamed = None  # it ends with this Query
 
         def done(own: Unit) -> None:
             if own.error is not None and not unit.failed:
@@ -387,10 +414,13 @@ class Session:
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
+        if statement.leaves and self.origin is not None:
+            self.traces |= statement.leaves
+            self.origin.traces |= statement.leaves
         if statement.changes_schema:
             self.schema_changes = True
         if statement.changes_defaults:
-            self.defaults_change = True
+            self.defaults_change += statement.changes_defaults
         if statement.session_functions:
             self.service.classifier.add_functions(statement.session_functions)
         if statement.databases:
@@ -443,10 +473,15 @@ class Session:
         stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
         log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
 
-    def in_its_words(self, frame: bytes) -> bytes:
-        """An ErrorResponse of the origin's in which pgnear's names for statements are the client's again."""
+    def in_its_words(self, frame: bytes, unit: Unit) -> bytes:
+        """An ErrorResponse of the origin's with the client's names of statements, and places in the client's text."""
         names = {prepared.name: name for name, prepared in self.statements.items()}
-        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], found[0]), frame[5:])
+        if self.bound in self.statements:  # of several names for one statement, the one that was used
+            names[self.statements[self.bound].name] = self.bound
+        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], self.bound or found[0]), frame[5:])
+        if self.rewritten is not None and self.rewritten[0] is unit:
+            _, said, edits = self.rewritten
+            body = _POSITION.sub(lambda found: b"\0P%d\0" % place_before(said, edits, int(found[1])), body)
         return framing.frame(frame[:1], body)
 
     def capture(self, unit: Unit, capture: Capture) -> None:
@@ -544,9 +579,26 @@ class Session:
             origin.units.append(Unit.own())
             origin.unnamed = None
             origin.settings = self.settings
+            origin.traces |= self.settings.customs
             self.service.stats.settings_replayed += 1
+        if self.insists and not self.traces <= origin.traces:
+            self._leave_traces(origin)
         if self.mode == "session":
             self.pin(PinKind.SESSION)
+
+    def look(self, text: bytes) -> None:
+        """Before linking for a text that may look at traces: see to it that those are this client's own."""
+        self.insists = self.service.config.strict_custom_settings or looks_closely(text) is not None
+
+    def _leave_traces(self, origin: Origin) -> None:
+        """Custom settings that this client has once set are known, as '', wherever it is."""
+        for name in sorted(name for name in self.traces - origin.traces if "." in name):
+            literal = quote_literal(name)
+            is_unknown = f"pg_catalog.current_setting({literal},true) IS NULL"
+            self.send_later(query(f"{set_config_sql(name, '')} WHERE {is_unknown}"))
+            origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
+            origin.unnamed = None
+            origin.traces |= {name}
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -657,10 +709,23 @@ class Session:
                 self.state.error()
             if _PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
-        elif kind == COPY_IN and not unit.simple and unit.synced and self.origin is not None:
-            self._ignore_sync(unit, self.origin)
+        elif kind == COPY_IN and self.origin is not None:
+            self.copying = unit
+            if not unit.simple and unit.synced:
+                self._ignore_sync(unit, self.origin)
+            if self.leaving:
+                self.origin.send_or_lose(TERMINATE_FRAME)
         elif kind == COPY_BOTH:
             self.pin(PinKind.REPLICATION)
+
+    @property
+    def in_copy(self) -> bool:
+        """Whether the origin waits for COPY data that the client has not ended."""
+        unit, origin = self.copying, self.origin
+        if unit is None or origin is None or unit not in origin.units:
+            self.copying = None
+            return False
+        return self.leaving or not unit.failed
 
     def _ignore_sync(self, unit: Unit, origin: Origin) -> None:
         """An origin in COPY IN ignores the Sync that was sent along: `unit` ends with the next, which may be here."""
@@ -675,8 +740,8 @@ class Session:
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
         service = self.service
+        now = perf_counter()
         if unit.latency is not None:
-            now = perf_counter()
             unit.latency.observe(now - unit.started)
             if unit.study is not None and not unit.failed and self.origin is not None:
                 study, mark = unit.study
@@ -688,13 +753,18 @@ class Session:
                 unit.drop_capture()
         origin = self.origin
         assert origin is not None
+        origin.ready_at = now
         state = self.state
         if state.watching:
             state.ready(status, origin.reports.values.get("DateStyle", ""))
             if status == IDLE:
                 origin.settings = state.settings
                 state.watching = bool(origin.units)  # effects of what is pipelined behind are still to come
-        if status == IDLE:
+        if status != IDLE:
+            if not origin.block_since:
+                origin.block_since = unit.started
+        else:
+            origin.block_since = 0.0
             self.only_reads = False
             if self.portals:
                 self.portals.clear()
@@ -707,8 +777,8 @@ class Session:
                 self._schema_changed()
                 self.schema_changes = False
             if self.defaults_change:
-                self.pool.defaults_changed()
-                self.defaults_change = False
+                service.defaults_changed(self.defaults_change)
+                self.defaults_change = ()
         if origin.reports is not self.reports and not unit.silent:
             self.report(origin)
         if status != IDLE and self.mode == "statement":
@@ -734,7 +804,7 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
-        if self.leaving and self.origin is not None and self.origin.open_unit is not None:
+        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self.copying):
             return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
         try:
             self.transport.send(data)
@@ -747,7 +817,7 @@ class Session:
     def settled(self) -> None:
         """Nothing is owed: give the connection back unless a transaction, a pin or held input keeps it."""
         origin = self.origin
-        if origin is None or origin.units or origin.status != IDLE or self._to_origin:
+        if origin is None or origin.units or origin.status != IDLE or self._to_origin or self._stream_begun:
             if self.leaving and origin is not None and not origin.owes_answers:
                 self._finish_leaving()
             return
@@ -756,9 +826,12 @@ class Session:
         elif self.state.pins:
             if self.state.probe_due:
                 self._probe(origin)
-        elif not self._stream_begun and not self.holding:
+        elif not self.holding:
             self.origin = None
-            origin.transport.resume()
+            if not origin.transport.reading:
+                origin.transport.resume()
+            if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
+                self.origin_drained()
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
@@ -834,6 +907,9 @@ class Session:
         """Say `error` as the last thing and close."""
         if self.closed:
             return
+        if self.origin is not None and self.origin.mid_frame:
+            self.end(abrupt=True)  # words put inside a row that was cut short would be read as its values
+            return
         self.answer(error.fatal().response())
         self._flush_client()
         if not self.closed:
@@ -841,6 +917,9 @@ class Session:
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
         """The linked connection broke."""
+        if origin.fatal is not None and self.leaving:
+            self.origin_lost(origin.fatal)
+            return
         if origin.fatal is not None:
             told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
             reason = f"{reason}; it had said: {told}"
@@ -882,12 +961,18 @@ class Session:
         return compare_digest(self.key[1], secret)
 
     @property
+    def patience(self) -> float:
+        """How long it waits for a connection, in seconds."""
+        return self.service.deadlines(self.database, self.user).pool_wait_timeout
+
+    @property
     def busy(self) -> bool:
-        """Whether something is under way that a drain waits for."""
+        """Whether something is under way: an answer is owed or waited for, or a transaction is open."""
+        origin = self.origin
         return (
             self.waiting
             or self.flight is not None
-            or (self.origin is not None and not (self.pinned and not self.origin.units))
+            or (origin is not None and (bool(origin.units) or origin.status != IDLE))
         )
 
     def end(self, *, abrupt: bool, linger: bool = False) -> None:
@@ -923,8 +1008,8 @@ class Session:
             elif origin.units and not origin.closed:
                 self.service.cancel_abandoned(origin)
             elif not origin.closed:
-                if self.state.tainted or origin.spoiled:
-                    origin.close()
+                if self.state.tainted or origin.spoiled or self._stream_begun:
+                    origin.close()  # the rest of a message that it has begun to read will not come
                 else:
                     self.pool.abandon(origin, dirty=self.state.dirty)
         self.statements.clear()

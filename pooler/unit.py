@@ -45,9 +45,10 @@ SCRIPTED = WATCHFUL | {
 HIDDEN = Part()
 """Stands for a statement that pgnear has added to a client's text: the client sees nothing of it."""
 
-# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP,
-# FAIL), the Prepared (PARSE, DESCRIBE) or the Part that is complete with it (EXECUTE).
-PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL = range(7)
+# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP, or
+# in place of an error: FAIL, DOUBTED), the Prepared (PARSE, DESCRIBE), the client's name for its statement (BIND) or
+# the Part that is complete with it (EXECUTE). DOUBTED: Parse of an unnamed statement that may never have been made.
+PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, DOUBTED = range(8)
 COMPLETES = {
     PARSE_COMPLETE: PARSE,
     BIND_COMPLETE: BIND,
@@ -232,7 +233,7 @@ class Unit:
     def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
         assert self.steps is not None
         step_kind, forward, argument, _ = self.steps[0]
-        if COMPLETES.get(kind) != step_kind:
+        if COMPLETES.get(kind) != step_kind and not (step_kind == DOUBTED and kind == PARSE_COMPLETE):
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
                 return forward
@@ -254,11 +255,22 @@ class Unit:
         self.failed = True
         origin.unnamed = None  # whether its Parse was the message that failed is not worth following
         forward = True
+        session = origin.session
         if self.steps:
-            if self.steps[0][0] == FAIL:
-                origin.emit(self.steps[0][2])
+            kind, _, argument, _ = self.steps[0]
+            if kind in (FAIL, DOUBTED):
+                origin.emit(argument)
                 forward = False
+            unnamed = kind == PARSE and session is not None and session.statements.get(b"") is argument
             self.undo()
+            if unnamed and session is not None:
+                session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
+            if kind == BIND and session is not None:
+                session.bound = argument
+            elif kind == PARSE and session is not None and argument.edits:
+                session.rewritten = (self, argument.said, argument.edits)
+        elif self.steps is None and not self.simple and session is not None:
+            session.unnamed_doubted = True
         return forward
 
     def undo(self) -> None:

@@ -5,8 +5,11 @@ A `Server` adds to `EmbeddedPostgres` what only tests do: more roles, its own pg
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import signal
+import subprocess
+import tempfile
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -16,6 +19,10 @@ from pooler.embedded import EmbeddedPostgres
 
 PASSWORD = "s3cret of the origin"
 """The superuser's; has spaces, so that what forgets to quote it fails."""
+
+
+_clusters: dict[str, Path] = {}
+"""A data directory as initdb has made it, by the name of the installation."""
 
 
 class Server(EmbeddedPostgres):
@@ -48,7 +55,7 @@ class Server(EmbeddedPostgres):
 
     def connect(self, **more: object) -> psycopg.Connection:
         """A direct connection of the superuser, autocommit; closed by the caller."""
-        return psycopg.connect(self.url(), autocommit=True, connect_timeout=10, **more)  # type: ignore[arg-type]
+        return psycopg.connect(self.url(), autocommit=True, connect_timeout=40, **more)  # type: ignore[arg-type]
 
     def execute(self, query: str, *arguments: object) -> list[tuple[object, ...]]:
         """Run one statement on a connection of its own; its rows."""
@@ -73,11 +80,23 @@ class Server(EmbeddedPostgres):
         """Kill every process of the server at once, as a lost machine does; the data stays."""
         assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)  # immediate shutdown: no goodbye to clients' transactions
-        self.process.wait(20)
+        self.process.wait(40)
 
     def restart(self) -> None:
         """Start it again on the same port with the same data."""
         self._launch()
+
+    def _initdb(self) -> None:
+        """As the first server of its installation, or by copying that one's, which is some ten times quicker."""
+        made = _clusters.get(self._installation.name)
+        if made is None:
+            super()._initdb()
+            made = Path(tempfile.mkdtemp(prefix="pgnear-initdb-"))
+            atexit.register(shutil.rmtree, made, ignore_errors=True)
+            subprocess.run(["cp", "-a", f"{self.data}/.", str(made)], check=True)
+            _clusters[self._installation.name] = made
+        else:
+            subprocess.run(["cp", "-a", f"{made}/.", str(self.data)], check=True)
 
     def _launch(self) -> None:
         if self._hba:
