@@ -176,7 +176,7 @@ class Service:
             store.invalidate_database(name)  # what was said meanwhile is not known
 
         return Listener(
-            pool.target,
+            lambda: pool.target,
             self.reactor,
             channel,
             on_payload=partial(told_by_origin, store, pool),

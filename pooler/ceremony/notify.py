@@ -40,6 +40,7 @@ class Listener:
     """The listener of one database.
 
     Args:
+      target: where the next connection leads.
       on_payload: raises PgError for one that is not to be understood. on_lost, on_recovered: nothing is heard any more,
         and everything is again. None of them may await.
 
@@ -49,7 +50,7 @@ class Listener:
 
     def __init__(
         self,
-        target: Target,
+        target: Callable[[], Target],
         reactor: Reactor,
         channel: str,
         *,
@@ -58,7 +59,7 @@ class Listener:
         on_recovered: Callable[[], None],
         connect_timeout: float,
     ) -> None:
-        self.name = target.database
+        self.name = target().database
         self.connected = False
         self.received = self.rejected = self.losses = 0
         self._target = target
@@ -93,7 +94,7 @@ class Listener:
         self._reactor.ceremonies += 1
         try:
             with trio.fail_after(self._connect_timeout):
-                transport = (await connect(self._target, self._reactor, _PARAMETERS)).transport
+                transport = (await connect(self._target(), self._reactor, _PARAMETERS)).transport
         finally:
             self._reactor.ceremonies -= 1
         try:
