@@ -307,6 +307,14 @@ class Cache(_Model):
         description="How answers of some statements are cached. The first policy whose every condition holds counts.",
     )
 
+    max_advice_shapes: Statements = Field(
+        500,
+        ge=0,
+        le=100000,
+        description="Shapes of reads, in each database, whose calls are counted for SHOW CACHE ADVICE, with the cache "
+        "on or off; some 2 kB each, and the cheapest are forgotten for new ones. Raise it where SHOW CACHE ADVICE "
+        "says that many were; 0 counts nothing.",
+    )
     invalidation: Literal["auto", "writes", "stream"] = Field(
         "auto",
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
@@ -453,8 +461,16 @@ class Config(_Model):
     max_unauthenticated_connections: Connections = Field(
         256,
         ge=1,
-        description="Connections at once that have not logged in yet; more are refused. Raise it when a great many "
-        "clients connect at the same moment.",
+        description="Connections at once that have not logged in yet; more wait up to a second for one of them to "
+        "finish, and are refused with 53300 if none does. Raise it when a great many clients connect at the same "
+        "moment.",
+    )
+    max_connections_per_address: Connections = Field(
+        0,
+        ge=0,
+        description="Connections at once from one source address, logged in or not; more are refused with 53300, and 0 "
+        "is no limit. Of an IPv6 address its /64 counts; unix sockets are exempt. Set it where clients come over a "
+        "network, above what your busiest host needs.",
     )
     pool_size: PoolSize = Field(
         20,

@@ -13,6 +13,7 @@ sent, `Session` invalidates at each completion and at the end of its transaction
 from __future__ import annotations
 
 from functools import lru_cache
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pooler.cache.catalog import Verdict, parse_search_path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pooler.service import Service
     from pooler.session import Session
 
+NOTHING: frozenset[int] = frozenset()
 NO_PARAMETERS = b"\0\0"
 _REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
 _search_path = lru_cache(maxsize=1000)(parse_search_path)
@@ -219,3 +221,44 @@ def reach_of(session: Session, statement: Statement) -> frozenset[int] | None:
     if session.state.current is not session.state.settings:
         path = None  # it may have changed in this transaction
     return catalog.reach(statement, path, user)
+
+
+def note_write(session: Session, reach: frozenset[int] | None) -> None:
+    """A statement that may change the tables of `reach` is on its way."""
+    if session.pool.advice is not None:
+        session.wrote = reach
+        session.pool.advice.updates.note(reach, perf_counter())
+    if session.service.cache is not None:
+        session.writes = True
+        if reach is None or session.reach is None:
+            session.reach = None
+        else:
+            session.reach = session.reach | reach
+
+
+# ---- advice ----------------------------------------------------------------------------------------------------------
+
+
+def study(session: Session, unit: Unit, statement: Statement, text: bytes, tail: bytes) -> None:
+    """Have the answer to `statement`, on its way to the origin, counted for SHOW CACHE ADVICE.
+
+    Args:
+      tail: the Bind's, as `keys.normal_tail` gives it.
+    """
+    advice = session.pool.advice
+    if advice is None or unit.study is not None:
+        return
+    studied = advice.study(statement, text, session.user)
+    if studied is None:
+        return
+    studied.calls += 1
+    if session.wrote is not NOTHING and statement.reads_only:
+        studied.add_behind(session.wrote)
+        session.wrote = NOTHING
+    mark = hash((text, tail, session.user, session.state.settings))
+    if mark & studied.mask != studied.sample:
+        return
+    unit.study = (studied, mark)
+    origin = session.origin
+    if origin is not None and origin.status != IDLE and not session.only_reads:
+        studied.blocked += 1

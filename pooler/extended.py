@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
+from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked, study
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
@@ -84,7 +84,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             session.look(b";".join(_texts_that_look(session, operations)))
         if not session.link(start, capture):
             return False
-    elif terminator == _SYNC and session.only_reads and may_be_asked(session):
+    elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
         lookup = _lookup(session, data, operations)
         if lookup is True:
             return True
@@ -108,6 +108,10 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:
         session.capture(unit, capture)
+    bound = translation.bound
+    if len(bound) == 1:
+        prepared, tail = bound[0]
+        study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
     if translation.changed or not operations:
         session.send_later(b"".join(translation.messages))
         if terminator:
@@ -343,13 +347,15 @@ class _Translation:
     """Messages for one origin connection, and the steps that follow their answers.
 
     Attributes:
+      bound: (statement, Bind's tail) of each Bind.
       messages: what to send. changed: whether that differs from what the client sent.
       scripted: whether the answers must be followed one by one. hides_rows: rows among them are not the client's.
       discards_all: it executes a DISCARD ALL.
     """
 
     __slots__ = (
-        "changed", "data", "discards_all", "hides_rows", "messages", "origin", "scripted", "session", "steps", "unit",
+        "bound", "changed", "data", "discards_all", "hides_rows", "messages", "origin", "scripted", "session", "steps",
+        "unit",
     )  # fmt: skip
 
     def __init__(self, session: Session, origin: Origin, unit: Unit, data: bytes) -> None:
@@ -357,6 +363,7 @@ class _Translation:
         self.origin = origin
         self.unit = unit
         self.data = data
+        self.bound: list[tuple[Prepared, bytes]] = []
         self.messages: list[bytes] = []
         self.steps: list[Step] = []
         self.changed = False
@@ -554,6 +561,7 @@ class _Translation:
         self.steps.append((BIND, True, name, None))
         statement = prepared.statement
         session.mind(statement, self.unit)
+        self.bound.append((prepared, self.data[rest:end]))
         if statement.has_effects or (session.state.watching and statement.parts):
             session.state.watching = True
             part = statement.parts[0]

@@ -24,7 +24,7 @@ from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import length_at
+from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -49,6 +49,7 @@ class Origin:
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      received: bytes since the last ReadyForQuery.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -68,6 +69,7 @@ class Origin:
         "pid",
         "pool",
         "prepared",
+        "received",
         "reports",
         "secret",
         "sequence_client",
@@ -100,6 +102,7 @@ class Origin:
         self.status = IDLE
         self.created = self.idle_since = monotonic()
         self.cancels = 0
+        self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
         self.draining = False
@@ -127,6 +130,7 @@ class Origin:
 
     def take(self, data: bytes) -> None:
         """Handle bytes of the origin's, in order."""
+        self.received += len(data)
         if self._missing > len(data):
             self._partial += data
             self._missing -= len(data)
@@ -135,7 +139,10 @@ class Origin:
             data = self._partial + data
             self._partial = b""
         self._missing = 0
-        self._walk(data)
+        try:
+            self._walk(data)
+        except PgError as error:
+            self.lost(f"the origin broke the protocol: {error.message}")
 
     def _walk(self, data: bytes) -> None:
         end = len(data)
@@ -195,7 +202,7 @@ class Origin:
         unit = self.units[0] if self.units else None
         session = self.session
         if kind == PARAMETER_STATUS:
-            name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
+            name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
@@ -242,6 +249,7 @@ class Origin:
             unit.undo()
         if session is not None:
             session.completed(unit, status)
+        self.received = 0
         return not unit.silent
 
     def _settings_failed(self, error: PgError) -> None:

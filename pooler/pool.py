@@ -21,6 +21,7 @@ from protocol import errors
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.advice import Advice
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
     from pooler.settings import Reports, Settings
@@ -85,6 +86,7 @@ class Pool:
         self.high_water: int = config.buffer_high_water
         self.max_prepared: int = config.max_prepared_statements
         self.catalog: Catalog | None = None
+        self.advice: Advice | None = None
         self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False

@@ -12,13 +12,17 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import trio
 
 from config import Config, User
+from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
+from pooler.cache.advice import Advice
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
@@ -30,6 +34,7 @@ from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
+from pooler.ceremony.unsure import follow
 from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY, as_settings
 from pooler.logs import get_logger
 from pooler.origin import Origin
@@ -51,6 +56,9 @@ log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
 CATALOG_SECONDS = 30.0
+IDLE_CATALOG_SECONDS = 600.0
+"""How often the tables are looked up where the cache is off, and they only serve SHOW CACHE ADVICE."""
+
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
 
@@ -65,18 +73,24 @@ class Service:
         self.config = config
         self.nursery = nursery
         self.stats = Stats()
+        self.addresses = Addresses()
         self.reactor = Reactor()
         self.tls = server_tls(config)
         self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes) if cache.enabled else None
+        self.cache = Store(cache.max_bytes, cache.max_entry_bytes, on_drop=self._dropped) if cache.enabled else None
+        self.observes = cache.enabled or cache.max_advice_shapes > 0
+        """Whether it matters what statements read and write."""
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
-            parse_always=cache.enabled, session_functions=frozenset(config.session_functions or ())
+            parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
+        if cache.max_advice_shapes:
+            for pool in self.pools.values():
+                pool.advice = Advice(cache.max_advice_shapes, time.perf_counter())
         self.sessions: set[Session] = set()
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
@@ -97,11 +111,9 @@ class Service:
         if self.config.cache.invalidation == "stream":
             store.cap(name, cap)
 
-        def invalidate(tables: Iterable[int] | None) -> None:
-            if tables is None:
-                store.invalidate_database(name)
-            else:
-                store.invalidate_tables(name, tables)
+        def changed(tables: frozenset[int] | None) -> None:
+            if pool.advice is not None:
+                pool.advice.updates.note(tables, time.perf_counter())
 
         async def ask(text: str) -> list[tuple[int, bytes]]:
             async with borrowed(pool) as origin:
@@ -111,7 +123,8 @@ class Service:
         return Stream(
             pool.target,
             self.reactor,
-            on_invalidate=invalidate,
+            on_invalidate=partial(store.invalidate, name),
+            on_change=changed,
             on_lost=lambda reason: store.cap(name, cap),
             on_recovered=lambda: store.cap(name, None),
             on_schema=lambda: self.catalog_changed(pool),
@@ -121,6 +134,11 @@ class Service:
             ask_elsewhere=ask,
             connect_timeout=self.config.origin_connect_timeout,
         )
+
+    def _dropped(self, entry: Entry) -> None:
+        advice = self.pools[entry.database].advice
+        if advice is not None:
+            advice.gone(entry.fingerprint, entry.hits)
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -182,6 +200,12 @@ class Service:
         origin.leave_reactor()
         self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
 
+    def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
+        """What `origin` worked on may still be committed, and nobody will see it."""
+        if self.cache is not None:
+            self.stats.writes_unsure += 1
+            self.nursery.start_soon(follow, origin.pool, origin.pid, partial(self.cache.invalidate, database, reach))
+
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""
         try:
@@ -215,6 +239,9 @@ class Service:
                 detail=error.detail,
             )
             pool.connect_failed(error)
+        except Exception as error:  # a bug here costs one connection, not the process
+            log.exception("internal_error", where="connect", error=str(error))
+            pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
         except BaseException:
             pool.connecting_count -= 1
             raise
@@ -255,6 +282,8 @@ class Service:
                     retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
                     for _ in range(pool.missing):
                         pool.open_one()
+                if pool.advice is not None:
+                    pool.advice.tick(time.perf_counter())
             end_lingering(now)
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
@@ -267,6 +296,7 @@ class Service:
 
         Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
         """
+        read_at = 0.0
         known = False
         while True:
             try:
@@ -277,7 +307,11 @@ class Service:
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
                         defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
-                        frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
+                        due = self.cache is not None or (
+                            self.observes
+                            and (pool.catalog is None or time.monotonic() >= read_at + IDLE_CATALOG_SECONDS)
+                        )
+                        frames = await ask_origin(origin, CATALOG_QUERY) if due else None
                 kept = pool.defaults.changed_elsewhere(configured)
                 if kept:
                     self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
@@ -287,6 +321,7 @@ class Service:
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
                     pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
+                    read_at = time.monotonic()
                 wait = CATALOG_SECONDS
                 if not known:
                     log.info("catalog_read", pool=pool.name)
@@ -296,6 +331,10 @@ class Service:
                 known = False
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
+            except Exception as error:  # without a catalog nothing is cached, and that is all
+                pool.catalog = None
+                wait = CATALOG_SECONDS
+                log.exception("internal_error", where="catalog", error=str(error))
             with trio.move_on_after(wait):
                 await self._catalog_stale[pool.name].wait()
             self._catalog_stale[pool.name] = trio.Event()

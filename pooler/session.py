@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pooler import extended, simple
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
-from pooler.caching import depart, keep, note_block, reach_of
+from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_of
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
@@ -55,7 +55,6 @@ _POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 _PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
-NOTHING: frozenset[int] = frozenset()
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
@@ -87,6 +86,7 @@ class Session:
         "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
         "pool", "portals", "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service",
         "skipping", "state", "statements", "traces", "transport", "unnamed_doubted", "user", "waiting", "writes",
+        "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +133,7 @@ class Session:
         self.defaults_change: tuple[DefaultChange, ...] = ()  # of ALTER ROLE and DATABASE ... SET, as `writes`
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
+        self.wrote: frozenset[int] | None = NOTHING  # the tables that the statement before this one may write to
         self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
         self._inbox = b""
         self._chunks: list[bytes] = []
@@ -401,15 +402,10 @@ class Session:
         """Note what `statement`, now on its way, may do to the cache."""
         if self.only_reads or statement.isolation:
             note_block(self, statement)
-        if not statement.reads_only and self.service.cache is not None:
+        if not statement.reads_only and self.service.observes:
             reach = reach_of(self, statement)
-            if reach is None:
-                self.writes = True
-                self.reach = None
-            elif reach:
-                self.writes = True
-                if self.reach is not None:
-                    self.reach = self.reach | reach
+            if reach is None or reach:
+                note_write(self, reach)
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
@@ -740,7 +736,11 @@ class Session:
         """ReadyForQuery of `unit`, which is not yet passed on."""
         service = self.service
         if unit.latency is not None:
-            unit.latency.observe(perf_counter() - unit.started)
+            now = perf_counter()
+            unit.latency.observe(now - unit.started)
+            if unit.study is not None and not unit.failed and self.origin is not None:
+                study, mark = unit.study
+                study.add(mark, now - unit.started, self.origin.received)
         if unit.capture is not None:
             if status == IDLE or self.only_reads:
                 keep(service, unit.capture)
@@ -789,13 +789,8 @@ class Session:
         self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
-        cache = self.service.cache
-        if cache is None:
-            return
-        if self.reach is None:
-            cache.invalidate_database(self.namespace)
-        else:
-            cache.invalidate_tables(self.namespace, self.reach)
+        if self.service.cache is not None:
+            self.service.cache.invalidate(self.namespace, self.reach)
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
@@ -812,7 +807,7 @@ class Session:
     def settled(self) -> None:
         """Nothing is owed: give the connection back unless a transaction, a pin or held input keeps it."""
         origin = self.origin
-        if origin is None or origin.units or origin.status != IDLE or self._to_origin:
+        if origin is None or origin.units or origin.status != IDLE or self._to_origin or self._stream_begun:
             if self.leaving and origin is not None and not origin.owes_answers:
                 self._finish_leaving()
             return
@@ -821,10 +816,12 @@ class Session:
         elif self.state.pins:
             if self.state.probe_due:
                 self._probe(origin)
-        elif not self._stream_begun and not self.holding:
+        elif not self.holding:
             self.origin = None
-            origin.transport.resume()
-            self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client
+            if not origin.transport.reading:
+                origin.transport.resume()
+            if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
+                self.origin_drained()
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
@@ -916,11 +913,16 @@ class Session:
         self.origin_lost(errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
-        self.origin = None
+        origin, self.origin = self.origin, None
         self._to_origin.clear()
-        if self.writes:
-            self._invalidate()  # whether the write took effect is not known
+        if self.writes and origin is not None:
+            self._end_unsure(origin)
         self.fatal(error)
+
+    def _end_unsure(self, origin: Origin) -> None:
+        """Whether the write that `origin` works on takes effect is not known, and nobody will be told."""
+        self._invalidate()
+        self.service.follow_write(origin, self.namespace, self.reach)
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
@@ -980,15 +982,15 @@ class Session:
         self._inbox = b""
         if origin is not None:
             self.origin = None
-            if self.writes:
-                self._invalidate()
+            if self.writes and origin.units:
+                self._end_unsure(origin)
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
                 self.service.cancel_abandoned(origin)
             elif not origin.closed:
-                if self.state.tainted or origin.spoiled:
-                    origin.close()
+                if self.state.tainted or origin.spoiled or self._stream_begun:
+                    origin.close()  # the rest of a message that it has begun to read will not come
                 else:
                     self.pool.abandon(origin, dirty=self.state.dirty)
         self.statements.clear()

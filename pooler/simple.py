@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
+from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked, study
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -68,6 +68,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     if capture is not None:
         session.capture(unit, capture)
     session.mind(statement, unit)
+    study(session, unit, statement, text, ALL_TEXT)
     if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
         session.send_later(_followed(session, unit, statement, text))
     else:

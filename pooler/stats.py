@@ -58,6 +58,7 @@ class Stats:
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
+        "writes_unsure",
     )
 
     def __init__(self) -> None:
@@ -83,3 +84,4 @@ class Stats:
         self.settings_replayed = 0
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
+        self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen

@@ -41,6 +41,9 @@ class TransportClosed(Exception):
 LINGER_SECONDS = 2.0
 """How long a peer has to read our last words."""
 
+MOST_LINGERING = 1000
+"""So many peers at most have that time: a flood that is turned away must not take all descriptors."""
+
 
 class Transport:
     """A non-blocking connected socket.
@@ -48,6 +51,9 @@ class Transport:
     Args:
       sock: connected (or accepted); becomes non-blocking and owned by the transport.
       reactor: where the transport is registered once traffic begins.
+
+    Attributes:
+      reading: not paused.
     """
 
     __slots__ = (
@@ -56,12 +62,13 @@ class Transport:
         "_out",
         "_outgoing",
         "_primed",
-        "_reading",
         "_registered",
         "closed",
         "fd",
+        "on_close",
         "peer",
         "reactor",
+        "reading",
         "sock",
         "tls",
     )
@@ -84,9 +91,10 @@ class Transport:
         self._out = bytearray()
         self._primed = False  # there may be news inside TLS that the socket does not tell of
         self._handler: Handler | None = None
-        self._reading = True
+        self.reading = True
         self._registered = False
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
 
     # ---- traffic -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +103,7 @@ class Transport:
         self.reactor.add(self.fd, handler)
         self._handler = handler
         self._registered = True
-        self._reading = True
+        self.reading = True
         if self._out:
             self.reactor.interest(self.fd, True, True)
 
@@ -176,7 +184,7 @@ class Transport:
             raise TransportClosed(error.strerror or str(error)) from None
         if sent < len(data):
             self._out += memoryview(data)[sent:]
-            self.reactor.interest(self.fd, self._reading, True)
+            self.reactor.interest(self.fd, self.reading, True)
 
     def _encrypt(self, data: bytes) -> bytes:
         assert self.tls is not None
@@ -218,17 +226,17 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             del self._out[:sent]
         if not self._out:
-            self.reactor.interest(self.fd, self._reading, False)
+            self.reactor.interest(self.fd, self.reading, False)
 
     def pause(self) -> None:
         """Stop reading: the other side of this stream is full."""
-        if self._reading:
-            self._reading = False
+        if self.reading:
+            self.reading = False
             self.reactor.interest(self.fd, False, bool(self._out))
 
     def resume(self) -> None:
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self.reactor.interest(self.fd, True, bool(self._out))
 
     def close(self) -> None:
@@ -242,6 +250,8 @@ class Transport:
         trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
         self._out.clear()
+        if self.on_close is not None:
+            self.on_close()
 
     def linger(self) -> None:
         """Close once the peer has had time to read what was sent: until it closes too, or `end_lingering`.
@@ -398,6 +408,8 @@ class _Lingering:
         self._transport = transport
         transport.unregister()
         transport.register(self)
+        while len(_lingering) >= MOST_LINGERING:
+            _lingering.popleft()[1].close()
         transport._out += transport._close_notify()
         _lingering.append((monotonic() + LINGER_SECONDS, transport))
         self.writable()

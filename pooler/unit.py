@@ -19,6 +19,7 @@ from pooler.sql.statement import Part
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.advice import Study
     from pooler.cache.flight import Flight, Flights
     from pooler.cache.policy import Policy
     from pooler.origin import Origin
@@ -126,6 +127,7 @@ class Unit:
       silent: its ReadyForQuery is not passed on: that of the unit behind it, pgnear's own (`announces`), is.
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
+      study: where it counts as a read, and a hash of what was asked.
     """
 
     __slots__ = (
@@ -142,6 +144,7 @@ class Unit:
         "simple",
         "started",
         "steps",
+        "study",
         "swallow",
         "synced",
     )
@@ -162,6 +165,7 @@ class Unit:
         self.error: PgError | None = None
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
+        self.study: tuple[Study, int] | None = None
 
     @classmethod
     def own(cls, done: Callable[[Unit], None] | None = None) -> Unit:

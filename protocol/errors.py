@@ -188,6 +188,17 @@ def too_many_logins(limit: int) -> PgError:
     )
 
 
+@_example(limit=100)
+def too_many_from_address(limit: int) -> PgError:
+    """A client connected while `max_connections_per_address` connections from its address were open."""
+    return PgError(
+        "53300",
+        "too many connections from this address",
+        detail=f"{limit} are open.",
+        hint="Close some, or raise max_connections_per_address.",
+    )
+
+
 @_example(limit=10)
 def too_many_replication_connections(limit: int) -> PgError:
     """A client asked for a replication connection while `max_replication_connections` others had one."""

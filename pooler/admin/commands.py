@@ -16,6 +16,8 @@ from pydantic import BaseModel, SecretStr
 
 from config import url
 from pooler import __version__
+from pooler.admin.advice import COLUMNS as ADVICE_COLUMNS
+from pooler.admin.advice import advise
 from pooler.admin.explain import explain
 from pooler.stats import Histogram
 from protocol import errors
@@ -331,6 +333,11 @@ TABLES = {
             "invalidated# purged#"
         ),
         _cache,
+    ),
+    "CACHE ADVICE": Table(
+        "what caching saves, would save or would cost, by statement shape; why not, where it cannot",
+        _columns(ADVICE_COLUMNS),
+        advise,
     ),
 }  # fmt: skip
 """By what is said behind SHOW."""

@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from pooler import __version__
+from pooler import __version__, logs
 from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class ServiceCollector(Collector):
         service = self._service
         yield InfoMetricFamily("pgnear_build", "What runs here.", value={"version": __version__})
         yield _gauge("draining", "Whether a shutdown has begun.", int(service.draining))
+        yield _counter("log_lines_lost", "Lines that standard error did not take.", logs.output.lost)
         yield from _clients(service)
         yield from _queries(service)
         yield from _pools(list(service.pools.values()))
@@ -101,9 +102,19 @@ def _clients(service: Service) -> Iterator[Metric]:
     yield _gauge("clients", "Clients that are logged in.", len(service.sessions))
     pinned = sum(1 for session in service.sessions if session.pinned)
     yield _gauge("clients_pinned", "Clients that keep their origin connection because of session state.", pinned)
+    linked = sum(1 for session in service.sessions if session.origin is not None)
+    yield _gauge("clients_linked", "Clients that an origin connection works for or is kept for.", linked)
+    waiting = sum(1 for session in service.sessions if session.waiting)
+    yield _gauge("clients_waiting", "Clients that wait for an origin connection.", waiting)
     yield _gauge("replication_connections", "Replication connections passed through, unpooled.", len(service.relays))
     yield _gauge("clients_unauthenticated", "Connections that have not logged in yet.", stats.unauthenticated)
     yield _counter("clients_accepted", "Connections accepted from clients.", stats.clients_accepted)
+    yield _gauge("client_addresses", "Source addresses that have connections open.", len(service.addresses.open))
+    yield _counter(
+        "address_limit_refusals",
+        "Connections turned away because of max_connections_per_address.",
+        service.addresses.refused,
+    )
     yield _counter(
         "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
     )
@@ -199,6 +210,11 @@ def _origins(service: Service) -> Iterator[Metric]:
         "transactions_rolled_back",
         "Transactions rolled back because their client left.",
         stats.transactions_rolled_back,
+    )
+    yield _counter(
+        "cache_writes_unsure",
+        "Writes whose client or connection was lost before their end was seen: followed until their backend has gone.",
+        stats.writes_unsure,
     )
 
 

@@ -17,6 +17,7 @@ from pooler.settings import DEFAULTS, Settings
 from pooler.transport import TransportClosed
 from protocol import errors
 from protocol.errors import PgError
+from protocol.framing import parameter_status
 
 
 class _Borrower:
@@ -116,6 +117,5 @@ async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:
     frames = await ask(origin.transport, text)
     for kind, body in frames:
         if kind == ord("S"):
-            name, value = body[:-1].split(b"\0")[:2]
-            origin.reports = origin.reports.with_value(name.decode(), value.decode(errors="replace"))
+            origin.reports = origin.reports.with_value(*parameter_status(body))
     return frames

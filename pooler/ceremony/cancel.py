@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 CANCEL_AGAIN_SECONDS = 0.5
+MOST_CANCELS = 8
+"""Requests on their way to one origin connection at once; more would tell it nothing new."""
 
 
 async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
@@ -39,7 +41,9 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     if session is None or session.cancel_waiting():
         return
     origin = session.origin
-    if origin is not None and any(not unit.swallow for unit in origin.units):
+    if origin is None or origin.cancels >= MOST_CANCELS:
+        return
+    if any(not unit.swallow for unit in origin.units):
         await cancel_origin(service, origin)
 
 

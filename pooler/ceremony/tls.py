@@ -65,7 +65,7 @@ def server_tls(config: Config) -> ServerTls | None:
             ) from None
         self_signed = False
     else:
-        certificate_pem, key_pem = _make_certificate()
+        certificate_pem, key_pem = make_certificate()
         with tempfile.TemporaryDirectory(prefix="pgnear-") as directory:  # load_cert_chain reads only files
             path = Path(directory, "certificate.pem")
             path.touch(mode=0o600)
@@ -93,7 +93,7 @@ def _check_key(pem: bytes, path: Path) -> None:
         raise ValueError(f"tls_key_file {path} holds no private key in PEM") from None
 
 
-def _make_certificate() -> tuple[bytes, bytes]:
+def make_certificate() -> tuple[bytes, bytes]:
     """A fresh key and a certificate for localhost, good for a year: (certificate, key) in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pgnear (self-signed)")])
@@ -132,6 +132,7 @@ def origin_context(target: Target) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols([ALPN])
     context.check_hostname = target.sslmode == "verify-full"
     root = target.sslrootcert

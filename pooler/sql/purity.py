@@ -76,6 +76,7 @@ class Facts:
         self.makes_table = False
         self.unknown_reach = False
         self.locks_rows = False
+        self.selects = False
         self.executes = ""
         self.databases: set[str] = set()
         self.why_not = ""
@@ -103,6 +104,7 @@ def examine(raw: Any) -> Facts:
     name = facts.name
     if name == "SelectStmt":
         facts.reads_only = not facts.writes
+        facts.selects = not (facts.written or facts.makes_table)
     else:
         facts.refuse(f"it is no SELECT ({name})")
         _examine_command(statement, name, facts)

@@ -183,6 +183,7 @@ class Statement:
       writes: what it does to which relations by itself. The catalog knows what follows from it.
       unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
       locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
+      selects: it is one SELECT, VALUES or TABLE that makes and modifies nothing by itself.
     """
 
     parts: tuple[Part, ...] = ()
@@ -211,6 +212,7 @@ class Statement:
     writes: frozenset[tuple[Name, Change]] = frozenset()
     unknown_reach: bool = False
     locks_rows: bool = False
+    selects: bool = False
 
     @property
     def writes_to(self) -> frozenset[Name]:
@@ -286,6 +288,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         writes=frozenset().union(*(fact.written for fact in facts)),
         unknown_reach=any(fact.unknown_reach for fact in facts),
         locks_rows=any(fact.locks_rows for fact in facts),
+        selects=len(facts) == 1 and facts[0].selects,
     )
 
 
