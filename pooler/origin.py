@@ -50,6 +50,7 @@ class Origin:
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
       received: bytes since the last ReadyForQuery.
+      asked_again: that session is likely to ask for them: others get this connection last.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -58,6 +59,7 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "asked_again",
         "cancels",
         "client_pid",
         "closed",
@@ -105,6 +107,7 @@ class Origin:
         self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
+        self.asked_again = False
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None

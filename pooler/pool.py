@@ -93,6 +93,7 @@ class Pool:
         self.schema_epoch = 0  # how often DDL was seen
         self._aside_until = 0.0
         self.defaults = Defaults()
+        self.sequence_tables: frozenset[str] = frozenset()  # whose rows get values of sequences by themselves
         self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
@@ -256,7 +257,10 @@ class Pool:
             origin.close()
             return
         origin.idle_since = now
-        self.idle.append(origin)
+        if origin.asked_again:
+            self.idle.insert(0, origin)
+        else:
+            self.idle.append(origin)
 
     def cancel_done(self, origin: Origin) -> None:
         """A cancel request for `origin` is over; if it waited for that, it is free now."""
