@@ -104,7 +104,7 @@ def serve(
         )
     from pooler import service  # only this command needs all of it
 
-    raise typer.Exit(service.run(settings))
+    raise typer.Exit(service.run(settings, lambda: config.load(file=config_file, flags=flags)))
 
 
 @app.command("check-config")

@@ -51,6 +51,10 @@ class Origin:
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
       received: bytes since the last ReadyForQuery.
       asked_again: that session is likely to ask for them: others get this connection last.
+      ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
+        transaction that is open came, else 0 (both by `perf_counter`).
+      overdue: the session whose query took too long and is being cancelled, and what it is told; see
+        `ceremony.deadlines`.
       cancels: cancel requests under way; it is not handed on while there are any.
     """
 
@@ -60,6 +64,7 @@ class Origin:
         "_partial",
         "_stream",
         "asked_again",
+        "block_since",
         "cancels",
         "client_pid",
         "closed",
@@ -68,9 +73,11 @@ class Origin:
         "fatal",
         "idle_since",
         "outdated",
+        "overdue",
         "pid",
         "pool",
         "prepared",
+        "ready_at",
         "received",
         "reports",
         "secret",
@@ -103,6 +110,8 @@ class Origin:
         self.units: deque[Unit] = deque()
         self.status = IDLE
         self.created = self.idle_since = monotonic()
+        self.ready_at = self.block_since = 0.0
+        self.overdue: tuple[Session, PgError] | None = None
         self.cancels = 0
         self.received = 0
         self.client_pid = 0
@@ -226,6 +235,9 @@ class Origin:
         forward = unit.notice(self, kind, frame)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
+            if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
+                self._out.append(self.overdue[1].response())
+                return False
             if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
                 self._out.append(session.in_its_words(frame, unit))
                 return False
@@ -297,6 +309,11 @@ class Origin:
         return self.pool, self.settings, self.pool.schema_epoch
 
     @property
+    def mid_frame(self) -> bool:
+        """Whether the session has got the beginning of a frame whose end is still to come."""
+        return self._stream > 0
+
+    @property
     def open_unit(self) -> Unit | None:
         """The unit that waits for its Sync, if there is one; it is the last."""
         return self.units[-1] if self.units and not self.units[-1].synced else None
@@ -360,7 +377,7 @@ class Origin:
         idle = session is None and not self.draining
         self.close()
         self.pool.lost(self, reason, idle=idle)
-        if session is not None and self._stream:
+        if session is not None and self.mid_frame:
             session.end(abrupt=True)  # an error put inside a row that was cut short would be read as its values
         elif session is not None:
             session.origin_lost_because(self, reason)

@@ -78,6 +78,8 @@ class Session:
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
       copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
       holding: input is kept until the origin has said something that pgnear must know first.
+      stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
+        something had come, or was under way.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
     """
 
@@ -85,9 +87,9 @@ class Session:
         "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
         "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database", "defaults_change",
         "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
-        "pool", "portals", "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service",
-        "skipping", "state", "statements", "traces", "transport", "unnamed_doubted", "user", "waiting", "writes",
-        "wrote",
+        "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes", "sequence_home",
+        "service", "skipping", "state", "statements", "stirred", "traces", "transport", "unnamed_doubted", "user",
+        "waiting", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +130,8 @@ class Session:
         self.waiting = False
         self.holding = False
         self.closed = False
+        self.stirred = True
+        self.quiet_since = 0.0
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
         self.mode = service.config.pooling_of(database, user)
@@ -187,6 +191,7 @@ class Session:
         self._take(data)
 
     def _take(self, data: bytes) -> None:
+        self.stirred = True
         if self._discard:
             dropped = min(self._discard, len(data))
             self._discard -= dropped
@@ -747,8 +752,8 @@ class Session:
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
         service = self.service
+        now = perf_counter()
         if unit.latency is not None:
-            now = perf_counter()
             unit.latency.observe(now - unit.started)
             if unit.study is not None and not unit.failed and self.origin is not None:
                 study, mark = unit.study
@@ -760,13 +765,18 @@ class Session:
                 unit.drop_capture()
         origin = self.origin
         assert origin is not None
+        origin.ready_at = now
         state = self.state
         if state.watching:
             state.ready(status, origin.reports.values.get("DateStyle", ""))
             if status == IDLE:
                 origin.settings = state.settings
                 state.watching = bool(origin.units)  # effects of what is pipelined behind are still to come
-        if status == IDLE:
+        if status != IDLE:
+            if not origin.block_since:
+                origin.block_since = unit.started
+        else:
+            origin.block_since = 0.0
             self.only_reads = False
             if self.portals:
                 self.portals.clear()
@@ -909,6 +919,9 @@ class Session:
         """Say `error` as the last thing and close."""
         if self.closed:
             return
+        if self.origin is not None and self.origin.mid_frame:
+            self.end(abrupt=True)  # words put inside a row that was cut short would be read as its values
+            return
         self.answer(error.fatal().response())
         self._flush_client()
         if not self.closed:
@@ -960,12 +973,18 @@ class Session:
         return compare_digest(self.key[1], secret)
 
     @property
+    def patience(self) -> float:
+        """How long it waits for a connection, in seconds."""
+        return self.service.deadlines(self.database, self.user).pool_wait_timeout
+
+    @property
     def busy(self) -> bool:
-        """Whether something is under way that a drain waits for."""
+        """Whether something is under way: an answer is owed or waited for, or a transaction is open."""
+        origin = self.origin
         return (
             self.waiting
             or self.flight is not None
-            or (self.origin is not None and not (self.pinned and not self.origin.units))
+            or (origin is not None and (bool(origin.units) or origin.status != IDLE))
         )
 
     def end(self, *, abrupt: bool, linger: bool = False) -> None:

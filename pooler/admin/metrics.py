@@ -119,6 +119,9 @@ def _clients(service: Service) -> Iterator[Metric]:
         "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
     )
     yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
+    yield _by_label(
+        "deadlines_exceeded", "Times a deadline passed, by the setting's name.", "deadline", stats.deadlines
+    )
     yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
 
 
@@ -170,6 +173,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             lambda pool: pool.oldest_wait_seconds(now),
         ),
         (
+            "pool_paused",
+            "Whether an operator holds the pool's clients back.",
+            lambda pool: int(pool.held_since is not None),
+        ),
+        (
             "pool_ready",
             "Whether the last attempt to connect to the origin succeeded.",
             lambda pool: int(pool.ready),
@@ -192,6 +200,14 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
 
 def _origins(service: Service) -> Iterator[Metric]:
     stats = service.stats
+    yield _by_label(
+        "credential_rotations",
+        "Attempts to change an origin's credentials: verified, rejected by the origin, or unavailable.",
+        "outcome",
+        stats.rotations,
+    )
+    yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
+    yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
     yield _counter(

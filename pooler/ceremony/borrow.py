@@ -23,8 +23,9 @@ from protocol.framing import parameter_status
 class _Borrower:
     """A task in the pool's queue."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, patience: float) -> None:
         self.settings = settings
+        self.patience = patience
         self.traces = settings.customs
         self.insists = False
         self.origin: Origin | None = None
@@ -48,7 +49,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
     Raises:
       PgError: none was to be had in time, the settings cannot be made, or the origin does not answer.
     """
-    borrower = _Borrower(settings)
+    borrower = _Borrower(settings, pool.limits.pool_wait_timeout)
     origin = pool.acquire(borrower)
     if origin is None:
         try:
@@ -66,7 +67,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
         origin.leave_reactor()
     try:
         if origin.settings is not settings:
-            with trio.fail_after(pool.config.origin_connect_timeout):
+            with trio.fail_after(pool.limits.origin_connect_timeout):
                 await apply(origin, settings)
         yield origin
     except PgError:
@@ -77,7 +78,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
         raise errors.origin_lost(str(error)) from None
     except trio.TooSlowError:
         origin.close()
-        seconds = pool.config.origin_connect_timeout
+        seconds = pool.limits.origin_connect_timeout
         raise errors.origin_lost(f"it did not answer within {seconds:g} s (origin_connect_timeout)") from None
     except BaseException:
         origin.close()

@@ -59,7 +59,7 @@ async def cancel_origin(service: Service, origin: Origin) -> None:
 async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) -> None:
     service.stats.cancels_forwarded += 1
     try:
-        with trio.move_on_after(service.config.cancel_wait_timeout):
+        with trio.move_on_after(pool.limits.cancel_wait_timeout) as deadline:
             transport = await open_transport(pool.target, service.reactor)
             try:
                 await transport.send_all(startup.cancel_request(pid, secret))
@@ -67,6 +67,9 @@ async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) 
                     pass
             finally:
                 transport.close()
+        if deadline.cancelled_caught:
+            service.stats.expired("cancel_wait_timeout")
+            log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason="cancel_wait_timeout passed")
     except (PgError, TransportClosed) as error:
         log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason=str(error))
 
@@ -79,7 +82,7 @@ async def end_abandoned(service: Service, origin: Origin) -> None:
     """
     transport = origin.transport
     try:
-        with trio.move_on_after(service.config.cancel_wait_timeout):
+        with trio.move_on_after(origin.pool.limits.cancel_wait_timeout):
             while not origin.closed:
                 await cancel_origin(service, origin)
                 if transport.pending:  # it stands in the middle of a message, and learns of the end by reading on

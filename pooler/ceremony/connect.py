@@ -39,6 +39,10 @@ class Connected:
     """What came behind ReadyForQuery."""
 
 
+class LoginRefused(PgError):
+    """The origin does not let this user in with this password."""
+
+
 class _TlsFailed(PgError):
     """TLS was offered and came to nothing; `prefer` goes on without."""
 
@@ -133,7 +137,8 @@ async def connect(target: Target, reactor: Reactor, parameters: dict[str, str] |
             return await _connect(target, reactor, parameters or {}, encrypt=others[0])
     except PgError as error:
         if error.sqlstate[:2] == "28":  # said to a client as it is, it would be about the client's own password
-            raise errors.origin_unreachable(f"it refuses pgnear's login: {error.message}") from None
+            refused = errors.origin_unreachable(f"it refuses pgnear's login: {error.message}")
+            raise LoginRefused(refused.sqlstate, refused.message) from None
         raise
 
 

@@ -104,12 +104,13 @@ async def _connect(service: Service, pool: Pool, parameters: dict[str, str]) -> 
     Raises:
       PgError: as `ceremony.connect.connect` does, and 08001 where it takes longer than `origin_connect_timeout`.
     """
-    timeout = service.config.origin_connect_timeout
+    timeout = pool.limits.origin_connect_timeout
     try:
         with trio.move_on_after(timeout):
             connected = await connect(pool.target, service.reactor, parameters)
             service.stats.origin_connections_opened += 1
             return connected
+        service.stats.expired("origin_connect_timeout")
         raise errors.origin_unreachable(f"no answer within {timeout:g} s (origin_connect_timeout)")
     except PgError:
         service.stats.origin_connect_failures += 1

@@ -151,6 +151,10 @@ class Stream:
         self._ended = trio.Event()
         self._end_reason = ""
 
+    def retarget(self, target: Target) -> None:
+        """The next stream leads to `target`."""
+        self._target = target
+
     # ---- the task ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
