@@ -54,6 +54,7 @@ class Origin:
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
       target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       received: bytes since the last ReadyForQuery.
+      asked_again: that session is likely to ask for them: others get this connection last.
       ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
         transaction that is open came, else 0 (both by `perf_counter`).
       overdue: the session whose query took too long and is being cancelled, and what it is told; see
@@ -66,6 +67,7 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "asked_again",
         "block_since",
         "cancels",
         "client_pid",
@@ -124,6 +126,7 @@ class Origin:
         self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
+        self.asked_again = False
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None

@@ -50,6 +50,7 @@ from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
+from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
 from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
@@ -111,6 +112,7 @@ class Service:
             parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
+        self.recallers = Recallers()
         targets = config.targets(passwords)
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in targets.items()}
         if cache.max_advice_shapes:
@@ -456,6 +458,7 @@ class Service:
                         pool.reads_committed = default == [("read committed",)]
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
                         defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
+                        sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         due = self.cache is not None or (
                             self.observes
@@ -467,6 +470,7 @@ class Service:
                     self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
                 else:
                     pool.defaults.read(defaults)
+                pool.sequence_tables = frozenset(name for (name,) in sequenced)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
