@@ -19,7 +19,7 @@ from pooler.embedded import EmbeddedPostgres
 from tests.support.wire import SYNC, WireClient, bind, execute, parse
 
 CLIENTS = (10, 1000, 10_000)
-ENTRIES = (1, 1000, 100_000)
+ENTRIES = (1, 1000, 1_000_000)
 STATEMENTS = (1, 100, 5000)
 QUERIES = 3000
 ROUNDS = 3
