@@ -38,7 +38,7 @@ types: $(BIN)/.installed ## mypy --strict
 
 check: lint types test ## Everything that CI runs
 
-bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, Pgpool-II, pgnear; some five minutes (ARGS=--quick: one); bench/results/
+bench: $(BIN)/.installed ## Everything that bench/RESULTS.md says (ARGS=--goals: six minutes; ARGS=--quick: one)
 	$(BIN)/python -m bench $(ARGS)
 
 bench-far: $(BIN)/.installed ## Round trips and time of a far-away database: direct, PgBouncer, pgnear; some four minutes
