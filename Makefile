@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 300
+WORKERS ?= 2
 
 .PHONY: demo test fuzz cache-check lint types check bench bench-far profile regress driver-suites reference clean
 .DEFAULT_GOAL := help
@@ -19,8 +20,8 @@ $(BIN)/.installed: pyproject.toml
 demo: $(BIN)/.installed ## A PostgreSQL, some data and a pgnear in front of them
 	@exec $(BIN)/pgnear demo $(ARGS)
 
-test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(BIN)/.installed ## The whole test suite, in WORKERS processes (ARGS='-k name' for a part of it, in one)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(WORKERS) --dist loadfile)
 
 fuzz: $(BIN)/.installed ## Scripts of many clients, pooled beside private, for DURATION seconds (ARGS='--replay FILE')
 	$(BIN)/python -m tests.fuzz --duration $(DURATION) $(ARGS)
