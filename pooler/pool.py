@@ -36,6 +36,10 @@ MATCH_DEPTH = 8
 """How many idle connections are compared with the session's settings before the latest one is taken."""
 
 
+EXPRESS_BYTES = 8192
+"""Longer requests are not looked at for the express lane."""
+
+
 class Waiter(Protocol):
     """Somebody who waits for a connection."""
 
@@ -75,6 +79,9 @@ class Pool:
         self.max_message_bytes: int = config.max_message_bytes
         self.high_water: int = config.buffer_high_water
         self.max_prepared: int = config.max_prepared_statements
+        self.express_bytes: int = min(EXPRESS_BYTES, config.max_message_bytes)
+        self.origin_lifetime: float = config.origin_lifetime
+        self.reuses_statements: bool = config.reuses_statements(name)
         self.catalog: Catalog | None = None
         self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
@@ -127,6 +134,16 @@ class Pool:
         self.waiting.append((monotonic(), waiter))
         self._grow()
         return None
+
+    def at_hand(self, settings: Settings) -> Origin | None:
+        """The connection that `acquire` would give, where that needs no thought: the last of `idle`, still in there."""
+        idle = self.idle
+        if not idle or self.waiting:
+            return None
+        origin = idle[-1]
+        if origin.settings is not settings or monotonic() - origin.idle_since > PEEK_AFTER_SECONDS:
+            return None
+        return origin
 
     def take(self, origin: Origin) -> bool:
         """Take this very connection, if it is idle and nobody waits."""
@@ -278,7 +295,7 @@ class Pool:
     # ---- time --------------------------------------------------------------------------------------------------------
 
     def _too_old(self, origin: Origin, now: float) -> bool:
-        lifetime = self.config.origin_lifetime
+        lifetime = self.origin_lifetime
         return origin.created < self._defaults_since or (lifetime > 0 and now - origin.created > lifetime)
 
     def defaults_changed(self) -> None:

@@ -56,12 +56,12 @@ class Transport:
         "_out",
         "_outgoing",
         "_primed",
-        "_reading",
         "_registered",
         "closed",
         "fd",
         "peer",
         "reactor",
+        "reading",
         "sock",
         "tls",
     )
@@ -84,7 +84,7 @@ class Transport:
         self._out = bytearray()
         self._primed = False  # there may be news inside TLS that the socket does not tell of
         self._handler: Handler | None = None
-        self._reading = True
+        self.reading = True
         self._registered = False
         self.closed = False
 
@@ -95,7 +95,7 @@ class Transport:
         self.reactor.add(self.fd, handler)
         self._handler = handler
         self._registered = True
-        self._reading = True
+        self.reading = True
         if self._out:
             self.reactor.interest(self.fd, True, True)
 
@@ -157,8 +157,8 @@ class Transport:
         if self._handler is not None and self._primed:
             self._handler.readable()
 
-    def send(self, data: bytes) -> None:
-        """Send now what the kernel takes and keep the rest; `pending` says how much that is.
+    def send(self, data: bytes) -> int:
+        """Send now what the kernel takes and keep the rest; how much waits now, in bytes.
 
         Raises:
           TransportClosed: the connection broke; nothing more will be sent.
@@ -167,16 +167,18 @@ class Transport:
             data = self._encrypt(data)
         if self._out:
             self._out += data
-            return
+            return len(self._out)
         try:
             sent = self.sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             raise TransportClosed(error.strerror or str(error)) from None
-        if sent < len(data):
-            self._out += memoryview(data)[sent:]
-            self.reactor.interest(self.fd, self._reading, True)
+        if sent == len(data):
+            return 0
+        self._out += memoryview(data)[sent:]
+        self.reactor.interest(self.fd, self.reading, True)
+        return len(self._out)
 
     def _encrypt(self, data: bytes) -> bytes:
         assert self.tls is not None
@@ -218,17 +220,17 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             del self._out[:sent]
         if not self._out:
-            self.reactor.interest(self.fd, self._reading, False)
+            self.reactor.interest(self.fd, self.reading, False)
 
     def pause(self) -> None:
         """Stop reading: the other side of this stream is full."""
-        if self._reading:
-            self._reading = False
+        if self.reading:
+            self.reading = False
             self.reactor.interest(self.fd, False, bool(self._out))
 
     def resume(self) -> None:
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self.reactor.interest(self.fd, True, bool(self._out))
 
     def close(self) -> None:

@@ -125,9 +125,12 @@ class Unit:
       silent: its ReadyForQuery is not passed on: that of the unit behind it, pgnear's own (`announces`), is.
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
+      prefix: what the client gets in front of the answer, for what the origin was not asked. again: where that was a
+        Parse, the statement that stood in for it, and the request as its client sent it.
     """
 
     __slots__ = (
+        "again",
         "announces",
         "capture",
         "done",
@@ -136,6 +139,7 @@ class Unit:
         "latency",
         "notable",
         "parts",
+        "prefix",
         "rows",
         "silent",
         "simple",
@@ -161,6 +165,8 @@ class Unit:
         self.error: PgError | None = None
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
+        self.prefix = b""
+        self.again: tuple[Prepared, bytes] | None = None
 
     @classmethod
     def own(cls, done: Callable[[Unit], None] | None = None) -> Unit:

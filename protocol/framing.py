@@ -69,7 +69,7 @@ class FrameReader:
         buffer = self._buffer
         if len(buffer) < HEADER_BYTES:
             return None
-        end = frame_end(buffer, 0, self._limit)  # type: ignore[arg-type]
+        end = frame_end(bytes(buffer[:HEADER_BYTES]), 0, self._limit)
         if end > len(buffer):
             return None
         frame = (buffer[0], bytes(buffer[HEADER_BYTES:end]))

@@ -35,7 +35,7 @@ class Epochs:
         self.everything = NEVER
         self.floor = NEVER
         self.latest = NEVER
-        self.barrier: float = NEVER
+        self.barrier: float = float(NEVER)
         self.cap = UNCAPPED
         self.tables: dict[Hashable, int] = {}
 
@@ -65,7 +65,7 @@ class Epochs:
 
     def _changed(self, clock: int) -> None:
         self.latest = clock
-        self.barrier = clock if self.cap == UNCAPPED else float("inf")
+        self.barrier = float(clock) if self.cap == UNCAPPED else float("inf")
 
     def unchanged_since(self, stamp: int, tables: tuple[Hashable, ...]) -> bool:
         if self.everything > stamp:

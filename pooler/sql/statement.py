@@ -8,7 +8,7 @@ memory: `classifier`. `classify` fails closed: what cannot be understood pins, w
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import postgast
@@ -161,6 +161,7 @@ class Statement:
       writes: what it does to which relations by itself. The catalog knows what follows from it.
       unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
       locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
+      plain: nothing of it concerns its session: no effects, no transaction control, no DDL.
     """
 
     parts: tuple[Part, ...] = ()
@@ -186,6 +187,14 @@ class Statement:
     writes: frozenset[tuple[Name, Change]] = frozenset()
     unknown_reach: bool = False
     locks_rows: bool = False
+    plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        plain = not (
+            self.parts or self.has_effects or self.begins or self.isolation or self.changes_schema
+            or self.changes_defaults or self.recalls_sequences or self.session_functions or self.databases
+        )  # fmt: skip
+        object.__setattr__(self, "plain", plain)
 
     @property
     def writes_to(self) -> frozenset[Name]:
