@@ -805,7 +805,7 @@ class Session:
     def settled(self) -> None:
         """Nothing is owed: give the connection back unless a transaction, a pin or held input keeps it."""
         origin = self.origin
-        if origin is None or origin.units or origin.status != IDLE or self._to_origin:
+        if origin is None or origin.units or origin.status != IDLE or self._to_origin or self._stream_begun:
             if self.leaving and origin is not None and not origin.owes_answers:
                 self._finish_leaving()
             return
@@ -814,7 +814,7 @@ class Session:
         elif self.state.pins:
             if self.state.probe_due:
                 self._probe(origin)
-        elif not self._stream_begun and not self.holding:
+        elif not self.holding:
             self.origin = None
             origin.transport.resume()
             self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client
@@ -977,8 +977,8 @@ class Session:
             elif origin.units and not origin.closed:
                 self.service.cancel_abandoned(origin)
             elif not origin.closed:
-                if self.state.tainted or origin.spoiled:
-                    origin.close()
+                if self.state.tainted or origin.spoiled or self._stream_begun:
+                    origin.close()  # the rest of a message that it has begun to read will not come
                 else:
                     self.pool.abandon(origin, dirty=self.state.dirty)
         self.statements.clear()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from pooler.embedded import EmbeddedPostgres
-from tests.core.conftest import Pgnear
-
-Start = Callable[..., Pgnear]
+from tests.conftest import Start
+from tests.support.postgres import PASSWORD, Server
+from tests.support.process import Pgnear
+from tests.support.waiting import until
 
 
 def one(connection: psycopg.Connection, query: str, *arguments: object) -> object:
@@ -42,10 +40,10 @@ def test_every_client_gets_only_its_own_answers(pgnear: Start) -> None:
     for thread in threads:
         thread.join(60)
     assert not wrong
-    assert server.metric("pgnear_pool_busy") <= 3
+    assert server.metric("pool_busy") <= 3
 
 
-def test_a_client_that_vanishes_in_a_transaction_leaves_nothing_behind(pgnear: Start, origin: EmbeddedPostgres) -> None:
+def test_a_client_that_vanishes_in_a_transaction_leaves_nothing_behind(pgnear: Start, origin: Server) -> None:
     server = pgnear(pool_size="1")
     with psycopg.connect(origin.url(), autocommit=True) as direct:
         direct.execute("create table if not exists vanish(a int)")
@@ -98,12 +96,12 @@ def test_session_state_that_cannot_follow_pins_and_is_gone_afterwards(pgnear: St
         client.execute("create temp table mine(a int)")
         client.execute("insert into mine values (7)")
         assert one(client, "select a from mine") == 7
-        assert server.metric("pgnear_clients_pinned") == 1
+        assert server.metric("clients_pinned") == 1
     with psycopg.connect(server.dsn(), autocommit=True) as stranger, pytest.raises(psycopg.errors.UndefinedTable):
         stranger.execute("select a from mine")
 
 
-def test_a_repeated_read_is_answered_from_memory_until_somebody_writes(pgnear: Start, origin: EmbeddedPostgres) -> None:
+def test_a_repeated_read_is_answered_from_memory_until_somebody_writes(pgnear: Start, origin: Server) -> None:
     server = pgnear()
     with (
         psycopg.connect(origin.url(), autocommit=True) as direct,
@@ -125,11 +123,13 @@ def test_a_repeated_read_is_answered_from_memory_until_somebody_writes(pgnear: S
 
 def _until_stored(server: Pgnear, client: psycopg.Connection, query: str, expected: object) -> None:
     """Ask until the catalog was read after the DDL before and the answer is kept."""
-    deadline = time.monotonic() + 10
-    before = server.metric("pgnear_cache_stores_total")
-    while server.metric("pgnear_cache_stores_total") == before:
+    before = server.metric("cache_stores_total")
+
+    def stored() -> bool:
         assert one(client, query) == expected
-        assert time.monotonic() < deadline
+        return server.metric("cache_stores_total") > before
+
+    until(stored, what="the answer is not kept")
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def _until_stored(server: Pgnear, client: psycopg.Connection, query: str, expect
         "select 'now'::timestamp",
     ],
 )
-def test_what_is_not_surely_a_pure_read_is_not_cached(pgnear: Start, origin: EmbeddedPostgres, query: str) -> None:
+def test_what_is_not_surely_a_pure_read_is_not_cached(pgnear: Start, origin: Server, query: str) -> None:
     with psycopg.connect(origin.url(), autocommit=True) as direct:
         direct.execute("create table if not exists kept(a int)")
         direct.execute("create or replace view seen as select now() as v")
     server = pgnear()
     with psycopg.connect(server.dsn(), autocommit=True) as client:
         _until_stored(server, client, "select a from kept", None)
-        stored = server.metric("pgnear_cache_stores_total")
+        stored = server.metric("cache_stores_total")
         for _ in range(3):
             client.execute(query)
-        assert server.metric("pgnear_cache_stores_total") == stored
+        assert server.metric("cache_stores_total") == stored
 
 
-def test_an_origin_connection_lost_in_mid_query_is_said_with_class_08(pgnear: Start, origin: EmbeddedPostgres) -> None:
+def test_an_origin_connection_lost_in_mid_query_is_said_with_class_08(pgnear: Start, origin: Server) -> None:
     server = pgnear()
     with psycopg.connect(origin.url(), autocommit=True) as direct:
         client = psycopg.connect(server.dsn(), autocommit=True)
@@ -174,15 +174,13 @@ def test_an_origin_connection_lost_in_mid_query_is_said_with_class_08(pgnear: St
             "select pg_terminate_backend(pid) from pg_stat_activity "
             "where query = 'select pg_sleep(60)' and state = 'active'"
         )
-        deadline = time.monotonic() + 10
-        while direct.execute(find).fetchone() is None:
-            assert time.monotonic() < deadline
-        thread.join(10)
+        until(lambda: direct.execute(find).fetchone(), what="the query does not run")
+        thread.join(40)
         assert failure
         assert failure[0].sqlstate == "08006"
 
 
-def test_idle_connections_that_died_are_replaced_unnoticed(pgnear: Start, origin: EmbeddedPostgres) -> None:
+def test_idle_connections_that_died_are_replaced_unnoticed(pgnear: Start, origin: Server) -> None:
     server = pgnear()
     with (
         psycopg.connect(server.dsn(application_name="survivor"), autocommit=True) as client,
@@ -217,10 +215,10 @@ def test_a_cancel_reaches_the_query_and_never_the_next_one(pgnear: Start) -> Non
 
 
 @pytest.mark.parametrize("mode", ["simple", "extended", "prepared"])
-def test_pgbench_fails_no_transaction(pgnear: Start, origin: EmbeddedPostgres, mode: str) -> None:
+def test_pgbench_fails_no_transaction(pgnear: Start, origin: Server, mode: str) -> None:
     server = pgnear(pool_size="4")
     command = [str(origin.bin / "pgbench"), "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
-    environment = {"PGPASSWORD": server.password, "PATH": "/usr/bin:/bin"}
+    environment = {"PGPASSWORD": PASSWORD, "PATH": "/usr/bin:/bin"}
     subprocess.run([*command, "-i", "-q", "postgres"], env=environment, check=True, capture_output=True)
     done = subprocess.run(
         [*command, "-M", mode, "-c", "16", "-t", "100", "postgres"], env=environment, capture_output=True, text=True

@@ -485,20 +485,17 @@ def test_a_stale_answer_is_served_at_once_and_one_query_fetches_a_new_one(
         past.execute(b"update bystander set v = 2")
         until(lambda: time.monotonic() > stored + 1.4)
         asked = answer(past, "select last_value from calls")
-        took = []
         clients = [brief.connect() for _ in range(20)]
         gate = Barrier(20)
 
         def ask(number: int) -> object:
-            gate.wait(10)
-            begun = time.monotonic()
-            value = answer(clients[number], read)
-            took.append(time.monotonic() - begun)
-            return value
+            gate.wait(40)
+            return answer(clients[number], read)
 
-        assert set(together(20, ask)) == {1}
-        assert max(took) < 0.4  # the query takes half a second
-        until(lambda: answer(client, read) == 2, within=5, what="no new answer was fetched")
+        with past.transaction():
+            past.execute(b"lock table bystander")  # so that the query for a new one cannot end before all are served
+            assert set(together(20, ask)) == {1}
+        until(lambda: answer(client, read) == 2, within=15, what="no new answer was fetched")
         assert answer(past, "select last_value from calls") == asked + 1
         for each in clients:
             each.close()
@@ -511,7 +508,7 @@ def test_an_answer_without_rows_is_served_a_shorter_time(near: Pgnear, past: psy
         assert keep(near, client, empty) is None
         assert keep(near, client, other) == 1
         past.execute(b"insert into bystander values (7, 70); update bystander set v = 2 where id = 1")
-        until(lambda: answer(client, empty) == 70, within=3, what="the new row is not seen")
+        until(lambda: answer(client, empty) == 70, within=20, what="the new row is not seen")
         assert answer(client, other) == 1
 
 
@@ -533,10 +530,10 @@ def test_a_refresh_that_a_write_has_overtaken_is_not_kept(brief: Pgnear, past: p
         until(lambda: time.monotonic() > stored + 1.4)
         assert answer(client, read) == 1  # begins a refresh
         running = "select count(*) from pg_stat_activity where state = 'active' and query = %s"
-        until(lambda: past.execute(running, (read,)).fetchone() == (1,), within=3, what="no refresh")
+        until(lambda: past.execute(running, (read,)).fetchone() == (1,), what="no refresh")
         writer.execute(b"update bystander set v = 4")
         assert answer(writer, read) == 4
-        until(lambda: past.execute(running, (read,)).fetchone() == (0,), within=3)
+        until(lambda: past.execute(running, (read,)).fetchone() == (0,))
         Event().wait(0.05)
         assert answer(client, read) == 4
 
@@ -548,7 +545,7 @@ def test_many_who_miss_the_same_key_are_one_query(near: Pgnear, past: psycopg.Co
     gate = Barrier(30)
 
     def ask(number: int) -> object:
-        gate.wait(10)
+        gate.wait(40)
         return answer(clients[number], read)
 
     assert set(together(30, ask)) == {1}
@@ -578,7 +575,7 @@ def test_a_read_that_waited_for_a_connection_is_kept(server: Server, past: psyco
             read = fresh("select v from bystander")
             holder.execute(b"begin; select pg_backend_pid()")
             waiting = Background(lambda: answer(reader, read))
-            until(lambda: narrow.metric("pool_waiting") == 1, what="nobody waits")
+            until(lambda: narrow.metric("clients_waiting") == 1, what="nobody waits")
             holder.execute(b"commit")
             assert waiting.result() == 1
             assert is_hit(narrow, reader, read)

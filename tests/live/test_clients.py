@@ -65,7 +65,7 @@ class Place:
             input=text,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=100,
         )  # fmt: skip
         if ok:
             assert done.returncode == 0, done.stderr
@@ -350,11 +350,11 @@ def test_psycopg_async(place: Place) -> None:
 
 def asyncpg_run(place: Place, work: Any) -> Any:
     async def whole() -> Any:
-        connection = await asyncpg.connect(**place.keywords, timeout=10, command_timeout=20)
+        connection = await asyncpg.connect(**place.keywords, timeout=40, command_timeout=40)
         try:
             return await work(connection)
         finally:
-            await connection.close(timeout=10)
+            await connection.close(timeout=40)
 
     return asyncio.run(whole())
 
@@ -433,7 +433,7 @@ def test_asyncpg_hears_notifications(place: Place) -> None:
     async def work(connection: Any) -> None:
         heard: asyncio.Queue[str] = asyncio.Queue()
         await connection.add_listener("news", lambda _c, _pid, _channel, payload: heard.put_nowait(payload))
-        other = await asyncpg.connect(**place.keywords, timeout=10)
+        other = await asyncpg.connect(**place.keywords, timeout=40)
         await other.execute("notify news, 'it rains'")
         assert await asyncio.wait_for(heard.get(), 10) == "it rains"
         await connection.remove_listener("news", lambda *_: None)
@@ -446,7 +446,7 @@ def test_an_asyncpg_pool_shares_few_connections(place: Place) -> None:
     """Its pool resets each connection with a long list of statements whenever one comes back."""
 
     async def work() -> None:
-        async with asyncpg.create_pool(**place.keywords, min_size=8, max_size=16, timeout=10) as pool:
+        async with asyncpg.create_pool(**place.keywords, min_size=8, max_size=16, timeout=40) as pool:
 
             async def one(number: int) -> int:
                 async with pool.acquire() as connection, connection.transaction():
@@ -461,7 +461,7 @@ def test_an_asyncpg_pool_shares_few_connections(place: Place) -> None:
 
 
 def test_pg8000_native(place: Place, name: str) -> None:
-    connection = pg8000.native.Connection(**place.keywords, timeout=20)
+    connection = pg8000.native.Connection(**place.keywords, timeout=40)
     try:
         assert connection.run("select 1") == [[1]]
         assert connection.run("select :a::int + 1, :b::text", a=1, b="x") == [[2, "x"]]
@@ -480,7 +480,7 @@ def test_pg8000_native(place: Place, name: str) -> None:
 
 
 def test_pg8000_dbapi_with_copy(place: Place, name: str, tmp_path: Path) -> None:
-    connection = pg8000.dbapi.connect(**place.keywords, timeout=20)
+    connection = pg8000.dbapi.connect(**place.keywords, timeout=40)
     try:
         cursor = connection.cursor()
         source = tmp_path / "in"

@@ -41,7 +41,7 @@ def psql(origin: Server, near: Pgnear, text: str, *options: str) -> subprocess.C
         input=text,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
 

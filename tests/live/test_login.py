@@ -284,7 +284,7 @@ def test_a_trickle_does_not_extend_the_deadline(pgnear: Start) -> None:
                 return False
 
         client.send(packet[:4])
-        until(trickle, within=5)
+        until(trickle)
 
 
 def test_connections_that_do_not_log_in_are_limited_in_number(pgnear: Start) -> None:

@@ -77,7 +77,7 @@ def test_an_origin_lost_in_mid_query_is_an_error_of_class_08_and_no_hang(
     server = fragile if how in ("kill", "crash") else origin
     near = pgnear(url=fragile.url()) if server is fragile else through()
     text = f"select repeat('x', 100), pg_sleep(60) /* {how} */"
-    with WireClient.logged_in(near.port, timeout=10) as client:
+    with WireClient.logged_in(near.port, timeout=40) as client:
         client.send(query(text))
         until(active(server, text))
         if how == "terminate":
@@ -180,8 +180,10 @@ def test_an_origin_that_restarted_between_queries_goes_unnoticed(pgnear: Start, 
         else:
             assert fragile.process is not None
             fragile.process.send_signal(signal.SIGINT)
-            fragile.process.wait(20)
+            fragile.process.wait(40)
         fragile.restart()
+        # An attempt of pgnear's own to connect that began while the server was starting fails whoever waits for it.
+        until(lambda: near.metric("pool_connecting") == 0 and near.metric("pool_ready") == 1)
         assert connection.execute("show timezone").fetchone() == ("Asia/Tokyo",)
         assert other.execute("select %s::int", (2,)).fetchone() == (2,)
 
@@ -238,7 +240,7 @@ def test_an_origin_that_accepts_and_says_nothing_runs_into_the_connect_timeout(p
         started = time.monotonic()
         with pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.5 s \(origin_connect_timeout\)"):
             near.connect()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert near.get("/readyz")[0] == 503
     until(lambda: _serves(near))
 
@@ -248,7 +250,7 @@ def test_an_origin_that_freezes_during_a_greeting_does_not_keep_its_client(
 ) -> None:
     """Settings at login are tried on a pooled connection; that, too, has a deadline."""
     near = through(origin_connect_timeout="500ms", pool_wait_timeout="1s")
-    assert _serves(near)
+    until(lambda: _serves(near))
     proxy.freeze()
     with pytest.raises(psycopg.OperationalError, match=r"08006|was lost"):
         near.connect(dsn={"options": "-c work_mem=5MB"})
@@ -265,7 +267,7 @@ def test_pgnear_stops_cleanly_while_its_origin_is_frozen(through: Callable[..., 
     until(lambda: near.metric("clients") == 0)
     attempts = [Background(lambda: _serves(near)) for _ in range(5)]
     until(lambda: near.metric("pool_connecting") > 0)
-    near.stop(within=5)
+    near.stop(within=15)
     assert [attempt.result() for attempt in attempts] == [False] * 5
 
 
@@ -302,7 +304,7 @@ def test_who_waits_is_served_in_the_order_they_came(pgnear: Start, origin: Serve
         try:
             for number, client in enumerate(clients):
                 client.send(query(f"insert into queue (who) values ({number})"))
-                until(lambda number=number: near.metric("pool_waiting") == number + 1)  # type: ignore[misc]
+                until(lambda number=number: near.metric("clients_waiting") == number + 1)  # type: ignore[misc]
             holder.execute("commit")
             for client in clients:
                 client.receive_until()
@@ -322,7 +324,7 @@ def test_cancel_safe_ends_a_running_query(near: Pgnear, origin: Server, sslmode:
     with near.connect(dsn={"sslmode": sslmode}) as connection:
         work = Background(lambda: connection.execute(text))
         until(active(origin, text))
-        connection.cancel_safe(timeout=10)
+        connection.cancel_safe(timeout=40)
         with pytest.raises(psycopg.errors.QueryCanceled):
             work.result()
         assert connection.execute("select 1").fetchone() == (1,)
@@ -359,7 +361,7 @@ def test_ctrl_c_in_psql_ends_its_query_and_not_its_session(near: Pgnear, origin:
             terminal.write(b"select 'still ' || 'here';\n\\q\n")
             while b"still here" not in seen:
                 seen += terminal.read(4096)
-            assert process.wait(10) == 0
+            assert process.wait(40) == 0
         finally:
             process.kill()
             process.wait()
@@ -371,14 +373,14 @@ def test_a_cancel_of_one_who_waits_in_the_queue_takes_only_him_out(pgnear: Start
         for holder in (first, second):
             holder.execute("begin")
         work = Background(lambda: waiter.execute("select random()"))
-        until(lambda: near.metric("pool_waiting") == 1)
-        waiter.cancel_safe(timeout=10)
+        until(lambda: near.metric("clients_waiting") == 1)
+        waiter.cancel_safe(timeout=40)
         with pytest.raises(psycopg.errors.QueryCanceled):
             work.result()
-        assert near.metric("pool_waiting") == 0
+        assert near.metric("clients_waiting") == 0
         assert first.execute("select 'untouched'").fetchone() == ("untouched",)
         begin = Background(lambda: waiter.execute("begin"))
-        until(lambda: near.metric("pool_waiting") == 1)
+        until(lambda: near.metric("clients_waiting") == 1)
         first.execute("commit")
         begin.result()
         backend = "select pg_backend_pid()"
@@ -391,15 +393,15 @@ def test_a_cancel_of_one_who_waits_in_the_queue_takes_only_him_out(pgnear: Start
 def test_a_cancel_that_the_origin_does_not_take_in_time_is_given_up(
     through: Callable[..., Pgnear], proxy: Proxy, origin: Server
 ) -> None:
-    near = through(cancel_wait_timeout="300ms")
+    near = through(cancel_wait_timeout="600ms")
     text = "select pg_sleep(60) /* cancel frozen */"
     with near.connect() as connection:
         work = Background(lambda: connection.execute(text))
         until(active(origin, text))
         proxy.freeze()
-        connection.cancel_safe(timeout=10)
+        connection.cancel_safe(timeout=40)
         proxy.thaw()
-        connection.cancel_safe(timeout=10)
+        connection.cancel_safe(timeout=40)
         with pytest.raises(psycopg.errors.QueryCanceled):
             work.result()
 

@@ -242,7 +242,7 @@ def test_what_cannot_follow_pins_until_it_is_gone(one: Pgnear, take: str, leave:
         other.send(wire.query("select 2"))
         run("begin")
         run("commit")
-        assert one.metric("pool_waiting") >= 1
+        until(lambda: one.metric("clients_waiting") == 1, what="the other waits")
         run(leave)
         assert wire.rows(other.receive_until()) == [[b"2"]]
         assert one.metric("clients_pinned") == 0
@@ -306,7 +306,7 @@ def test_a_second_state_keeps_the_pin_when_the_first_is_gone(one: Pgnear) -> Non
         client.query("unlisten *")
         assert client.one("select count(*) from scratch") == b"0"
         other.send(wire.query("select 2"))
-        until(lambda: one.metric("pool_waiting") >= 1)
+        until(lambda: one.metric("clients_waiting") == 1)
         client.query("drop table scratch")
         assert wire.rows(other.receive_until()) == [[b"2"]]
 

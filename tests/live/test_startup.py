@@ -167,7 +167,7 @@ def test_psql_18_speaks_protocol_3_2_and_cancels_with_its_long_key(near: Pgnear,
         running_ = "select count(*) from pg_stat_activity where query = 'select pg_sleep(30)' and state = 'active'"
         until(lambda: origin.execute(running_)[0][0] == 1)
         process.send_signal(2)  # what the terminal sends for Ctrl-C
-        _, told = process.communicate(timeout=10)
+        _, told = process.communicate(timeout=40)
     finally:
         process.kill()
     assert "canceling statement due to user request" in told
@@ -177,7 +177,7 @@ def test_a_cancel_with_part_of_a_long_key_is_ignored(near: Pgnear) -> None:
     with WireClient.logged_in(near.port, minor=2) as client:
         assert len(client.secret) == 32
         client.send(query("select pg_sleep(0.5)"))
-        until(lambda: near.metric("pool_busy") == 1)
+        until(lambda: near.metric("clients_linked") == 1)
         received = near.metric("cancels_received_total")
         for wrong in (client.secret[:4], client.secret[:-1] + b"?", client.secret + b"?", b"\0" * 32):
             with WireClient(near.port) as other:

@@ -288,7 +288,7 @@ def test_a_slow_reader_over_tls_gets_every_byte(near: Pgnear) -> None:
         client.encrypt(trusting())
         client.log_in("postgres", PASSWORD, "postgres")
         client.send(query("select repeat('z', 50000) from generate_series(1, 200)"))
-        until(lambda: near.metric("pool_busy") == 1, what="the query is not under way")
+        until(lambda: near.metric("clients_linked") == 1, what="the query is not under way")
         frames = client.receive_until()
         assert sum(len(columns[0] or b"") for columns in rows(frames)) == 200 * 50000
 
@@ -357,7 +357,7 @@ def test_a_cancel_request_in_plaintext_is_heard_where_tls_is_required(pgnear: St
         client.encrypt(trusting())
         client.log_in("postgres", PASSWORD, "postgres")
         client.send(query("select pg_sleep(30)"))
-        until(lambda: near.metric("pool_busy") == 1)
+        until(lambda: near.metric("clients_linked") == 1)
         with WireClient(near.port) as other:
             other.send(cancel_request(client.pid, client.secret))
             assert other.receive_all() == []

@@ -208,7 +208,7 @@ def works(near: Pgnear, origin: Server, host: str = "127.0.0.1", port: int | Non
         env={**os.environ, "PGPASSWORD": PASSWORD},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert (psql.stdout, psql.stderr) == ("42\n", "")
     with near.connect(dsn={"host": host, "port": port}) as connection:
@@ -294,7 +294,7 @@ def test_a_signal_ends_it_at_once_with_status_0(pgnear: Start, number: signal.Si
     with near.connect() as idle:
         idle.execute("select 1")
         near.process.send_signal(number)
-        assert near.process.wait(3) == 0
+        assert near.process.wait(15) == 0
         with pytest.raises(psycopg.errors.AdminShutdown):
             idle.execute("select 1")
     assert near.wait_for_log("stopping", signal=number.name)
@@ -308,7 +308,7 @@ def test_it_ends_well_while_it_waits_for_the_origin(origin: Server, pgnear: Star
         near = pgnear()
         waits = "select count(*) from pg_locks where not granted and relation = 'pg_inherits'::regclass"
         until(lambda: direct.execute(waits).fetchone() != (0,), what="the catalog is not read")
-        near.stop(within=5)
+        near.stop(within=15)
 
 
 def test_a_second_signal_does_not_wait_for_transactions(pgnear: Start) -> None:
@@ -320,7 +320,7 @@ def test_a_second_signal_does_not_wait_for_transactions(pgnear: Start) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         near.process.wait(0.5)  # the transaction may finish
     near.process.send_signal(signal.SIGTERM)
-    assert near.process.wait(3) == 0
+    assert near.process.wait(15) == 0
 
 
 # ---- an origin that is not there, or says no ------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_what_keeps_it_from_starting_is_said() -> None:
 
 def test_what_was_never_started_leaves_nothing(tmp_path: Path) -> None:
     program = "from pooler.embedded import EmbeddedPostgres; print(EmbeddedPostgres().data.parent)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     until(lambda: not Path(done.stdout.strip()).exists(), what="the directory is still there")
 
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_when_its_owner_is_killed(number: signal.Signals) -> Non
     with owner:
         assert directory.exists()
         owner.send_signal(number)
-        assert owner.wait(10) == -number
+        assert owner.wait(40) == -number
     until(lambda: gone(server), what="the server lives")
     until(lambda: not directory.exists(), what="the directory is still there")
 
@@ -114,7 +114,7 @@ def test_nothing_is_left_when_its_owner_is_killed(number: signal.Signals) -> Non
 def test_nothing_is_left_when_its_owner_forgets_it() -> None:
     owner, directory, server = started("raise SystemExit(7)")
     with owner:
-        assert owner.wait(10) == 7
+        assert owner.wait(40) == 7
     until(lambda: gone(server), what="the server lives")
     until(lambda: not directory.exists(), what="the directory is still there")
 

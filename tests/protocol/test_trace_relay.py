@@ -58,7 +58,7 @@ class Relay:
     def stop(self) -> str:
         """Ctrl-C. What it wrote to standard error since it began to listen."""
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(10)
+        self.process.wait(40)
         assert self.process.returncode == 0
         assert self.process.stderr is not None
         return self.process.stderr.read()
@@ -147,7 +147,7 @@ def test_a_cancel_passes_on_a_connection_of_its_own_without_its_key(traced: Rela
         timer.start()
         with pytest.raises(psycopg.errors.QueryCanceled):
             connection.execute("select pg_sleep(50)")
-        timer.join(10)
+        timer.join(40)
     (line,) = [line for line in traced.wait_for("CancelRequest") if "CancelRequest" in line]
     assert line.startswith("2\tF\t")
     assert line.endswith(" ***")
@@ -162,7 +162,7 @@ def test_protocol_3_2_and_its_long_keys_pass(traced: Relay) -> None:
 
 
 def test_a_client_that_begins_with_tls_is_told_so(traced: Relay) -> None:
-    with socket.create_connection(("127.0.0.1", traced.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", traced.port), timeout=40) as client:
         client.sendall(b"\x16\x03\x01\x02\x00\x01")
         answer = b"".join(iter(lambda: client.recv(4096), b""))
     assert b"sslmode=disable" in answer
@@ -204,7 +204,7 @@ def test_it_ends_when_nobody_reads_it_any_more(origin: Server) -> None:
         os.close(reader)
         assert process.stderr is not None
         port = process.stderr.readline().split(" ->")[0].rpartition(":")[2]
-        with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=40) as client:
             assert client.recv(1) == b""
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
         assert process.stderr.read() == ""

@@ -48,7 +48,7 @@ class Server(EmbeddedPostgres):
 
     def connect(self, **more: object) -> psycopg.Connection:
         """A direct connection of the superuser, autocommit; closed by the caller."""
-        return psycopg.connect(self.url(), autocommit=True, connect_timeout=10, **more)  # type: ignore[arg-type]
+        return psycopg.connect(self.url(), autocommit=True, connect_timeout=40, **more)  # type: ignore[arg-type]
 
     def execute(self, query: str, *arguments: object) -> list[tuple[object, ...]]:
         """Run one statement on a connection of its own; its rows."""
@@ -73,7 +73,7 @@ class Server(EmbeddedPostgres):
         """Kill every process of the server at once, as a lost machine does; the data stays."""
         assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)  # immediate shutdown: no goodbye to clients' transactions
-        self.process.wait(20)
+        self.process.wait(40)
 
     def restart(self) -> None:
         """Start it again on the same port with the same data."""

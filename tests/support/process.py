@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.error import HTTPError
@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.forked import Forked
 from tests.support.postgres import PASSWORD
 from tests.support.waiting import until
 
@@ -39,7 +40,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pooler", *arguments]
 
 
-def run(*arguments: str, within: float = 20.0, **settings: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, within: float = 60.0, **settings: Any) -> subprocess.CompletedProcess[str]:
     """A pgnear that is expected to end by itself."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
     return subprocess.run(
@@ -47,8 +48,23 @@ def run(*arguments: str, within: float = 20.0, **settings: Any) -> subprocess.Co
     )
 
 
+def executed(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A `pgnear` started by its command line; `Forked` is the same without the time that takes."""
+    return subprocess.Popen(
+        command(*arguments),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Pgnear:
     """A `pgnear serve` that listens.
+
+    Args:
+      start: `Forked` or `executed`.
 
     Attributes:
       process: the subprocess.
@@ -56,21 +72,20 @@ class Pgnear:
       log_lines: every line it has written to standard error, decoded; lines that are no JSON under `raw`.
     """
 
-    def __init__(self, origin_url: str, settings: Mapping[str, Any], flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        origin_url: str,
+        settings: Mapping[str, Any],
+        flags: tuple[str, ...] = (),
+        start: Callable[[Sequence[str], Mapping[str, str]], Forked | subprocess.Popen[str]] = Forked,
+    ) -> None:
         wanted: dict[str, Any] = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", **settings}
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
         env |= environment({name: value for name, value in wanted.items() if value is not None})
         env["PGNEAR_LOG__format"] = env.get("PGNEAR_LOG__format", "json")
         self.log_lines: list[dict[str, Any]] = []
         self._news = threading.Condition()
-        self.process = subprocess.Popen(
-            [*command("serve", "--origin", origin_url), *flags],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = start(["serve", "--origin", origin_url, *flags], env)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.http: str | None = None
@@ -98,7 +113,7 @@ class Pgnear:
         with self._news:
             self._news.notify_all()
 
-    def wait_for_log(self, event: str, *, count: int = 1, within: float = 15.0, **fields: object) -> dict[str, Any]:
+    def wait_for_log(self, event: str, *, count: int = 1, within: float = 40.0, **fields: object) -> dict[str, Any]:
         """The `count`th line with this event and these fields, now or when it comes."""
 
         def found() -> list[dict[str, Any]]:
@@ -123,7 +138,7 @@ class Pgnear:
         """Keywords for libpq; the superuser of the origin, unless others are given. None leaves one out."""
         fields: dict[str, object] = {
             "host": "127.0.0.1", "port": self.port, "user": "postgres", "password": PASSWORD, "dbname": "postgres",
-            "connect_timeout": 10, "sslmode": "disable", **more,
+            "connect_timeout": 40, "sslmode": "disable", **more,
         }  # fmt: skip
         return psycopg.conninfo.make_conninfo(
             "", **{name: value for name, value in fields.items() if value is not None}
@@ -137,7 +152,7 @@ class Pgnear:
         """Status and body of an HTTP request."""
         assert self.http is not None
         try:
-            with urlopen(f"http://{self.http}{path}", timeout=10) as response:
+            with urlopen(f"http://{self.http}{path}", timeout=30) as response:
                 return response.status, response.read().decode()
         except HTTPError as error:
             return error.code, error.read().decode()
@@ -176,7 +191,7 @@ class Pgnear:
                     return int(line.split()[1]) * 1024
         raise AssertionError("no VmHWM")
 
-    def stop(self, *, within: float = 20.0) -> None:
+    def stop(self, *, within: float = 40.0) -> None:
         """SIGTERM; it must end in time, with status 0 and without a traceback."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

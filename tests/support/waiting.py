@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, within: float = 10.0, what: str = "") -> T:
+def until(condition: Callable[[], T], *, within: float = 30.0, what: str = "") -> T:
     """The first true value of `condition()`, asked again and again.
 
     Raises:
@@ -67,7 +67,7 @@ class Background:
     def running(self) -> bool:
         return self._thread.is_alive()
 
-    def result(self, within: float = 20.0) -> object:
+    def result(self, within: float = 40.0) -> object:
         self._thread.join(within)
         assert not self._thread.is_alive(), f"still running after {within:g} s"
         if self._error is not None:
@@ -75,7 +75,7 @@ class Background:
         return self._value
 
 
-def together(count: int, work: Callable[[int], object], *, within: float = 60.0) -> list[object]:
+def together(count: int, work: Callable[[int], object], *, within: float = 90.0) -> list[object]:
     """`work(0)` to `work(count - 1)`, each in a thread of its own; their results in order."""
     running = [Background(lambda number=number: work(number)) for number in range(count)]  # type: ignore[misc]
     return [each.result(within) for each in running]

@@ -119,7 +119,7 @@ class WireClient:
       greeting: every frame of the login but those of authentication.
     """
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", timeout: float = 15.0) -> None:
+    def __init__(self, port: int, *, host: str = "127.0.0.1", timeout: float = 40.0) -> None:
         self.socket: socket.socket = socket.create_connection((host, port), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
@@ -139,7 +139,7 @@ class WireClient:
         password: str = PASSWORD,
         database: str = "postgres",
         minor: int = 0,
-        timeout: float = 15.0,
+        timeout: float = 40.0,
         **parameters: str,
     ) -> WireClient:
         client = cls(port, timeout=timeout)
