@@ -86,7 +86,7 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
             switched.insert(number, 'password = "x"')
         if name.startswith("cache.policy.") and name != "cache.policy.name":
             switched.insert(number, 'name = "catalogue"')
-        if name in ("databases.replica.pool_size", "databases.replica.pooling"):
+        if name.startswith("databases.replica.") and name != "databases.replica.origin":
             switched.insert(number, 'origin = "postgresql://app:secret@localhost"')
         file = tmp_path / "pgnear.toml"
         file.write_text("\n".join(switched))
