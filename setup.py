@@ -25,4 +25,7 @@ else:
     except ImportError:  # asked what it needs, before it is there
         setup(setup_requires=["mypy>=1.15"])
     else:
-        setup(setup_requires=["mypy>=1.15"], ext_modules=mypycify(["--config-file=accelerate.ini", *HOT], group_name="pgnear"))
+        setup(
+            setup_requires=["mypy>=1.15"],
+            ext_modules=mypycify(["--config-file=accelerate.ini", *HOT], group_name="pgnear", opt_level="2"),
+        )

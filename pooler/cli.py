@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import config
-from pooler import __version__, logs
+from pooler import __version__, accelerated, logs
 
 app = typer.Typer(
     name="pgnear",
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"pgnear {__version__}")
+        typer.echo(f"pgnear {__version__}{' (accelerated)' if accelerated() else ''}")
         raise typer.Exit
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from struct import Struct
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pooler.caching import has_told
 from pooler.transport import TransportClosed
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
     from pooler.sql.statement import Statement
     from pooler.statements import Prepared
 
-_QUERY, _PARSE, _BIND = b"QPB"
-_EXECUTE_SYNC = b"E\0\0\0\x09\0\0\0\0\0S\0\0\0\4"
-_RESTS = frozenset({b"D\0\0\0\6P\0" + _EXECUTE_SYNC, _EXECUTE_SYNC})
-"""What follows a Bind: Describe of the unnamed portal or not, Execute of it without a limit, Sync."""
+_QUERY: Final = 0x51
+_PARSE: Final = 0x50
+_BIND: Final = 0x42
+"""The type bytes Q, P and B, as numbers: compiled, a literal costs nothing and a module's name a look-up."""
 
-_MIN_REST = len(_EXECUTE_SYNC)
-PARSE_COMPLETE = b"1\0\0\0\4"
-_header = Struct("!ci").pack
+_EXECUTE_SYNC: Final = b"E\0\0\0\x09\0\0\0\0\0S\0\0\0\4"
+_RESTS: Final = frozenset({b"D\0\0\0\6P\0" + _EXECUTE_SYNC, _EXECUTE_SYNC})
+"""What follows a Bind: Describe of the unnamed portal or not, Execute of it without a limit, Sync; 15 bytes or more."""
+
+PARSE_COMPLETE: Final = b"1\0\0\0\4"
+_header: Final = Struct("!ci").pack
 
 
 def submit(session: Session, data: bytes) -> bool:
@@ -49,9 +52,9 @@ def submit(session: Session, data: bytes) -> bool:
     if session.origin is not None or data[5]:
         return False  # in a transaction, or a name
     if kind == _PARSE:
-        return 6 < first_end < size - _MIN_REST and _parse(session, data, first_end)
+        return 6 < first_end < size - 15 and _parse(session, data, first_end)
     if kind == _BIND:
-        return 6 < first_end <= size - _MIN_REST and _bind(session, data, first_end)
+        return 6 < first_end <= size - 15 and _bind(session, data, first_end)
     return False
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.statements import ORIGIN_PREFIX
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from pooler.session import Session
     from pooler.statements import Prepared
 
-IDLE, IN_TRANSACTION, FAILED_TRANSACTION = b"ITE"
+IDLE: Final = 0x49
+IN_TRANSACTION: Final = 0x54
+FAILED_TRANSACTION: Final = 0x45
+"""What a ReadyForQuery says: I, T and E, as numbers."""
 
 PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 DESCRIBE_PORTAL = b"D\0\0\0\6P\0"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
 from pooler.logs import get_logger
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-PEEK_AFTER_SECONDS = 0.02
+PEEK_AFTER_SECONDS: Final = 0.02
 """A connection that was idle for longer is looked at before it is trusted with a query."""
 
 ASIDE_SECONDS = 10.0

@@ -12,12 +12,13 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import Final
 
 import trio
 
 from pooler.reactor import Handler, Reactor
 
-CHUNK_BYTES = 65536
+CHUNK_BYTES: Final = 65536
 """The most that one read takes from the kernel, and so the most plaintext one read can give."""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pooler.sql.statement import Part
 from protocol.errors import PgError
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 (
     BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, NO_DATA,
-    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION,
-) = b"23CWGDIEnAtS1sZT"  # fmt: skip
+    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
+) = b"23CWGDIEnAtS1sT"  # fmt: skip
+READY: Final = 0x5A
+"""Z, as a number: compiled, a literal costs nothing and a module's name a look-up."""
 
-ALL = frozenset(range(256))
-PLAIN = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NOTIFICATION})
+ALL: Final = frozenset(range(256))
+PLAIN: Final = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NOTIFICATION})
 """Frames that even a plain unit looks at."""
 WATCHFUL = PLAIN | {COMMAND_COMPLETE}
 """The same for a session with a write or a SET under way: completions matter too."""

@@ -9,13 +9,14 @@ Source: PostgreSQL documentation, "Frontend/Backend Protocol", sections "Message
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from protocol.errors import FrameError, invalid_message_length, message_too_large
 
 HEADER_BYTES = 5
 """Type byte and length of every message after the startup packet."""
 
-length_at = Struct("!i").unpack_from
+length_at: Final = Struct("!i").unpack_from
 """`length_at(data, position)[0]`: the length field; it counts its own 4 bytes, not the type byte."""
 
 
