@@ -15,7 +15,7 @@ COPY protocol protocol
 COPY config config
 COPY pooler pooler
 # Every dependency comes as a wheel.
-RUN PGNEAR_ACCELERATE="$ACCELERATE" /opt/pgnear/bin/pip install .
+RUN ACCELERATE="$ACCELERATE" /opt/pgnear/bin/pip install .
 
 FROM python:3.12-slim-bookworm
 LABEL org.opencontainers.image.title="pgnear" \

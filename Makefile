@@ -23,7 +23,7 @@ test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it
 	$(BIN)/python -m pytest $(ARGS)
 
 accelerate: $(BIN)/.installed ## Compile the hot path in place (needs a C compiler); the sources stay what they are
-	PATH=$(CURDIR)/$(BIN):$$PATH PGNEAR_ACCELERATE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	PATH=$(CURDIR)/$(BIN):$$PATH ACCELERATE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
 pure: ## Remove what accelerate made
 	rm -f pgnear__mypyc*.so pooler/*.so pooler/*/*.so protocol/*.so

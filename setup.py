@@ -1,4 +1,4 @@
-"""`PGNEAR_ACCELERATE=1 pip install .` compiles the modules of the hot path with mypyc; without it nothing is compiled.
+"""`ACCELERATE=1 pip install .` compiles the modules of the hot path with mypyc; without it nothing is compiled.
 
 Everything else that there is to say about the package is in pyproject.toml.
 """
@@ -15,9 +15,9 @@ HOT = """
     pooler/session.py pooler/simple.py pooler/sql/classifier.py pooler/state.py pooler/stats.py pooler/transport.py
     pooler/unit.py
 """.split()
-"""What runs for each query. Weakly referenced classes (`statements`, `settings`) stay as they are: mypyc's cannot be."""
+"""What runs for each query; not `statements` and `settings`, whose classes are weakly referenced: mypyc's cannot be."""
 
-if os.environ.get("PGNEAR_ACCELERATE", "") in ("", "0"):
+if os.environ.get("ACCELERATE", "") in ("", "0"):
     setup()
 else:
     try:
