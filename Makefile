@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 300
 
-.PHONY: demo test accelerate pure test-accelerated fuzz cache-check lint types check bench profile regress driver-suites reference clean
+.PHONY: demo test accelerate pure test-accelerated fuzz cache-check lint types check bench bench-far profile regress
+.PHONY: driver-suites reference clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -49,6 +50,9 @@ check: lint types test ## Everything that CI runs
 
 bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, Pgpool-II, pgnear; some five minutes (ARGS=--quick: one); bench/results/
 	$(BIN)/python -m bench $(ARGS)
+
+bench-far: $(BIN)/.installed ## Round trips and time of a far-away database: direct, PgBouncer, pgnear; some four minutes
+	$(BIN)/python -m bench.far $(ARGS)
 
 profile: $(BIN)/.installed ## A flame graph of pgnear under load (ARGS='--load forward --mode extended')
 	$(BIN)/python -m bench.profile $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.report import Run
@@ -55,9 +56,9 @@ def write_scripts(directory: Path) -> None:
 
 def measure(
     postgres: EmbeddedPostgres, rig: Rig, workload: str, mode: str, clients: int, *, seconds: int, scale: int,
-    scripts: Path,
+    scripts: Path, more: Sequence[str] = (), sslmode: str = "disable", name: str = "",
 ) -> Run:  # fmt: skip
-    """One run of `seconds`.
+    """One run of `seconds`, with `more` options of pgbench; it is called `name`, if not by its workload.
 
     Raises:
       LoadFailed: it did not come to an end.
@@ -68,13 +69,13 @@ def measure(
     options = ["-n", "-M", mode, "-c", str(clients), "-j", str(threads(clients)), "-T", str(seconds)]
     if workload != "tpcb":
         options += ["-f", str(scripts / workload), "-D", f"scale={scale}"]
-    text = pgbench(postgres, rig.port, options)
+    text = pgbench(postgres, rig.port, [*options, *more], sslmode)
     done, tps, failed = _DONE.search(text), _TPS.search(text), _FAILED.search(text)
     if done is None or tps is None:
         raise LoadFailed(f"pgbench said nothing that could be read: {text}")
     count = max(int(done[1]), 1)
     return Run(
-        workload, mode, clients, rig.name, float(tps[1]), (rig.cpu_seconds() - before) / count * 1e6,
+        name or workload, mode, clients, rig.name, float(tps[1]), (rig.cpu_seconds() - before) / count * 1e6,
         int(failed[1]) if failed else 0,
     )  # fmt: skip
 
@@ -104,23 +105,23 @@ def version(postgres: EmbeddedPostgres) -> str:
     return _run(postgres, "pgbench", ["--version"]).split()[2]
 
 
-def pgbench(postgres: EmbeddedPostgres, port: int, options: list[str]) -> str:
+def pgbench(postgres: EmbeddedPostgres, port: int, options: list[str], sslmode: str = "disable") -> str:
     """Run it against what listens on loopback `port`; its standard output.
 
     Raises:
       LoadFailed: it ended with an error.
     """
-    return _run(postgres, "pgbench", [*options, *_where(port)])
+    return _run(postgres, "pgbench", [*options, *_where(port)], sslmode)
 
 
 def _where(port: int) -> list[str]:
     return ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "postgres"]
 
 
-def _run(postgres: EmbeddedPostgres, program: str, arguments: list[str]) -> str:
+def _run(postgres: EmbeddedPostgres, program: str, arguments: list[str], sslmode: str = "disable") -> str:
     done = subprocess.run(
         [str(postgres.bin / program), *arguments],
-        env={**os.environ, "PGPASSWORD": postgres.password, "PGSSLMODE": "disable"},
+        env={**os.environ, "PGPASSWORD": postgres.password, "PGSSLMODE": sslmode},
         capture_output=True,
         text=True,
         check=False,

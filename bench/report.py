@@ -74,7 +74,7 @@ def table(rows_: Iterable[Row], rigs: list[str]) -> str:
     """A Markdown table: transactions/s, and the ratios of each pgnear to each of BASES."""
     pairs = [(rig, base) for rig in rigs if rig.startswith("pgnear") for base in BASES if base in rigs]
     heads = ["workload", "mode", "clients", *rigs, *(f"{rig} / {base}" for rig, base in pairs)]
-    return _markdown(
+    return markdown(
         heads,
         (
             [*_key(row), *(f"{row.tps[rig]:,.0f}" if rig in row.tps else "-" for rig in rigs)]
@@ -91,14 +91,14 @@ def cpu_table(rows_: Iterable[Row], rigs: list[str]) -> str:
         [*_key(row), *(f"{row.cpu_microseconds[rig]:.1f}" if rig in row.cpu_microseconds else "-" for rig in poolers)]
         for row in rows_
     )
-    return _markdown(["workload", "mode", "clients", *poolers], spent)
+    return markdown(["workload", "mode", "clients", *poolers], spent)
 
 
 def _key(row: Row) -> list[str]:
     return [row.workload, row.mode, str(row.clients)]
 
 
-def _markdown(heads: list[str], lines: Iterable[list[str]]) -> str:
+def markdown(heads: list[str], lines: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *lines])
 
 

@@ -24,14 +24,41 @@ from pathlib import Path
 import psutil
 
 from pooler import __version__
+from pooler.ceremony.tls import make_certificate
 from pooler.embedded import EmbeddedPostgres, free_port
 
 PASSWORD = "bench"
 STARTS_WITHIN_SECONDS = 20
 
+ROOM = 5000
+"""Clients that every rig has room for at least."""
+
 NAMES = ("direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache")
+POOLERS = ("pgbouncer", "pgnear", "pgnear+cache")
+"""Rigs that know every `Manner`."""
+
 BINARIES = ("pgbouncer", "pgpool")
 """Rigs that are left out where the program of that name is not installed."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a pooler of POOLERS is set up.
+
+    Attributes:
+      password: whether clients must log in with SCRAM-SHA-256; if not they are trusted.
+      tls: whether it offers TLS to clients. Its certificate has a P-256 key, at every rig.
+      origin_port: where it finds PostgreSQL, if that is not the server's own port.
+      origin_tls: whether it encrypts there.
+    """
+
+    password: bool = False
+    tls: bool = False
+    origin_port: int | None = None
+    origin_tls: bool = False
+
+
+PLAIN = Manner()
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,16 @@ class Rig:
         """Resident memory of the pooler and its child processes; what they share is counted for each."""
         return sum(int(process.memory_info().rss) for process in self._processes())
 
+    def forget_peak(self) -> None:
+        """Let `peak_memory_bytes` begin anew."""
+        for process in self._processes():
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that was resident since `forget_peak`; Linux only."""
+        words = [Path(f"/proc/{process.pid}/status").read_text().split() for process in self._processes()]
+        return sum(int(each[each.index("VmHWM:") + 1]) * 1024 for each in words)
+
     def _processes(self) -> list[psutil.Process]:
         if self.pid is None:
             return []
@@ -71,7 +108,33 @@ def system_postgres() -> Path | None:
 
 
 @contextmanager
-def running(names: list[str], postgres: EmbeddedPostgres, clients: int) -> Iterator[list[Rig]]:
+def origin(*, tls: bool = True) -> Iterator[EmbeddedPostgres]:
+    """The system's PostgreSQL, or the wheel's; with TLS on offer where it is wanted and the server is built with it."""
+    installation = system_postgres()
+    with _home() as (home, user):
+        settings = {}
+        if tls and installation is not None:
+            certificate, key = _certificate(home, user)
+            settings = {"ssl": "on", "ssl_cert_file": str(certificate), "ssl_key_file": str(key)}
+        with EmbeddedPostgres(password=PASSWORD, installation=installation, settings=settings) as postgres:
+            yield postgres
+
+
+def _certificate(home: Path, user: str | None) -> tuple[Path, Path]:
+    """Files in `home`, which `user` may read: a self-signed certificate for localhost, and its P-256 key."""
+    paths = home / "certificate.pem", home / "key.pem"
+    for path, pem in zip(paths, make_certificate(), strict=True):
+        path.touch(mode=0o600)
+        path.write_bytes(pem)
+        if user is not None:
+            shutil.chown(path, user)
+    return paths
+
+
+@contextmanager
+def running(
+    names: list[str] | tuple[str, ...], postgres: EmbeddedPostgres, clients: int, manner: Manner = PLAIN
+) -> Iterator[list[Rig]]:
     """The rigs called `names` that this machine has, in that order; each has room for `clients` at once.
 
     Raises:
@@ -88,11 +151,11 @@ def running(names: list[str], postgres: EmbeddedPostgres, clients: int) -> Itera
             elif name == "direct":
                 rigs.append(Rig("direct", postgres.port))
             elif name == "pgbouncer":
-                rigs.append(stack.enter_context(_pgbouncer(postgres)))
+                rigs.append(stack.enter_context(_pgbouncer(postgres, clients, manner)))
             elif name == "pgpool":
                 rigs.append(stack.enter_context(_pgpool(postgres, clients)))
             else:
-                rigs.append(stack.enter_context(_pgnear(postgres, cache=name == "pgnear+cache")))
+                rigs.append(stack.enter_context(_pgnear(postgres, clients, manner, cache=name == "pgnear+cache")))
         yield rigs
 
 
@@ -145,18 +208,25 @@ def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
 
 
 @contextmanager
-def _pgnear(postgres: EmbeddedPostgres, *, cache: bool) -> Iterator[Rig]:
+def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, *, cache: bool) -> Iterator[Rig]:
     port = free_port()
+    origin_port = manner.origin_port or postgres.port
+    said = {
+        "auth": "scram-sha-256" if manner.password else "trust",
+        "tls": "allow" if manner.tls else "disable",
+        "cache__enabled": "true" if cache else "false",
+        **({"cache__invalidation": "writes"} if manner.origin_port else {}),  # a stream has round trips of its own
+        **({"max_client_connections": str(clients + 100)} if clients > ROOM else {}),
+    }
     settings = {
-        "PGNEAR_ORIGIN": postgres.url() + "?sslmode=disable",
+        "PGNEAR_ORIGIN": f"postgresql://postgres:{postgres.password}@127.0.0.1:{origin_port}/postgres"
+        f"?sslmode={'require' if manner.origin_tls else 'disable'}",
         "PGNEAR_LISTEN": f"127.0.0.1:{port}",
-        "PGNEAR_CACHE__ENABLED": "true" if cache else "false",
-        "PGNEAR_AUTH": "trust",
         "PGNEAR_LOG__LEVEL": "error",
+        **{f"PGNEAR_{name.upper()}": value for name, value in said.items()},
     }
     with _process([sys.executable, "-m", "pooler", "serve"], port, environment=settings) as pid:
-        about = f"pgnear {__version__}, Python {platform.python_version()}: auth trust, pool_size 20 (default); "
-        about += "cache on, ttl 60s (default)" if cache else "cache off"
+        about = f"pgnear {__version__}, Python {platform.python_version()}: {_words(said)}, pool_size 20 (default)"
         yield Rig("pgnear+cache" if cache else "pgnear", port, pid, about)
 
 
@@ -176,23 +246,34 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 @contextmanager
-def _pgbouncer(postgres: EmbeddedPostgres) -> Iterator[Rig]:
+def _pgbouncer(postgres: EmbeddedPostgres, clients: int, manner: Manner) -> Iterator[Rig]:
     port = free_port()
-    settings = {"auth_type": "trust", "pool_mode": "transaction", "default_pool_size": "20", "max_client_conn": "5000"}
+    settings = {
+        "auth_type": "scram-sha-256" if manner.password else "trust",
+        "pool_mode": "transaction",
+        "default_pool_size": "20",
+        "max_client_conn": str(max(clients + 100, ROOM)),
+    }
     if _pgbouncer_prepares():
         settings["max_prepared_statements"] = "200"
+    if manner.tls:
+        settings["client_tls_sslmode"] = "allow"
+    if manner.origin_tls:
+        settings["server_tls_sslmode"] = "require"
     with _home() as (home, user):
-        _write(home / "users", [f'"postgres" "{postgres.password}"'])
+        files = {"auth_file": home / "users", "logfile": home / "log"}
+        if manner.tls:
+            files["client_tls_cert_file"], files["client_tls_key_file"] = _certificate(home, user)
+        # The secret as PostgreSQL keeps it: from a password in plain, PgBouncer would derive it anew at each login.
+        _write(home / "users", [f'"postgres" "{_secret(postgres) if manner.password else postgres.password}"'])
         lines = [
             "[databases]",
-            f"postgres = host=127.0.0.1 port={postgres.port} dbname=postgres",
+            f"postgres = host=127.0.0.1 port={manner.origin_port or postgres.port} dbname=postgres",
             "[pgbouncer]",
             "listen_addr = 127.0.0.1",
             f"listen_port = {port}",
             "unix_socket_dir =",
-            f"auth_file = {home / 'users'}",
-            f"logfile = {home / 'log'}",
-            *(f"{name} = {value}" for name, value in settings.items()),
+            *(f"{name} = {value}" for name, value in {**files, **settings}.items()),
         ]
         _write(home / "pgbouncer.ini", lines)
         with _process([_binary("pgbouncer") or "", "-q", str(home / "pgbouncer.ini")], port, user=user) as pid:
@@ -251,12 +332,22 @@ def _pgpool(postgres: EmbeddedPostgres, clients: int) -> Iterator[Rig]:
             yield Rig("pgpool", port, pid, f"Pgpool-II {version('pgpool')}: {_words(settings)}")
 
 
+def _secret(postgres: EmbeddedPostgres) -> str:
+    """The superuser's SCRAM secret."""
+    query = "select rolpassword from pg_authid where rolname = 'postgres'"
+    where = ["-h", "127.0.0.1", "-p", str(postgres.port), "-U", "postgres", "postgres"]
+    env = {**os.environ, "PGPASSWORD": postgres.password}
+    command = [str(postgres.bin / "psql"), "-qAtX", "-c", query, *where]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _words(settings: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _binary(name: str) -> str | None:
-    return shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+    """A program of the system, or the one that an environment variable names: PGBOUNCER=/opt/pgbouncer."""
+    return os.environ.get(name.upper()) or shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 
 @lru_cache

@@ -7,6 +7,9 @@ here by `python -m config.reference`. Rules that concern several settings at onc
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 from config import url
 from config.certificates import problem_of_authorities, problems_of_pair
+from config.deadlines import Deadlines, deadlines_of
+from config.passwords import PasswordSource
 from config.url import Target, is_local
 
 CONSOLE = "pgnear"
@@ -86,6 +91,17 @@ def _host_and_port(value: Any) -> Any:
     return value
 
 
+def _arguments(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be split into words: {error}") from None
+    if value in ([], ()):
+        raise ValueError("names no program")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"unit": "bytes"})]
 Seconds = Annotated[float, BeforeValidator(duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})]
 Connections = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})]
@@ -94,6 +110,11 @@ PoolSize = Annotated[
 ]
 Statements = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "statements"})]
 Address = Annotated[str, BeforeValidator(_address), Field(json_schema_extra={"unit": "address"})]
+Command = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_arguments),
+    Field(json_schema_extra={"unit": "program and arguments"}),
+]
 Url = Annotated[SecretStr, Field(json_schema_extra={"unit": "URL"})]
 
 _VERIFIER = re.compile(r"SCRAM-SHA-256\$[1-9][0-9]*:[A-Za-z0-9+/]+=*\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=")
@@ -147,6 +168,18 @@ class Database(_Model):
     origin: Url = Field(
         description="Its connection URL. Give it for each database beyond the one of the top-level origin.",
         examples=["postgresql://app:secret@replica.example.com:5432/shop"],
+    )
+    password_file: Path | None = Field(
+        None,
+        description="A file with the password for its origin, as the top-level password_file. Give it where the URL "
+        "has no password.",
+        examples=["/run/secrets/shop"],
+    )
+    password_command: Command | None = Field(
+        None,
+        description="A command that prints the password for its origin, as the top-level password_command. Give it "
+        "where the URL has no password.",
+        examples=["/usr/local/bin/password-of shop"],
     )
     pool_size: PoolSize | None = Field(
         None,
@@ -261,6 +294,84 @@ class CachePolicy(_Model):
         return self
 
 
+class Override(_Model):
+    """Deadlines for some clients. Of each, the first override counts whose conditions hold and that sets it."""
+
+    database: Names = Field(
+        (),
+        description="Condition: the client's database is one of these. Set it where databases differ.",
+        examples=["shop"],
+    )
+    user: Names = Field(
+        (),
+        description="Condition: the client's user is one of these. Set it where users differ; not for what concerns "
+        "origin connections, which users share.",
+        examples=["reporting"],
+    )
+    query_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level query_timeout; unset, that. Raise it for reports.",
+        examples=[300.0],
+    )
+    transaction_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level transaction_timeout; unset, that. Raise it for migrations.",
+        examples=[600.0],
+    )
+    idle_in_transaction_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level idle_in_transaction_timeout; unset, that. Raise it for people at psql.",
+        examples=[600.0],
+    )
+    client_idle_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level client_idle_timeout; unset, that. Lower it for clients that forget to "
+        "leave.",
+        examples=[600.0],
+    )
+    pool_wait_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level pool_wait_timeout; unset, that. Raise it for work that nobody watches.",
+        examples=[60.0],
+    )
+    pause_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level pause_timeout; unset, that. Lower it for clients that may fail.",
+        examples=[30.0],
+    )
+    origin_connect_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level origin_connect_timeout; unset, that. Raise it for a database that "
+        "sleeps until somebody connects.",
+        examples=[30.0],
+    )
+    origin_idle_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level origin_idle_timeout; unset, that. Lower it for a database that few ask "
+        "for.",
+        examples=[60.0],
+    )
+    origin_lifetime: Duration | None = Field(
+        None,
+        description="In place of the top-level origin_lifetime; unset, that. Lower it for a database that moves.",
+        examples=[300.0],
+    )
+    cancel_wait_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level cancel_wait_timeout; unset, that. Raise it for a database far away.",
+        examples=[30.0],
+    )
+
+    @model_validator(mode="after")
+    def _origins_are_shared(self) -> Override:
+        names = (
+            "pause_timeout", "origin_connect_timeout", "origin_idle_timeout", "origin_lifetime", "cancel_wait_timeout",
+        )  # fmt: skip
+        if self.user and (wrong := [name for name in names if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(wrong)}: users share origin connections; give it without user")
+        return self
+
+
 class Cache(_Model):
     """The query cache."""
 
@@ -313,6 +424,14 @@ class Cache(_Model):
         description="How answers of some statements are cached. The first policy whose every condition holds counts.",
     )
 
+    max_advice_shapes: Statements = Field(
+        500,
+        ge=0,
+        le=100000,
+        description="Shapes of reads, in each database, whose calls are counted for SHOW CACHE ADVICE, with the cache "
+        "on or off; some 2 kB each, and the cheapest are forgotten for new ones. Raise it where SHOW CACHE ADVICE "
+        "says that many were; 0 counts nothing.",
+    )
     invalidation: Literal["auto", "writes", "stream"] = Field(
         "auto",
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
@@ -364,6 +483,28 @@ class Config(_Model):
         "those of clients, unless there are users.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
+    password_file: Path | None = Field(
+        None,
+        description="A file with the password for the origin, which the URL lacks then. It is read again when it "
+        "changes, and a new password takes over once the origin has let it in. Set it for mounted secrets.",
+        examples=["/run/secrets/pgnear"],
+    )
+    password_command: Command | None = Field(
+        None,
+        description="A command that prints the password for the origin; no shell is involved. It is run at the start, "
+        "at RELOAD, and when the origin refuses the password that it printed last. Set it for passwords that expire.",
+        examples=["aws rds generate-db-auth-token --hostname db.example.com --port 5432 --username app"],
+    )
+    password_command_timeout: Seconds = Field(
+        10.0,
+        gt=0,
+        description="How long a password_command may take before it is killed. Raise it for a slow one.",
+    )
+    password_grace: Duration = Field(
+        300.0,
+        description="How long clients may still log in with the origin's old password after a new one has taken over, "
+        "where there are no users of their own. Raise it until every client has the new one.",
+    )
     allow_plaintext_origin: bool = Field(
         False,
         description="Whether an origin on another machine may be reached without encryption. Turn on only where nobody "
@@ -387,6 +528,11 @@ class Config(_Model):
         description="Where /metrics, /healthz and /readyz are served: HOST:PORT; unset, nowhere. Set it to be "
         "monitored.",
         examples=["127.0.0.1:9432"],
+    )
+    reuse_port: bool = Field(
+        False,
+        description="Whether another pgnear may listen on the same TCP addresses, so that a new one can start before "
+        "the old one stops. Turn on to restart without systemd's sockets; see docs/operations.md.",
     )
     tls: Literal["disable", "allow", "require"] = Field(
         "allow",
@@ -441,6 +587,14 @@ class Config(_Model):
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",
         examples=["remember_user"],
     )
+    strict_custom_settings: bool = Field(
+        False,
+        description="Whether a client never gets an origin connection on which others have used custom settings "
+        "(app.tenant) or temporary tables that it has not: to it such a setting would be '' and not NULL, in "
+        "policies and functions, too. Such a connection is closed then and another one opened, which costs a login at "
+        "the origin. Where it is off, that is done for statements which ask by themselves (current_setting, SHOW), "
+        "outside transactions. Turn it on where policies tell the two apart.",
+    )
     max_replication_connections: Connections = Field(
         10,
         ge=0,
@@ -451,8 +605,16 @@ class Config(_Model):
     max_unauthenticated_connections: Connections = Field(
         256,
         ge=1,
-        description="Connections at once that have not logged in yet; more are refused. Raise it when a great many "
-        "clients connect at the same moment.",
+        description="Connections at once that have not logged in yet; more wait up to a second for one of them to "
+        "finish, and are refused with 53300 if none does. Raise it when a great many clients connect at the same "
+        "moment.",
+    )
+    max_connections_per_address: Connections = Field(
+        0,
+        ge=0,
+        description="Connections at once from one source address, logged in or not; more are refused with 53300, and 0 "
+        "is no limit. Of an IPv6 address its /64 counts; unix sockets are exempt. Set it where clients come over a "
+        "network, above what your busiest host needs.",
     )
     pool_size: PoolSize = Field(
         20,
@@ -471,6 +633,31 @@ class Config(_Model):
         gt=0,
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
+    )
+    query_timeout: Duration = Field(
+        0.0,
+        description="How long the origin may work on a query (a pipeline up to its Sync) before it is cancelled with "
+        "57014; 0 for ever. Set it so that slow queries cannot hold every connection.",
+    )
+    transaction_timeout: Duration = Field(
+        0.0,
+        description="How long a transaction may be open before its client is disconnected with 25P04; 0 for ever. Set "
+        "it so that forgotten transactions cannot hold every connection.",
+    )
+    idle_in_transaction_timeout: Duration = Field(
+        0.0,
+        description="How long a client may say nothing inside a transaction before it is disconnected with 25P03; 0 "
+        "for ever. Set it where clients wait for something else within transactions.",
+    )
+    client_idle_timeout: Duration = Field(
+        0.0,
+        description="How long a client may say nothing outside a transaction before it is disconnected with 57P05; 0 "
+        "for ever. Set it where clients forget to leave and max_client_connections is reached.",
+    )
+    pause_timeout: Duration = Field(
+        300.0,
+        description="How long a query waits while its database is paused (PAUSE, SUSPEND, KILL) before it fails with "
+        "57P03; 0 for ever. pool_wait_timeout does not count meanwhile. Raise it for longer maintenance.",
     )
     origin_idle_timeout: Seconds = Field(
         600.0,
@@ -526,6 +713,11 @@ class Config(_Model):
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
     )
+    override: tuple[Override, ...] = Field(
+        (),
+        description="Deadlines for some clients. Of each, the first override counts whose conditions hold and that "
+        "sets it.",
+    )
     cache: Cache = Field(default=Cache(), description="The query cache.")
     log: Log = Field(default=Log(), description="What is written to standard error.")
     databases: dict[str, Database] = Field(
@@ -540,12 +732,21 @@ class Config(_Model):
             problems.append(
                 'origin: nothing to connect to; give --origin, PGNEAR_ORIGIN or origin = "postgresql://..."'
             )
-        for key, name, secret, size in self._urls():
+        sources: set[str] = set()
+        for key, name, secret, size, sourced in self._urls():
             try:
                 target = url.parse(secret.get_secret_value(), database=name, pool_size=size)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
                 continue
+            given = [
+                *(["a password in the URL"] if target.password else ()),
+                *(name for name in ("password_file", "password_command") if getattr(sourced, name) is not None),
+            ]
+            if len(given) > 1:
+                problems.append(f"{key}: gives {' and '.join(given)}; give one of them")
+            if given:
+                sources.add(target.database)
             if target.database == CONSOLE:
                 problems.append(
                     f"{key}: {CONSOLE} is the name of pgnear's console; serve the database by another name, under "
@@ -569,33 +770,57 @@ class Config(_Model):
                         f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket"
                     )
         problems += problems_of_pair(self.tls_cert_file, self.tls_key_file)
-        if self.auth != "trust" and not self.users and targets and not next(iter(targets.values())).password:
+        if self.auth != "trust" and not self.users and targets and next(iter(targets)) not in sources:
             problems.append(
                 'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'
             )
         if not problems and self.auth != "trust":
-            unknown = sorted(set(self.admin_users or ()) - self.client_users().keys())
+            unknown = sorted(set(self.admin_users or ()) - (self.users.keys() or {next(iter(targets.values())).user}))
             problems += [f"admin_users: {name} is not among those who may connect" for name in unknown]
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _urls(self) -> list[tuple[str, str | None, SecretStr, int]]:
-        """(key, client-visible name, URL, pool size) of each origin."""
-        urls: list[tuple[str, str | None, SecretStr, int]] = []
+    def _urls(self) -> list[tuple[str, str | None, SecretStr, int, Config | Database]]:
+        """(key, client-visible name, URL, pool size, who has the settings of its password) of each origin."""
+        urls: list[tuple[str, str | None, SecretStr, int, Config | Database]] = []
         if self.origin is not None:
-            urls.append(("origin", None, self.origin, self.pool_size))
+            urls.append(("origin", None, self.origin, self.pool_size, self))
         for name, database in self.databases.items():
-            urls.append((f"databases.{name}.origin", name, database.origin, database.pool_size or self.pool_size))
+            size = database.pool_size or self.pool_size
+            urls.append((f"databases.{name}.origin", name, database.origin, size, database))
         return urls
 
-    def targets(self) -> dict[str, Target]:
-        """Where each pool's connections lead, by the database name that clients ask for."""
+    def targets(self, passwords: Mapping[str, str] | None = None) -> dict[str, Target]:
+        """Where each pool's connections lead, by the database name that clients ask for.
+
+        Args:
+          passwords: what the `password_sources` gave; without them the targets of those have none.
+        """
         parsed = (
             url.parse(secret.get_secret_value(), database=name, pool_size=size)
-            for _, name, secret, size in self._urls()
+            for _, name, secret, size, _ in self._urls()
         )
-        return {target.database: target for target in parsed}
+        passwords = passwords or {}
+        return {
+            target.database: replace(target, password=passwords.get(target.database, target.password))
+            for target in parsed
+        }
+
+    def top_database(self) -> str | None:
+        """By what name clients ask for the top-level origin's database; None where there is none."""
+        return url.parse(self.origin.get_secret_value()).database if self.origin is not None else None
+
+    def password_sources(self) -> dict[str, PasswordSource]:
+        """Where the passwords are read that no URL has, by the database name that clients ask for."""
+        sources = {}
+        for _, name, secret, _, sourced in self._urls():
+            database = url.parse(secret.get_secret_value(), database=name).database
+            if sourced.password_file is not None or sourced.password_command is not None:
+                sources[database] = PasswordSource(
+                    sourced.password_file, sourced.password_command, self.password_command_timeout
+                )
+        return sources
 
     def pooling_of(self, database: str, user: str) -> Pooling:
         """The pooling mode for a client: its user's, else its database's, else the general one."""
@@ -607,6 +832,15 @@ class Config(_Model):
         theirs = self.databases.get(database)
         own = theirs.reuse_statements if theirs is not None else None
         return self.reuse_statements if own is None else own
+
+    def deadlines(self, database: str, user: str | None) -> Deadlines:
+        """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""
+        return deadlines_of(self, self.override, database, user)
+
+    def shortest(self, *names: str) -> float:
+        """The shortest of these deadlines, for whomever it holds; 0 where they are all off."""
+        values = (getattr(each, name) for each in (self, *self.override) for name in names)
+        return min((value for value in values if value), default=0.0)
 
     def administrators(self) -> frozenset[str]:
         """Who may use the console."""

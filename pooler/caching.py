@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pooler.service import Service
     from pooler.session import Session
 
+NOTHING: frozenset[int] = frozenset()
 NO_PARAMETERS = b"\0\0"
 _REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
 _search_path = lru_cache(maxsize=1000)(parse_search_path)
@@ -243,6 +244,7 @@ def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy,
         frames.append(origin.settings.difference_to(session.settings))
         origin.units.append(Unit.own())
         origin.settings = session.settings
+        origin.traces |= session.settings.customs
     origin.unnamed = None
     capture = Capture(session.namespace, entry.key, cache.begin(), now, policy, entry.tables, prepared)
 
@@ -271,3 +273,44 @@ def reach_of(session: Session, statement: Statement) -> frozenset[int] | None:
     if session.state.current is not session.state.settings:
         path = None  # it may have changed in this transaction
     return catalog.reach(statement, path, user)
+
+
+def note_write(session: Session, reach: frozenset[int] | None) -> None:
+    """A statement that may change the tables of `reach` is on its way."""
+    if session.pool.advice is not None:
+        session.wrote = reach
+        session.pool.advice.updates.note(reach, perf_counter())
+    if session.service.cache is not None:
+        session.writes = True
+        if reach is None or session.reach is None:
+            session.reach = None
+        else:
+            session.reach = session.reach | reach
+
+
+# ---- advice ----------------------------------------------------------------------------------------------------------
+
+
+def study(session: Session, unit: Unit, statement: Statement, text: bytes, tail: bytes) -> None:
+    """Have the answer to `statement`, on its way to the origin, counted for SHOW CACHE ADVICE.
+
+    Args:
+      tail: the Bind's, as `keys.normal_tail` gives it.
+    """
+    advice = session.pool.advice
+    if advice is None or unit.study is not None:
+        return
+    studied = advice.study(statement, text, session.user)
+    if studied is None:
+        return
+    studied.calls += 1
+    if session.wrote is not NOTHING and statement.reads_only:
+        studied.add_behind(session.wrote)
+        session.wrote = NOTHING
+    mark = hash((text, tail, session.user, session.state.settings))
+    if mark & studied.mask != studied.sample:
+        return
+    unit.study = (studied, mark)
+    origin = session.origin
+    if origin is not None and origin.status != IDLE and not session.only_reads:
+        studied.blocked += 1

@@ -16,7 +16,8 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler.caching import has_told
+from pooler.cache.keys import ALL_TEXT, normal_tail
+from pooler.caching import has_told, study
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
 from protocol.framing import length_at
@@ -68,8 +69,8 @@ def _query(session: Session, data: bytes) -> bool:
     if statement is None or not statement.plain or (statement.cacheable and service.cache is not None):
         return False
     if origin is None:
-        origin = session.pool.at_hand(session.state.settings)
-        if origin is None or session.mode == "session":
+        origin = session.pool.at_hand(session.state.settings, session.traces)
+        if origin is None or session.insists or session.mode == "session":
             return False
         unit = _link(session, origin, statement)
     else:
@@ -78,6 +79,8 @@ def _query(session: Session, data: bytes) -> bool:
         unit = _unit(session, origin)
         session.mind(statement, unit)
     unit.simple = True
+    if session.pool.advice is not None:
+        study(session, unit, statement, data[5:-1], ALL_TEXT)
     session.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
     origin.unnamed = None
     _send(session, origin, data, data)
@@ -98,7 +101,9 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     origin = _for_statement(session, prepared)
     if origin is None:
         return False
-    _link(session, origin, prepared.statement)
+    unit = _link(session, origin, prepared.statement)
+    if session.pool.advice is not None:
+        study(session, unit, prepared.statement, prepared.text, normal_tail(data[name_end + 1 : bind_end]))
     _send(session, origin, data, _renamed(prepared, data, bind_end - name_end, name_end))
     return True
 
@@ -122,7 +127,10 @@ def _parse(session: Session, data: bytes, parse_end: int) -> bool:
     unit = _link(session, origin, prepared.statement)
     unit.prefix = PARSE_COMPLETE
     unit.again = (prepared, data)
+    if session.pool.advice is not None:
+        study(session, unit, prepared.statement, prepared.text, normal_tail(data[parse_end + 7 : bind_end]))
     session.statements[b""] = prepared
+    session.unnamed_doubted = False
     _send(session, origin, data, _renamed(prepared, data, bind_end - parse_end - 6, parse_end + 6))
     return True
 
@@ -142,10 +150,11 @@ def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
         or (statement.cacheable and session.service.cache is not None)
         or prepared.needs is not None
         or session.portals
+        or session.insists
         or session.mode == "session"
     ):
         return None
-    origin = pool.at_hand(session.state.settings)
+    origin = pool.at_hand(session.state.settings, session.traces)
     if origin is None or prepared not in origin.prepared or origin.verified:
         return None
     origin.prepared.move_to_end(prepared)
@@ -160,7 +169,7 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     origin.client_pid = session.key[0]
     session.walk_from = 0
     unit = _unit(session, origin)
-    if not statement.reads_only and session.service.cache is not None:
+    if not statement.reads_only and session.service.observes:
         session.mind(statement, unit)
     elif statement.sequences:
         session.sequence_home = origin

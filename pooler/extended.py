@@ -20,16 +20,17 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked
+from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
-from pooler.sql.names import renamed
+from pooler.sql.names import renaming
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
+from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
 from protocol import errors, framing
 from protocol.framing import FLUSH_FRAME, READY_IDLE, SYNC_FRAME
 
@@ -85,9 +86,11 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             return True
         if session.service.classifier.recalls_seen and _recalls_sequences(session, operations):
             session.go_home()
+        if session.service.classifier.looks_seen:
+            session.look(b";".join(_texts_that_look(session, operations)))
         if not session.link(start, capture):
             return False
-    elif terminator == _SYNC and session.only_reads and may_be_asked(session):
+    elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
         lookup = _lookup(session, data, operations)
         if lookup is True:
             return True
@@ -110,11 +113,15 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
-        unit.synced = True
+        unit.synced = session.copying is None or not session.in_copy  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:
         session.capture(unit, capture)
+    bound = translation.bound
+    if len(bound) == 1:
+        prepared, tail = bound[0]
+        study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
     if translation.changed or not operations:
         session.send_later(b"".join(translation.messages))
         if terminator:
@@ -155,6 +162,15 @@ def _statement_of(session: Session, operation: Operation) -> Statement:
     else:
         return NOTHING
     return prepared.statement if prepared is not None else NOTHING
+
+
+def _texts_that_look(session: Session, operations: list[Operation]) -> list[bytes]:
+    texts = []
+    for operation in operations:
+        if _statement_of(session, operation).looks:
+            prepared = operation[4] if operation[0] == _PARSE else session.statements[operation[4]]
+            texts.append(prepared.text)
+    return texts
 
 
 def _recalls_sequences(session: Session, operations: list[Operation]) -> bool:
@@ -230,6 +246,8 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
         statement = service.classifier(text)
         if statement.parts and statement.parts[0].named in session.statements:
             prepared = _about_another(session, text, types, statement)
+        elif statement.shows:
+            prepared = _showing(session, text, types, statement)
         else:
             prepared = service.prepared.intern(text, types, statement, scope)
             if name_end == body and statement.plain and end - start <= MAX_REMEMBERED_PARSE:
@@ -245,10 +263,16 @@ def _about_another(session: Session, text: bytes, types: bytes, statement: State
     named = statement.parts[0].named
     assert named is not None
     target = session.statements[named]
-    text = renamed(text, 0, len(text), {named: target.name})
-    prepared = session.service.prepared.intern(text, types, statement, session.scope)
+    edits = renaming(text, 0, len(text), {named: target.name})
+    prepared = session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
     prepared.needs = target
     return prepared
+
+
+def _showing(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
+    """SQL that asks the system views what its session has: changed so that it sees what it has now."""
+    edits = views.edits(session, statement.shows)
+    return session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -365,6 +389,7 @@ class _Translation:
     """Messages for one origin connection, and the steps that follow their answers.
 
     Attributes:
+      bound: (statement, Bind's tail) of each Bind.
       messages: what to send. changed: whether that differs from what the client sent.
       scripted: whether the answers must be followed one by one. hides_rows: rows among them are not the client's.
       discards_all: it executes a DISCARD ALL.
@@ -373,7 +398,7 @@ class _Translation:
     """
 
     __slots__ = (
-        "changed", "data", "discards_all", "hides_rows", "keeps", "messages", "origin", "request", "scripted",
+        "bound", "changed", "data", "discards_all", "hides_rows", "keeps", "messages", "origin", "request", "scripted",
         "session", "steps", "unit",
     )  # fmt: skip
 
@@ -382,6 +407,7 @@ class _Translation:
         self.origin = origin
         self.unit = unit
         self.data = data
+        self.bound: list[tuple[Prepared, bytes]] = []
         self.messages: list[bytes] = []
         self.steps: list[Step] = []
         self.changed = False
@@ -415,38 +441,44 @@ class _Translation:
         name, prepared = operation[3], operation[4]
         session, origin = self.session, self.origin
         if not name:
+            if self.steps:  # if the unit fails, it must be known whether this came to pass
+                self.scripted = True
             undo = self._remember(name, prepared)
+            session.unnamed_doubted = False
             if self.keeps is not None and prepared is self.keeps:
                 self._keep(prepared, undo)
                 return
             before, origin.unnamed = origin.unnamed, prepared
-            if prepared.needs is None:
+            if prepared.said is None:
                 self.messages.append(self.data[operation[1] : operation[2]])
             else:
-                self._have_needed(prepared.needs)
+                if prepared.needs is not None:
+                    self._have_needed(prepared.needs)
                 self.messages.append(prepared.parse_frame(b""))
-                self.changed = True
+                self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
                 origin.unnamed = None if origin.unnamed is prepared else before
                 undo()
 
-            self.steps.append((PARSE, True, None, undo_unnamed))
+            self.steps.append((PARSE, True, prepared, undo_unnamed))
             # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
             return
         self.scripted = self.changed = True
         taken = name in session.statements or name in session.state.sql_statements
-        if taken and origin.status != FAILED_TRANSACTION:
+        if prepared.needs is not None:
+            self._have_needed(prepared.needs)
+        failed = origin.status == FAILED_TRANSACTION
+        if taken:  # what is wrong with the text is said first
+            if failed:
+                self._parse_unnamed(prepared, None, forward=False)
+            else:
+                self._have_needed(prepared)
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
-        if (taken or prepared in origin.prepared) and origin.status == FAILED_TRANSACTION:
-            # It must fail as any other would, but for ROLLBACK; the origin is asked without a name.
-            origin.unnamed = None
-            self.messages.append(prepared.parse_frame(b""))
-            self.steps.append((PARSE, True, None, undo))
+        if failed and prepared in origin.prepared:  # it must fail as any other would, but for ROLLBACK
+            self._parse_unnamed(prepared, undo, forward=True)
             return
         if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
@@ -476,49 +508,57 @@ class _Translation:
             self._have_needed(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
 
+    def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
+        """Ask the origin about `prepared` without leaving it there."""
+        self.origin.unnamed = None
+        self.messages.append(prepared.parse_frame(b""))
+        self.steps.append((PARSE, forward, prepared, undo))
+
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements
         before = statements.get(name)
         self.session.remember(name, prepared)
 
         def undo() -> None:
+            if statements.get(name) is not prepared:
+                return  # what was sent behind has taken its place
             if before is None:
-                statements.pop(name, None)
+                del statements[name]
             else:
                 statements[name] = before
 
         return undo
 
     def _make_room(self) -> None:
-        """Close the connection's least recently used statement where it has as many as it may."""
-        origin = self.origin
-        while len(origin.prepared) >= origin.pool.max_prepared:
-            self._close_on_origin(next(iter(origin.prepared)))
+        """Close the connection's least recently used statements where it has as many as it may, unseen."""
+        prepared = self.origin.prepared
+        for victim in self.origin.make_room():
 
-    def _close_on_origin(self, prepared: Prepared) -> None:
-        """A Close that the client does not know of."""
-        origin = self.origin
-        del origin.prepared[prepared]
+            def undo(victim: Prepared = victim) -> None:
+                prepared[victim] = None
+                prepared.move_to_end(victim, last=False)
 
-        def undo() -> None:
-            origin.prepared[prepared] = None
-            origin.prepared.move_to_end(prepared, last=False)
-
-        self.messages.append(prepared.close_frame())
-        self.steps.append((CLOSE, False, None, undo))
+            self.messages.append(victim.close_frame())
+            self.steps.append((CLOSE, False, None, undo))
 
     def _have(self, name: bytes) -> Prepared | None:
         """The client's statement `name`, present on the origin connection from here on; None if there is none."""
-        prepared = self.session.statements.get(name)
-        origin = self.origin
+        session, origin = self.session, self.origin
+        prepared = session.statements.get(name)
         if prepared is None:
             return None
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
+        if prepared.said is not None:
+            if prepared.needs is not None:
+                self._have_needed(prepared.needs)
+            elif prepared.statement.shows:
+                prepared = _showing(session, prepared.said, prepared.types, prepared.statement)
+            session.rewritten = (self.unit, prepared.said or b"", prepared.edits)
         if not name:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")
                 origin.unnamed = prepared
+                if session.unnamed_doubted:
+                    self._doubt()
         else:
             self._have_needed(prepared)
         return prepared
@@ -548,6 +588,18 @@ class _Translation:
         self.scripted = self.changed = True
         self.session.service.stats.statements_replayed += 1
 
+    def _doubt(self) -> None:
+        """The statement that was just replayed may never have come to be: if its Parse fails, it did not."""
+        session = self.session
+        session.unnamed_doubted = False
+        _, forward, _, undo_replay = self.steps.pop()
+
+        def undo() -> None:
+            undo_replay()
+            session.statements.pop(b"", None)
+
+        self.steps.append((DOUBTED, forward, errors.undefined_prepared_statement("").response(), undo))
+
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
         session, origin = self.session, self.origin
@@ -566,9 +618,10 @@ class _Translation:
             self.changed = True
         else:
             self.messages.append(self.data[start:end])
-        self.steps.append((BIND, True, None, None))
+        self.steps.append((BIND, True, name, None))
         statement = prepared.statement
         session.mind(statement, self.unit)
+        self.bound.append((prepared, self.data[rest:end]))
         if statement.has_effects or (session.state.watching and statement.parts):
             session.state.watching = True
             part = statement.parts[0]

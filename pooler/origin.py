@@ -18,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
 from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import (
@@ -37,7 +38,7 @@ from pooler.unit import (
 )  # fmt: skip
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import length_at
+from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -64,9 +65,15 @@ class Origin:
       spoiled: it was used in a way that PostgreSQL does not foresee; it is closed, not reused.
       outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
+      traces: what clients have left on it for good: names of custom settings, a temporary schema (`sql.traces`).
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      received: bytes since the last ReadyForQuery.
+      ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
+        transaction that is open came, else 0 (both by `perf_counter`).
+      overdue: the session whose query took too long and is being cancelled, and what it is told; see
+        `ceremony.deadlines`.
       cancels: cancel requests under way; it is not handed on while there are any.
       spare: a unit that is owed no more, to be used again.
     """
@@ -76,6 +83,7 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "block_since",
         "cancels",
         "client_pid",
         "closed",
@@ -84,9 +92,12 @@ class Origin:
         "fatal",
         "idle_since",
         "outdated",
+        "overdue",
         "pid",
         "pool",
         "prepared",
+        "ready_at",
+        "received",
         "reports",
         "secret",
         "sequence_client",
@@ -95,6 +106,7 @@ class Origin:
         "spare",
         "spoiled",
         "status",
+        "traces",
         "transport",
         "units",
         "unnamed",
@@ -109,6 +121,7 @@ class Origin:
         self.reports = reports
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
+        self.traces = NO_TRACES
         self.outdated = False
         self.spoiled = False
         self.verified: dict[Prepared, bool] = {}
@@ -118,7 +131,10 @@ class Origin:
         self.spare: Unit | None = None
         self.status = IDLE
         self.created = self.idle_since = monotonic()
+        self.ready_at = self.block_since = 0.0
+        self.overdue: tuple[Session, PgError] | None = None
         self.cancels = 0
+        self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
         self.draining = False
@@ -142,6 +158,11 @@ class Origin:
         if not data:
             self.lost("the origin closed the connection")
             return
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """Handle bytes of the origin's, in order."""
+        self.received += len(data)
         if self._missing > len(data):
             self._partial += data
             self._missing -= len(data)
@@ -150,7 +171,10 @@ class Origin:
             data = self._partial + data
             self._partial = b""
         self._missing = 0
-        self._walk(data)
+        try:
+            self._walk(data)
+        except PgError as error:
+            self.lost(f"the origin broke the protocol: {error.message}")
 
     def _walk(self, data: bytes) -> None:
         end = len(data)
@@ -224,8 +248,15 @@ class Origin:
             return False
         units.clear()
         self.status = status
+        self.ready_at = perf_counter()
+        self.block_since = 0.0
         if unit.latency is not None:
-            unit.latency.observe(perf_counter() - unit.started)
+            unit.latency.observe(self.ready_at - unit.started)
+            if unit.study is not None:
+                study, mark = unit.study
+                study.add(mark, self.ready_at - unit.started, self.received)
+                unit.study = None
+        self.received = 0
         unit.again = None
         self.spare = unit
         out = self._out
@@ -244,7 +275,7 @@ class Origin:
         unit = self.units[0] if self.units else None
         session = self.session
         if kind == PARAMETER_STATUS:
-            name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
+            name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
@@ -267,8 +298,11 @@ class Origin:
         forward = unit.notice(self, kind, frame)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
-            if kind == ERROR and forward and ORIGIN_PREFIX in frame:
-                self._out.append(session.in_its_words(frame))
+            if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
+                self._out.append(self.overdue[1].response())
+                return False
+            if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
+                self._out.append(session.in_its_words(frame, unit))
                 return False
         return forward
 
@@ -296,6 +330,7 @@ class Origin:
             unit.undo()
         if session is not None:
             session.completed(unit, status)
+        self.received = 0
         return not unit.silent
 
     def _asks_again(self, unit: Unit, frame: bytes) -> bool:
@@ -314,7 +349,7 @@ class Origin:
         self.prepared.pop(prepared, None)
         self.unnamed = prepared
         unit = Unit(perf_counter(), None)
-        steps: list[Step] = [(step, step not in (CLOSE, PARSE), None, None) for step in (CLOSE, PARSE, BIND)]
+        steps: list[Step] = [(CLOSE, False, None, None), (PARSE, False, None, None), (BIND, True, b"", None)]
         if DESCRIBE_PORTAL in request:
             steps.append((DESCRIBE, True, None, None))
         unit.script([*steps, (EXECUTE, True, None, None)])
@@ -345,7 +380,9 @@ class Origin:
             return
         if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
             session.release_hold()
-        if not self.units and self.session is session:
+        if self.units:
+            self.flush_made_up()
+        elif self.session is session:
             session.settled()
 
     def flush_made_up(self) -> None:
@@ -361,6 +398,11 @@ class Origin:
         return self.pool, self.settings, self.pool.schema_epoch
 
     @property
+    def mid_frame(self) -> bool:
+        """Whether the session has got the beginning of a frame whose end is still to come."""
+        return self._stream > 0
+
+    @property
     def open_unit(self) -> Unit | None:
         """The unit that waits for its Sync, if there is one; it is the last."""
         return self.units[-1] if self.units and not self.units[-1].synced else None
@@ -371,7 +413,9 @@ class Origin:
         if len(self.units) != 1:
             return bool(self.units)
         unit = self.units[0]
-        return unit.synced or (bool(unit.steps) and not unit.failed)
+        if unit.synced or (unit.steps and not unit.failed):
+            return True
+        return self.session is not None and self.session.in_copy
 
     def make_room(self) -> list[Prepared]:
         """Forget statements until there is room for one more, and say which: they must be closed on the connection."""
@@ -422,7 +466,7 @@ class Origin:
         idle = session is None and not self.draining
         self.close()
         self.pool.lost(self, reason, idle=idle)
-        if session is not None and self._stream:
+        if session is not None and self.mid_frame:
             session.end(abrupt=True)  # an error put inside a row that was cut short would be read as its values
         elif session is not None:
             session.origin_lost_because(self, reason)

@@ -14,12 +14,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
+from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.advice import Advice
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
     from pooler.settings import Reports, Settings
@@ -45,6 +47,18 @@ class Waiter(Protocol):
 
     @property
     def settings(self) -> Settings: ...
+
+    @property
+    def patience(self) -> float:
+        """How long it waits, in seconds."""
+
+    @property
+    def traces(self) -> frozenset[str]:
+        """What of it may be on a connection for good, so that it expects to find it."""
+
+    @property
+    def insists(self) -> bool:
+        """Whether traces of others would show."""
 
     def granted(self, origin: Origin) -> None: ...
 
@@ -72,23 +86,20 @@ class Pool:
     def __init__(self, name: str, target: Target, config: Config, stats: Stats, ceremonies: PoolCeremonies) -> None:
         self.name = name
         self.target = target
-        self.config = config
         self.stats = stats
-        self.size: int = target.pool_size
-        self.max_entry_bytes: int = config.cache.max_entry_bytes
-        self.max_message_bytes: int = config.max_message_bytes
-        self.high_water: int = config.buffer_high_water
-        self.max_prepared: int = config.max_prepared_statements
-        self.express_bytes: int = min(EXPRESS_BYTES, config.max_message_bytes)
-        self.origin_lifetime: float = config.origin_lifetime
-        self.reuses_statements: bool = config.reuses_statements(name)
+        self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
+        self.advice: Advice | None = None
         self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
         self.closing = False
         self.schema_epoch = 0  # how often DDL was seen
+        self.disabled = False  # it takes no new clients
+        self.held_since: float | None = None  # an operator holds its clients back (monotonic seconds)
+        self._released_at = 0.0
         self._aside_until = 0.0
-        self._defaults_since = 0.0  # connections made before have other defaults than new ones (monotonic seconds)
+        self.defaults = Defaults()
+        self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
         self.waiting: deque[tuple[float, Waiter]] = deque()
@@ -99,6 +110,19 @@ class Pool:
         self.last_failure: PgError | None = None
         self.greetings: dict[Settings, Reports] = {}  # ParameterStatus values by startup settings
         self._ceremonies = ceremonies
+
+    def adopt(self, config: Config, size: int) -> None:
+        """Follow `config` from now on. Connections above a smaller `size` are closed when they become idle."""
+        self.config = config
+        self.limits = config.deadlines(self.name, None)
+        self.shortest_wait = config.shortest("pool_wait_timeout")
+        self.size: int = size
+        self.max_entry_bytes: int = config.cache.max_entry_bytes
+        self.max_message_bytes: int = config.max_message_bytes
+        self.high_water: int = config.buffer_high_water
+        self.max_prepared: int = config.max_prepared_statements
+        self.express_bytes: int = min(EXPRESS_BYTES, config.max_message_bytes)
+        self.reuses_statements: bool = config.reuses_statements(self.name)
 
     # ---- what it looks like ------------------------------------------------------------------------------------------
 
@@ -124,7 +148,10 @@ class Pool:
         """A connection now, or None: then `waiter` is in the queue and is granted one or refused later."""
         if not self.waiting:
             while self.idle:
-                origin = self._take_idle(waiter.settings)
+                origin = self._take_idle(waiter.settings, waiter.traces)
+                if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                    self._replace(origin)
+                    break
                 if monotonic() - origin.idle_since > PEEK_AFTER_SECONDS and origin.transport.has_news():
                     origin.readable()  # it may only be a notice; if it is the end, the connection leaves the pool
                     if origin.closed:
@@ -135,13 +162,17 @@ class Pool:
         self._grow()
         return None
 
-    def at_hand(self, settings: Settings) -> Origin | None:
+    def at_hand(self, settings: Settings, traces: frozenset[str]) -> Origin | None:
         """The connection that `acquire` would give, where that needs no thought: the last of `idle`, still in there."""
         idle = self.idle
         if not idle or self.waiting:
             return None
         origin = idle[-1]
-        if origin.settings is not settings or monotonic() - origin.idle_since > PEEK_AFTER_SECONDS:
+        if (
+            origin.settings is not settings
+            or origin.traces != traces
+            or monotonic() - origin.idle_since > PEEK_AFTER_SECONDS
+        ):
             return None
         return origin
 
@@ -156,16 +187,37 @@ class Pool:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
         if self.waiting or len(self.idle) + self.size - len(self.origins) - self.connecting_count < 2 or not self.idle:
             return None
-        return self._take_idle(settings)
+        return self._take_idle(settings, settings.customs)
 
-    def _take_idle(self, settings: Settings) -> Origin:
+    def _take_idle(self, settings: Settings, traces: frozenset[str]) -> Origin:
+        """The latest one, but for one that has the same settings; before both, one with the same traces.
+
+        So clients with custom settings and clients without them keep to connections of their own, where there are
+        enough.
+        """
         idle = self.idle
         last = len(idle) - 1
-        if idle[last].settings is not settings:
-            for index in range(last - 1, max(-1, last - MATCH_DEPTH), -1):
-                if idle[index].settings is settings:
-                    return idle.pop(index)
+        if idle[last].settings is not settings or idle[last].traces != traces:
+            second = last
+            found = 1 if idle[last].traces <= traces else 0
+            for index in range(last, max(-1, last - MATCH_DEPTH), -1):
+                origin = idle[index]
+                if origin.traces == traces:
+                    if origin.settings is settings:
+                        return idle.pop(index)
+                    fits = 3
+                else:
+                    fits = 2 if origin.settings is settings and origin.traces <= traces else 0
+                if fits > found:
+                    second, found = index, fits
+            return idle.pop(second)
         return idle.pop()
+
+    def _replace(self, origin: Origin) -> None:
+        """Close a connection that has traces which its next client must not see; another one is opened."""
+        self.stats.origin_connections_replaced += 1
+        log.debug("origin_replaced", pool=self.name, origin_pid=origin.pid, traces=sorted(origin.traces))
+        origin.close()
 
     def withdraw(self, waiter: Waiter) -> None:
         """`waiter` no longer waits: it left, or was cancelled."""
@@ -178,6 +230,7 @@ class Pool:
         """Ask for as many new connections as there are waiters without one coming, within `size`."""
         while (
             not self.closing
+            and self.held_since is None
             and self.connecting_count < len(self.waiting)
             and len(self.origins) + self.connecting_count < self.size
         ):
@@ -204,7 +257,7 @@ class Pool:
         self.connecting_count -= 1
         self.stats.origin_connect_failures += 1
         self.last_failure = error
-        if not self.origins and not self.connecting_count:
+        if not self.origins and not self.connecting_count and self.held_since is None:
             self.ready = False
             waiting, self.waiting = self.waiting, deque()
             for _, waiter in waiting:
@@ -212,7 +265,7 @@ class Pool:
 
     def release(self, origin: Origin) -> None:
         """`origin` is clean: idle, outside a transaction, every answer read."""
-        if origin.closed or self.closing:
+        if origin.closed or self.closing or self.held_since is not None:
             origin.close()
             return
         origin.session = None
@@ -224,8 +277,12 @@ class Pool:
             origin.close()
             self._grow()
             return
-        while self.waiting:
-            since, waiter = self.waiting.popleft()
+        if self.waiting:
+            since, waiter = self.waiting[0]
+            if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                self._replace(origin)
+                return
+            self.waiting.popleft()
             self.wait_histogram.observe(now - since)
             waiter.granted(origin)
             return
@@ -249,6 +306,7 @@ class Pool:
         """
         origin.session = None
         origin.draining = True
+        origin.block_since = 0.0
         if dirty:
             origin.prepared.clear()
             origin.unnamed = None
@@ -295,31 +353,68 @@ class Pool:
     # ---- time --------------------------------------------------------------------------------------------------------
 
     def _too_old(self, origin: Origin, now: float) -> bool:
-        lifetime = self.origin_lifetime
-        return origin.created < self._defaults_since or (lifetime > 0 and now - origin.created > lifetime)
+        lifetime = self.limits.origin_lifetime
+        return (
+            origin.created < self._renewed_at
+            or len(self.origins) > self.size
+            or (lifetime > 0 and now - origin.created > lifetime)
+        )
 
-    def defaults_changed(self) -> None:
-        """ALTER ROLE or DATABASE ... SET: a new connection begins with something else, so the old ones go."""
-        self._defaults_since = monotonic()
-        self.greetings.clear()
+    def renew(self) -> None:
+        """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
+        self._renewed_at = monotonic()
+        self.greetings = {}  # who is just asking for one may still add to the old ones
         for origin in list(self.idle):
             origin.close()
 
     def tick(self, now: float) -> None:
         """Housekeeping, several times a second: waits that took too long, connections that are too old."""
-        limit = self.config.pool_wait_timeout
-        while self.waiting and now - self.waiting[0][0] > limit:
-            since, waiter = self.waiting.popleft()
-            self.wait_histogram.observe(now - since)
-            self.stats.pool_timeouts += 1
-            log.warning("pool_wait_timeout", pool=self.name, size=self.size, waiting=len(self.waiting) + 1)
-            waiter.refused(errors.pool_timeout(self.name, limit, self.size))
-        idle_limit = self.config.origin_idle_timeout
+        if self.held_since is not None:
+            self._refuse_held(now, self.held_since)
+        elif self.waiting and now - self.waiting[0][0] > self.shortest_wait:
+            self._refuse_overdue(now)
+        idle_limit = self.limits.origin_idle_timeout
         for origin in list(self.idle):
             aged = self._too_old(origin, now)
             surplus = len(self.origins) > self.config.min_pool_size
             if aged or (surplus and 0 < idle_limit < now - origin.idle_since):
                 origin.close()
+
+    # ---- held back by an operator ------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """No connection is handed out or opened, and each is closed as it becomes idle; who wants one waits."""
+        if self.held_since is None:
+            self.held_since = monotonic()
+        for origin in list(self.idle):
+            origin.close()
+
+    def let_go(self) -> None:
+        """The opposite of `hold`. Who waited meanwhile has its whole patience again."""
+        self.held_since = None
+        self._released_at = monotonic()
+        self._grow()
+
+    def _refuse_held(self, now: float, held_since: float) -> None:
+        limit = self.limits.pause_timeout
+        if not 0 < limit < now - held_since:
+            return
+        for since, waiter in [each for each in self.waiting if now - max(each[0], held_since) > limit]:
+            self.withdraw(waiter)
+            self.wait_histogram.observe(now - since)
+            self.stats.expired("pause_timeout")
+            waiter.refused(errors.paused(self.name, limit))
+
+    def _refuse_overdue(self, now: float) -> None:
+        free_since = self._released_at
+        overdue = [each for each in self.waiting if now - max(each[0], free_since) > each[1].patience]
+        for since, waiter in overdue:
+            self.withdraw(waiter)
+            self.wait_histogram.observe(now - since)
+            self.stats.pool_timeouts += 1
+            self.stats.expired("pool_wait_timeout")
+            log.warning("pool_wait_timeout", pool=self.name, size=self.size, waiting=len(self.waiting) + 1)
+            waiter.refused(errors.pool_timeout(self.name, waiter.patience, self.size))
 
     def step_aside(self) -> None:
         """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""
@@ -330,7 +425,7 @@ class Pool:
     @property
     def missing(self) -> int:
         """How many connections are lacking to `min_pool_size`."""
-        if monotonic() < self._aside_until:
+        if self.held_since is not None or monotonic() < self._aside_until:
             return 0
         wanted = min(self.config.min_pool_size, self.size)
         return max(0, wanted - len(self.origins) - self.connecting_count)

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pooler.sql.shape import fingerprint
+from pooler.sql.views import Edit, edited
 from protocol import framing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pooler.sql.statement import Statement
 
 _numbers = count(1)
@@ -61,6 +64,7 @@ class Prepared:
       statement: what the text means.
       proven: (pool, settings, schema epoch) under which an origin has last parsed it without an error.
       needs: the statement that its text speaks of, which must be on the same connection.
+      said: where pgnear has changed the text (`edits`, in bytes of what the client said), the client's own; else None.
       parameter_description, row_description: what an origin has described it with: a ParameterDescription, and a
         RowDescription or NoData frame.
       asked: (catalog, reports, user, policy, tables) of the last cacheable read of it: `caching.ask` remembers it here.
@@ -69,8 +73,8 @@ class Prepared:
     """
 
     __slots__ = (
-        "__weakref__", "_fingerprint", "asked", "epoch", "name", "needs", "parameter_description", "parses",
-        "proven", "row_description", "statement", "text", "types",
+        "__weakref__", "_fingerprint", "asked", "edits", "epoch", "name", "needs", "parameter_description", "parses",
+        "proven", "row_description", "said", "statement", "text", "types",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -80,6 +84,8 @@ class Prepared:
         self.statement = statement
         self.epoch = epoch
         self.needs: Prepared | None = None
+        self.said: bytes | None = None
+        self.edits: Sequence[Edit] = ()
         self.parameter_description: bytes | None = None
         self.row_description: bytes | None = None
         self.proven: object = None
@@ -116,7 +122,7 @@ class PreparedStatements:
     __slots__ = ("_known", "_scopes")
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[bytes, bytes, Scope], Prepared] = WeakValueDictionary()
+        self._known: WeakValueDictionary[tuple[object, ...], Prepared] = WeakValueDictionary()
         self._scopes: WeakValueDictionary[tuple[str, int, tuple[tuple[str, str], ...]], Scope] = WeakValueDictionary()
 
     def scope(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> Scope:
@@ -132,6 +138,18 @@ class PreparedStatements:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = Prepared(text, types, statement, scope.epoch)
+        return known
+
+    def intern_edited(
+        self, said: bytes, edits: Sequence[Edit], types: bytes, statement: Statement, scope: Scope
+    ) -> Prepared:
+        """The one for a text that is not sent as its client `said` it."""
+        text = edited(said, edits)
+        key = (text, types, scope, said)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = Prepared(text, types, statement, scope.epoch)
+            known.said, known.edits = said, tuple(edits)
         return known
 
     def __len__(self) -> int:

@@ -43,20 +43,26 @@ class Stats:
         "cancels_received",
         "clients_accepted",
         "clients_rejected",
+        "deadlines",
         "hit_latency",
         "login_failures",
         "miss_latency",
         "origin_connect_failures",
         "origin_connections_lost",
         "origin_connections_opened",
+        "origin_connections_replaced",
         "pins",
         "pool_timeouts",
         "query_errors",
+        "reload_failures",
+        "reloads",
         "retries",
+        "rotations",
         "settings_replayed",
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
+        "writes_unsure",
     )
 
     def __init__(self) -> None:
@@ -66,6 +72,7 @@ class Stats:
         self.cancels_received = 0
         self.clients_accepted = 0
         self.clients_rejected: dict[str, int] = {}  # by reason
+        self.deadlines: dict[str, int] = {}  # by the setting that was exceeded
         self.login_failures = 0
         self.unauthenticated = 0  # gauge: connections that have not logged in yet
         self.hit_latency = Histogram()  # answered from the cache
@@ -73,11 +80,20 @@ class Stats:
         self.bypass_latency = Histogram()  # never a candidate for the cache
         self.origin_connect_failures = 0
         self.origin_connections_lost = 0
+        self.origin_connections_replaced = 0
         self.origin_connections_opened = 0
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
+        self.reload_failures = 0
+        self.reloads = 0
         self.retries = 0
+        self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
+        self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen
+
+    def expired(self, deadline: str) -> None:
+        """The setting `deadline` was exceeded."""
+        self.deadlines[deadline] = self.deadlines.get(deadline, 0) + 1

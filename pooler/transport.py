@@ -42,6 +42,9 @@ class TransportClosed(Exception):
 LINGER_SECONDS = 2.0
 """How long a peer has to read our last words."""
 
+MOST_LINGERING = 1000
+"""So many peers at most have that time: a flood that is turned away must not take all descriptors."""
+
 
 class Transport:
     """A non-blocking connected socket.
@@ -49,6 +52,9 @@ class Transport:
     Args:
       sock: connected (or accepted); becomes non-blocking and owned by the transport.
       reactor: where the transport is registered once traffic begins.
+
+    Attributes:
+      reading: not paused.
     """
 
     __slots__ = (
@@ -60,6 +66,7 @@ class Transport:
         "_registered",
         "closed",
         "fd",
+        "on_close",
         "peer",
         "reactor",
         "reading",
@@ -88,6 +95,7 @@ class Transport:
         self.reading = True
         self._registered = False
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
 
     # ---- traffic -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +253,8 @@ class Transport:
         trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
         self._out.clear()
+        if self.on_close is not None:
+            self.on_close()
 
     def linger(self) -> None:
         """Close once the peer has had time to read what was sent: until it closes too, or `end_lingering`.
@@ -401,6 +411,8 @@ class _Lingering:
         self._transport = transport
         transport.unregister()
         transport.register(self)
+        while len(_lingering) >= MOST_LINGERING:
+            _lingering.popleft()[1].close()
         transport._out += transport._close_notify()
         _lingering.append((monotonic() + LINGER_SECONDS, transport))
         self.writable()

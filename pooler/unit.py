@@ -19,6 +19,7 @@ from pooler.sql.statement import Part
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.advice import Study
     from pooler.cache.flight import Flight, Flights
     from pooler.cache.policy import Policy
     from pooler.origin import Origin
@@ -46,9 +47,10 @@ SCRIPTED = WATCHFUL | {
 HIDDEN = Part()
 """Stands for a statement that pgnear has added to a client's text: the client sees nothing of it."""
 
-# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP,
-# FAIL), the Prepared (PARSE, DESCRIBE) or the Part that is complete with it (EXECUTE).
-PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL = range(7)
+# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP, or
+# in place of an error: FAIL, DOUBTED), the Prepared (PARSE, DESCRIBE), the client's name for its statement (BIND) or
+# the Part that is complete with it (EXECUTE). DOUBTED: Parse of an unnamed statement that may never have been made.
+PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, DOUBTED = range(8)
 COMPLETES = {
     PARSE_COMPLETE: PARSE,
     BIND_COMPLETE: BIND,
@@ -127,6 +129,7 @@ class Unit:
       silent: its ReadyForQuery is not passed on: that of the unit behind it, pgnear's own (`announces`), is.
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
+      study: where it counts as a read, and a hash of what was asked.
       prefix: what the client gets in front of the answer, for what the origin was not asked. again: where that was a
         Parse, the statement that stood in for it, and the request as its client sent it.
     """
@@ -147,6 +150,7 @@ class Unit:
         "simple",
         "started",
         "steps",
+        "study",
         "swallow",
         "synced",
     )
@@ -167,6 +171,7 @@ class Unit:
         self.error: PgError | None = None
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
+        self.study: tuple[Study, int] | None = None
         self.prefix = b""
         self.again: tuple[Prepared, bytes] | None = None
 
@@ -235,7 +240,7 @@ class Unit:
     def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
         assert self.steps is not None
         step_kind, forward, argument, _ = self.steps[0]
-        if COMPLETES.get(kind) != step_kind:
+        if COMPLETES.get(kind) != step_kind and not (step_kind == DOUBTED and kind == PARSE_COMPLETE):
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
                 return forward
@@ -257,11 +262,22 @@ class Unit:
         self.failed = True
         origin.unnamed = None  # whether its Parse was the message that failed is not worth following
         forward = True
+        session = origin.session
         if self.steps:
-            if self.steps[0][0] == FAIL:
-                origin.emit(self.steps[0][2])
+            kind, _, argument, _ = self.steps[0]
+            if kind in (FAIL, DOUBTED):
+                origin.emit(argument)
                 forward = False
+            unnamed = kind == PARSE and session is not None and session.statements.get(b"") is argument
             self.undo()
+            if unnamed and session is not None:
+                session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
+            if kind == BIND and session is not None:
+                session.bound = argument
+            elif kind == PARSE and session is not None and argument.edits:
+                session.rewritten = (self, argument.said, argument.edits)
+        elif self.steps is None and not self.simple and session is not None:
+            session.unnamed_doubted = True
         return forward
 
     def undo(self) -> None:

@@ -188,6 +188,17 @@ def too_many_logins(limit: int) -> PgError:
     )
 
 
+@_example(limit=100)
+def too_many_from_address(limit: int) -> PgError:
+    """A client connected while `max_connections_per_address` connections from its address were open."""
+    return PgError(
+        "53300",
+        "too many connections from this address",
+        detail=f"{limit} are open.",
+        hint="Close some, or raise max_connections_per_address.",
+    )
+
+
 @_example(limit=10)
 def too_many_replication_connections(limit: int) -> PgError:
     """A client asked for a replication connection while `max_replication_connections` others had one."""
@@ -308,6 +319,31 @@ def catalog_unknown(database: str) -> PgError:
         f'the catalog of database "{database}" is not known now',
         hint="Try again in a second, or PURGE ALL.",
     )
+
+
+@_example(database="shop", seconds=300.0)
+def paused(database: str, seconds: float) -> PgError:
+    """A query waited `pause_timeout` for a database that an operator has paused."""
+    return PgError(
+        "57P03",
+        f'database "{database}" is paused',
+        detail=f"It did not go on within {seconds:g} s.",
+        hint="RESUME on the console lets it go on; see pause_timeout.",
+    )
+
+
+@_example(database="shop")
+def disabled(database: str) -> PgError:
+    """A client asked for a database that takes no new clients (DISABLE on the console)."""
+    return PgError(
+        "57P03", f'database "{database}" takes no new clients', hint="ENABLE on the console lets them in again."
+    )
+
+
+@_example(problems="pgnear.toml line 3: pool_size: input should be greater than or equal to 1")
+def cannot_reload(problems: str) -> PgError:
+    """RELOAD, and the configuration cannot be used; the old one still holds."""
+    return PgError("F0000", "the configuration was not reloaded", detail=problems, hint="Correct it, and RELOAD again.")
 
 
 @_example(name="public.odrers")
@@ -448,6 +484,52 @@ def replication_disabled() -> PgError:
 def login_timeout(seconds: float) -> PgError:
     """A client did not finish its login within `client_login_timeout`."""
     return PgError("57014", f"login did not finish within {seconds:g} s", hint="See client_login_timeout.")
+
+
+@_example(seconds=30.0)
+def query_timeout(seconds: float) -> PgError:
+    """The origin worked on a query for longer than `query_timeout`, and was asked to cancel it. Where it does not obey
+    within `cancel_wait_timeout`, the client's connection ends."""
+    return PgError(
+        "57014",
+        "canceling statement due to query_timeout",
+        detail=f"The origin worked on it for more than {seconds:g} s.",
+        hint="Raise query_timeout, in general or in an [[override]] for this user.",
+    )
+
+
+@_example(seconds=60.0)
+def transaction_timeout(seconds: float) -> PgError:
+    """A transaction was open for longer than `transaction_timeout`. It is rolled back, the client's connection ends."""
+    return PgError(
+        "25P04",
+        "terminating connection due to transaction_timeout",
+        detail=f"The transaction was open for more than {seconds:g} s.",
+        hint="Raise transaction_timeout, in general or in an [[override]] for this user.",
+    )
+
+
+@_example(seconds=60.0)
+def idle_in_transaction_timeout(seconds: float) -> PgError:
+    """A client said nothing inside a transaction for longer than `idle_in_transaction_timeout`. The transaction is
+    rolled back, the client's connection ends."""
+    return PgError(
+        "25P03",
+        "terminating connection due to idle_in_transaction_timeout",
+        detail=f"The client said nothing inside a transaction for more than {seconds:g} s.",
+        hint="Raise idle_in_transaction_timeout, in general or in an [[override]] for this user.",
+    )
+
+
+@_example(seconds=3600.0)
+def client_idle_timeout(seconds: float) -> PgError:
+    """A client said nothing outside a transaction for longer than `client_idle_timeout`. Its connection ends."""
+    return PgError(
+        "57P05",
+        "terminating connection due to client_idle_timeout",
+        detail=f"The client said nothing for more than {seconds:g} s.",
+        hint="Raise client_idle_timeout, in general or in an [[override]] for this user.",
+    )
 
 
 @_example()

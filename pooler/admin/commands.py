@@ -1,21 +1,25 @@
 """The commands of the console: what each is called, which columns it answers with, and where they come from.
 
-Lives here: reading a command, SHOW and PURGE. Not here: EXPLAIN CACHE (`explain`), the protocol (`console`).
+Lives here: reading a command, SHOW and PURGE. Not here: EXPLAIN CACHE (`explain`), what changes the service
+(`control`), the protocol (`console`).
 
-Nothing here waits: a command sees the service at one moment, as traffic left it.
+SHOW, PURGE and EXPLAIN do not wait: they see the service at one moment, as traffic left it.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, SecretStr
 
 from config import url
 from pooler import __version__
+from pooler.admin.advice import COLUMNS as ADVICE_COLUMNS
+from pooler.admin.advice import advise
+from pooler.admin.control import CONTROLS
 from pooler.admin.explain import explain
 from pooler.stats import Histogram
 from protocol import errors
@@ -54,7 +58,7 @@ class Command(NamedTuple):
     """A command that was understood. `run` gives its rows and its command tag, and raises PgError."""
 
     columns: tuple[Column, ...]
-    run: Callable[[], tuple[list[Row], str]]
+    run: Callable[[], Awaitable[tuple[list[Row], str]]]
 
 
 def read_command(service: Service, asker: Asker, text: str) -> Command | None:
@@ -68,18 +72,35 @@ def read_command(service: Service, asker: Asker, text: str) -> Command | None:
         return None
     if found := _EXPLAIN.fullmatch(text):
         database, statement = found["database"] and _name(found["database"]), found["statement"]
-        return Command(_EXPLAINED, lambda: _shown(explain(service, *asker, database, statement), "EXPLAIN"))
+        return Command(_EXPLAINED, lambda: _shown(lambda: explain(service, *asker, database, statement), "EXPLAIN"))
     words = " ".join(text.split()).upper()
     if words.startswith("SHOW ") and (table := TABLES.get(words.removeprefix("SHOW "))):
-        return Command(table.columns, lambda: _shown(table.rows(service), "SHOW"))
-    if found := _PURGE.fullmatch(text):
-        return Command((), lambda: ([], f"PURGE {_purge(service, found)}"))
+        return Command(table.columns, lambda: _shown(lambda: table.rows(service), "SHOW"))
+    if purge := _PURGE.fullmatch(text):
+        return Command((), lambda: _purged(service, purge))
+    if found := _CONTROL.fullmatch(text):
+        return _control(service, found["word"].upper(), found["database"] and _name(found["database"]))
     beginning = " ".join(text[:60].split())
     raise errors.unknown_command(beginning if len(text) <= 60 else f"{beginning}...")
 
 
-def _shown(rows: Iterable[Row], tag: str) -> tuple[list[Row], str]:
-    return list(rows), tag
+async def _shown(rows: Callable[[], Iterable[Row]], tag: str) -> tuple[list[Row], str]:
+    return list(rows()), tag
+
+
+async def _purged(service: Service, found: re.Match[str]) -> tuple[list[Row], str]:
+    return [], f"PURGE {_purge(service, found)}"
+
+
+def _control(service: Service, word: str, database: str | None) -> Command:
+    control = CONTROLS[word]
+    if control.database != "optional" and (database is not None) != (control.database == "required"):
+        raise errors.unknown_command(f"{word} {database or ''}".strip())
+
+    async def run() -> tuple[list[Row], str]:
+        return [tuple(row) for row in await control.run(service, database)], word
+
+    return Command(tuple(map(Column, control.columns)), run)
 
 
 _PART = r'(?:"(?:[^"]|"")+"|[^\s;".]+)'
@@ -92,6 +113,7 @@ _PURGE = re.compile(
     r"|fingerprint\s+'?(?P<fingerprint>[0-9a-f]{1,16})'?)",
     re.IGNORECASE,
 )
+_CONTROL = re.compile(rf"(?P<word>{'|'.join(CONTROLS)})(?:\s+(?P<database>{_PART}))?", re.IGNORECASE)
 _EXPLAINED = (Column("property"), Column("value"))
 
 
@@ -157,6 +179,8 @@ def _columns(text: str) -> tuple[Column, ...]:
 def _help(service: Service) -> Iterator[Row]:
     for name, table in TABLES.items():
         yield f"SHOW {name}", table.help
+    for word, control in CONTROLS.items():
+        yield f"{word}{control.argument}", control.help
     yield "EXPLAIN CACHE [ON database] statement", "whether its answer may be cached, why, and what is"
     yield "PURGE ALL", "drop every cached answer"
     yield "PURGE TABLE [schema.]name", "drop the answers that were read from a table"
@@ -176,6 +200,8 @@ def _pools(service: Service) -> Iterator[Row]:
             round(pool.oldest_wait_seconds(now), 3), "yes" if pool.ready else "no",
             service.config.pooling_of(pool.name, ""), _place(pool),
             pool.last_failure.message if pool.last_failure is not None else None,
+            "no" if pool.held_since is None else "yes", "no" if pool.disabled else "yes",
+            service.rotations[pool.name].problem,
         )  # fmt: skip
 
 
@@ -308,7 +334,8 @@ TABLES = {
     "POOLS": Table(
         "origin connections and who waits for them, by database",
         _columns(
-            "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure"
+            "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure "
+            "paused enabled credentials_problem"
         ),
         _pools,
     ),
@@ -331,6 +358,11 @@ TABLES = {
             "invalidated# purged#"
         ),
         _cache,
+    ),
+    "CACHE ADVICE": Table(
+        "what caching saves, would save or would cost, by statement shape; why not, where it cannot",
+        _columns(ADVICE_COLUMNS),
+        advise,
     ),
 }  # fmt: skip
 """By what is said behind SHOW."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from config import Config, Target
+from config.passwords import PasswordUnavailable, read_all
 from pooler.ceremony import publication as publications
 from pooler.ceremony.connect import ask, connect
 from pooler.ceremony.publication import Ask, Missing, Standing
@@ -47,7 +48,7 @@ def _each(config: Config, database: str | None, say: Say, work: _Work, *, probe:
     async def all_of_them() -> bool:
         reactor = Reactor()  # only its name is needed: nothing is registered
         done = True
-        for name, target in config.targets().items():
+        for name, target in targets.items():
             if database is None or name == database:
                 say(f"{name} ({target.dbname} at {target.host}:{target.port}):")
                 try:
@@ -60,6 +61,11 @@ def _each(config: Config, database: str | None, say: Say, work: _Work, *, probe:
                 done &= good
         return done
 
+    try:
+        targets = config.targets(read_all(config.password_sources()))
+    except PasswordUnavailable as error:
+        say(f"failed: {error}")
+        return 1
     return 0 if trio.run(all_of_them) else 1
 
 

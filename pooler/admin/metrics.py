@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from pooler import __version__
+from pooler import __version__, logs
 from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class ServiceCollector(Collector):
         service = self._service
         yield InfoMetricFamily("pgnear_build", "What runs here.", value={"version": __version__})
         yield _gauge("draining", "Whether a shutdown has begun.", int(service.draining))
+        yield _counter("log_lines_lost", "Lines that standard error did not take.", logs.output.lost)
         yield from _clients(service)
         yield from _queries(service)
         yield from _pools(list(service.pools.values()))
@@ -108,10 +109,19 @@ def _clients(service: Service) -> Iterator[Metric]:
     yield _gauge("replication_connections", "Replication connections passed through, unpooled.", len(service.relays))
     yield _gauge("clients_unauthenticated", "Connections that have not logged in yet.", stats.unauthenticated)
     yield _counter("clients_accepted", "Connections accepted from clients.", stats.clients_accepted)
+    yield _gauge("client_addresses", "Source addresses that have connections open.", len(service.addresses.open))
+    yield _counter(
+        "address_limit_refusals",
+        "Connections turned away because of max_connections_per_address.",
+        service.addresses.refused,
+    )
     yield _counter(
         "login_failures", "Logins that failed for a wrong password or an unknown user.", stats.login_failures
     )
     yield _by_label("clients_rejected", "Connections turned away, by SQLSTATE.", "sqlstate", stats.clients_rejected)
+    yield _by_label(
+        "deadlines_exceeded", "Times a deadline passed, by the setting's name.", "deadline", stats.deadlines
+    )
     yield _by_label("pins", "Times a client was pinned to its origin connection, by reason.", "reason", stats.pins)
 
 
@@ -163,6 +173,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             lambda pool: pool.oldest_wait_seconds(now),
         ),
         (
+            "pool_paused",
+            "Whether an operator holds the pool's clients back.",
+            lambda pool: int(pool.held_since is not None),
+        ),
+        (
             "pool_ready",
             "Whether the last attempt to connect to the origin succeeded.",
             lambda pool: int(pool.ready),
@@ -185,6 +200,14 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
 
 def _origins(service: Service) -> Iterator[Metric]:
     stats = service.stats
+    yield _by_label(
+        "credential_rotations",
+        "Attempts to change an origin's credentials: verified, rejected by the origin, or unavailable.",
+        "outcome",
+        stats.rotations,
+    )
+    yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
+    yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
     yield _counter(
@@ -193,11 +216,21 @@ def _origins(service: Service) -> Iterator[Metric]:
         stats.origin_connect_failures,
     )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
+    yield _counter(
+        "origin_connections_replaced",
+        "Connections to the origin closed because of what other clients had left on them for good.",
+        stats.origin_connections_replaced,
+    )
     yield _counter("retries", "Queries sent on another connection because theirs was dead already.", stats.retries)
     yield _counter(
         "transactions_rolled_back",
         "Transactions rolled back because their client left.",
         stats.transactions_rolled_back,
+    )
+    yield _counter(
+        "cache_writes_unsure",
+        "Writes whose client or connection was lost before their end was seen: followed until their backend has gone.",
+        stats.writes_unsure,
     )
 
 

@@ -16,7 +16,7 @@ whose last part is the entry's own; the other parts may be shared with others.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from sys import getsizeof
 from typing import Any
@@ -53,12 +53,21 @@ class Store:
     Args:
       max_bytes: bound for all entries together. max_entry_bytes: for the rows of one.
       stale_if_error: seconds for which a stale entry is kept beyond its time, for `get_even_if_stale`.
+      on_drop: told of every entry that was of use and goes.
     """
 
-    def __init__(self, max_bytes: int, max_entry_bytes: int, *, stale_if_error: float = 0.0) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        max_entry_bytes: int,
+        *,
+        stale_if_error: float = 0.0,
+        on_drop: Callable[[Entry], None] | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self.max_entry_bytes = max_entry_bytes
         self.stale_if_error = stale_if_error
+        self.on_drop = on_drop
         self.clock = 0
         self.table_invalidations = 0
         self.database_invalidations = 0
@@ -285,6 +294,8 @@ class Store:
 
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.key]
+        if entry.hits and self.on_drop is not None:
+            self.on_drop(entry)
         namespace = entry.namespace
         if entry.queue is not None:  # a victim has left its queue already
             namespace.queues.remove(entry)
@@ -331,6 +342,13 @@ class Store:
             yield entry.row_description
 
     # ---- the end of entries ------------------------------------------------------------------------------------------
+
+    def invalidate(self, database: str, tables: Iterable[Hashable] | None) -> None:
+        """`invalidate_tables`; where `tables` is None, anything may have changed: `invalidate_database`."""
+        if tables is None:
+            self.invalidate_database(database)
+        else:
+            self.invalidate_tables(database, tables)
 
     def invalidate_tables(self, database: str, tables: Iterable[Hashable]) -> None:
         """Nothing that was read from `tables` so far, nor any read in flight, may be served from now on."""

@@ -16,6 +16,7 @@ from pooler.logs import get_logger
 from pooler.transport import TransportClosed
 from protocol import startup
 from protocol.errors import PgError
+from protocol.framing import TERMINATE_FRAME
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 CANCEL_AGAIN_SECONDS = 0.5
-TERMINATE = b"X\0\0\0\4"
+MOST_CANCELS = 8
+"""Requests on their way to one origin connection at once; more would tell it nothing new."""
 
 
 async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
@@ -39,7 +41,9 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     if session is None or session.cancel_waiting():
         return
     origin = session.origin
-    if origin is not None and origin.units:
+    if origin is None or origin.cancels >= MOST_CANCELS:
+        return
+    if any(not unit.swallow for unit in origin.units):
         await cancel_origin(service, origin)
 
 
@@ -55,7 +59,7 @@ async def cancel_origin(service: Service, origin: Origin) -> None:
 async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) -> None:
     service.stats.cancels_forwarded += 1
     try:
-        with trio.move_on_after(service.config.cancel_wait_timeout):
+        with trio.move_on_after(pool.limits.cancel_wait_timeout) as deadline:
             transport = await open_transport(pool.target, service.reactor)
             try:
                 await transport.send_all(startup.cancel_request(pid, secret))
@@ -63,6 +67,9 @@ async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) 
                     pass
             finally:
                 transport.close()
+        if deadline.cancelled_caught:
+            service.stats.expired("cancel_wait_timeout")
+            log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason="cancel_wait_timeout passed")
     except (PgError, TransportClosed) as error:
         log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason=str(error))
 
@@ -75,13 +82,13 @@ async def end_abandoned(service: Service, origin: Origin) -> None:
     """
     transport = origin.transport
     try:
-        with trio.move_on_after(service.config.cancel_wait_timeout):
+        with trio.move_on_after(origin.pool.limits.cancel_wait_timeout):
             while not origin.closed:
                 await cancel_origin(service, origin)
                 if transport.pending:  # it stands in the middle of a message, and learns of the end by reading on
                     break
                 with trio.move_on_after(CANCEL_AGAIN_SECONDS):
-                    await transport.send_all(TERMINATE)
+                    await transport.send_all(TERMINATE_FRAME)
                     while await transport.receive_some():
                         pass
                     break

@@ -20,8 +20,8 @@ from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import OriginAuthenticator, tls_server_end_point
-from protocol.errors import PgError
-from protocol.framing import FrameReader, data_row, frame
+from protocol.errors import FrameError, MalformedMessage, PgError
+from protocol.framing import FrameReader, data_row, frame, parameter_status
 
 LOGIN_FRAME_LIMIT = 1 << 20
 """No message of an origin's login is larger, in bytes."""
@@ -37,6 +37,10 @@ class Connected:
     parameters: dict[str, str]
     rest: bytes = b""
     """What came behind ReadyForQuery."""
+
+
+class LoginRefused(PgError):
+    """The origin does not let this user in with this password."""
 
 
 class _TlsFailed(PgError):
@@ -133,7 +137,8 @@ async def connect(target: Target, reactor: Reactor, parameters: dict[str, str] |
             return await _connect(target, reactor, parameters or {}, encrypt=others[0])
     except PgError as error:
         if error.sqlstate[:2] == "28":  # said to a client as it is, it would be about the client's own password
-            raise errors.origin_unreachable(f"it refuses pgnear's login: {error.message}") from None
+            refused = errors.origin_unreachable(f"it refuses pgnear's login: {error.message}")
+            raise LoginRefused(refused.sqlstate, refused.message) from None
         raise
 
 
@@ -144,6 +149,9 @@ async def _connect(target: Target, reactor: Reactor, parameters: dict[str, str],
     except TransportClosed as error:
         transport.close()
         raise errors.origin_unreachable(f"the connection broke during login: {error}") from None
+    except (FrameError, MalformedMessage) as error:
+        transport.close()
+        raise errors.origin_unreachable(f"it breaks the protocol: {error}") from None
     except BaseException:
         transport.close()
         raise
@@ -175,8 +183,8 @@ async def _log_in(transport: Transport, target: Target, parameters: dict[str, st
             elif kind == ord("E"):
                 raise PgError.from_payload(body)
             elif kind == ord("S"):
-                name, value = body[:-1].split(b"\0")[:2]
-                connected.parameters[name.decode()] = value.decode(errors="replace")
+                name, value = parameter_status(body)
+                connected.parameters[name] = value
             elif kind == ord("K"):
                 connected.pid = int.from_bytes(body[:4], "big")
                 connected.secret = body[4:]

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from pooler.addresses import source_of
 from pooler.ceremony.login import log_in
 from pooler.logs import get_logger
 from pooler.transport import Transport
 from protocol import errors
+from protocol.errors import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -154,17 +156,34 @@ def _welcome(service: Service, sock: socket.socket, peer: object, nursery: trio.
     except OSError:  # gone already: some systems then refuse to set options
         sock.close()
         return
+    if not transport.local and not _admit(service, transport):
+        limit = service.config.max_connections_per_address
+        _turn_away(service, transport, errors.too_many_from_address(limit))
+        return
     if _full(service):
-        error = errors.too_many_logins(service.config.max_unauthenticated_connections)
-        stats.clients_rejected[error.sqlstate] = stats.clients_rejected.get(error.sqlstate, 0) + 1
-        try:
-            sock.send(error.fatal().response())
-        except OSError:
-            pass
-        transport.linger()
+        _turn_away(service, transport, errors.too_many_logins(service.config.max_unauthenticated_connections))
         return
     stats.unauthenticated += 1
     nursery.start_soon(_log_in, service, transport)
+
+
+def _turn_away(service: Service, transport: Transport, error: PgError) -> None:
+    rejected = service.stats.clients_rejected
+    rejected[error.sqlstate] = rejected.get(error.sqlstate, 0) + 1
+    try:
+        transport.sock.send(error.fatal().response())
+    except OSError:
+        pass
+    transport.linger()
+
+
+def _admit(service: Service, transport: Transport) -> bool:
+    """Whether the transport's source may have one more connection; it counts until the transport is closed."""
+    addresses, source = service.addresses, source_of(transport.peer)
+    if not addresses.admit(source, service.config.max_connections_per_address):
+        return False
+    transport.on_close = lambda: addresses.leave(source)
+    return True
 
 
 async def _log_in(service: Service, transport: Transport) -> None:

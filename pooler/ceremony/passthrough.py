@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pooler.ceremony.cancel import TERMINATE
 from pooler.ceremony.connect import Connected, connect
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import HEADER_BYTES, length_at
+from protocol.framing import HEADER_BYTES, TERMINATE_FRAME, length_at
 from protocol.startup import StartupMessage
 
 if TYPE_CHECKING:
@@ -105,12 +104,13 @@ async def _connect(service: Service, pool: Pool, parameters: dict[str, str]) -> 
     Raises:
       PgError: as `ceremony.connect.connect` does, and 08001 where it takes longer than `origin_connect_timeout`.
     """
-    timeout = service.config.origin_connect_timeout
+    timeout = pool.limits.origin_connect_timeout
     try:
         with trio.move_on_after(timeout):
             connected = await connect(pool.target, service.reactor, parameters)
             service.stats.origin_connections_opened += 1
             return connected
+        service.stats.expired("origin_connect_timeout")
         raise errors.origin_unreachable(f"no answer within {timeout:g} s (origin_connect_timeout)")
     except PgError:
         service.stats.origin_connect_failures += 1
@@ -303,7 +303,7 @@ class Relay:
         try:
             self._client.transport.send(last + errors.admin_shutdown().fatal().response())
             if self._client.frames.between:
-                self._origin.transport.send(TERMINATE)
+                self._origin.transport.send(TERMINATE_FRAME)
         except TransportClosed:
             pass  # one of them went first
         self.end("pgnear is shutting down")

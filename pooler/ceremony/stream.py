@@ -84,8 +84,9 @@ class Stream:
     """The stream of one database.
 
     Args:
-      on_invalidate, on_schema (what is known of the origin's catalog may be old), on_lost (nothing is told any more;
-        the reason), on_recovered (every commit is told of from now on): none of them may await, block or raise.
+      on_invalidate, on_change (the same, once for each commit), on_schema (what is known of the origin's catalog may be
+        old), on_lost (nothing is told any more; the reason), on_recovered (every commit is told of from now on): none
+        of them may await, block or raise.
       name: the pool's, for the log.
       publication: its name. create: whether to make it where there is none, and to warn where there is no stream.
       ask_elsewhere: asks the same database on another connection, to see from time to time that the publication is
@@ -107,6 +108,7 @@ class Stream:
         reactor: Reactor,
         *,
         on_invalidate: OnInvalidate,
+        on_change: OnInvalidate = lambda tables: None,
         on_schema: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda reason: None,
         on_recovered: Callable[[], None] = lambda: None,
@@ -130,6 +132,7 @@ class Stream:
         self._target = target
         self._reactor = reactor
         self._on_invalidate = on_invalidate
+        self._on_change = on_change
         self._on_schema = on_schema
         self._on_lost = on_lost
         self._on_recovered = on_recovered
@@ -147,6 +150,10 @@ class Stream:
         self._lsn = 0
         self._ended = trio.Event()
         self._end_reason = ""
+
+    def retarget(self, target: Target) -> None:
+        """The next stream leads to `target`."""
+        self._target = target
 
     # ---- the task ----------------------------------------------------------------------------------------------------
 
@@ -373,6 +380,8 @@ class Stream:
             self.transactions += 1
             if committed.commit_time:
                 self.lag_seconds = max(0.0, (position.server_time - committed.commit_time) / 1e6)
+            if committed.tables is None or committed.tables:
+                self._on_change(committed.tables)
             self._commit(committed)
 
     def _commit(self, committed: Committed) -> None:

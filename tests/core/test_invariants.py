@@ -221,7 +221,7 @@ def test_pgbench_fails_no_transaction(pgnear: Start, origin: Server, mode: str) 
     environment = {"PGPASSWORD": PASSWORD, "PATH": "/usr/bin:/bin"}
     subprocess.run([*command, "-i", "-q", "postgres"], env=environment, check=True, capture_output=True)
     done = subprocess.run(
-        [*command, "-M", mode, "-c", "16", "-t", "100", "postgres"], env=environment, capture_output=True, text=True
+        [*command, "-M", mode, "-c", "16", "-t", "25", "postgres"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "number of failed transactions: 0 " in done.stdout

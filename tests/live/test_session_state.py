@@ -207,6 +207,34 @@ def test_new_clients_begin_with_the_defaults_that_alter_role_gave(one: Pgnear, o
         assert third.one("show work_mem") == b"4MB"
 
 
+@pytest.mark.parametrize("how", ["through pgnear", "past pgnear"])
+def test_clients_from_before_keep_the_defaults_that_they_began_with(one: Pgnear, origin: Server, how: str) -> None:
+    one.wait_for_log("catalog_read")
+    with WireClient.logged_in(one.port) as before, WireClient.logged_in(one.port, options="-c work_mem=6MB") as own:
+        zone = before.one("show timezone")
+        before.query("set timezone to 'Asia/Tokyo'")
+        try:
+            for change in ("role postgres set work_mem to '9MB'", "database postgres set timezone to 'Europe/Paris'"):
+                if how == "through pgnear":
+                    before.query(f"alter {change}")
+                else:
+                    origin.execute(f"alter {change}")
+            before.query("create table public.look_again (); drop table public.look_again")  # the catalog is read anew
+            one.wait_for_log("defaults_changed", count=2 if how == "through pgnear" else 1)
+            with WireClient.logged_in(one.port) as behind:
+                assert behind.one("show work_mem") == b"9MB"
+                assert behind.one("show timezone") == b"Europe/Paris"
+                assert before.one("show work_mem") == b"4MB"
+                assert before.one("show timezone") == b"Asia/Tokyo"
+                before.query("reset timezone; set work_mem to '7MB'; reset work_mem")
+                assert before.one("show timezone") == zone
+                assert before.one("show work_mem") == b"4MB"
+                assert own.one("show work_mem") == b"6MB"
+        finally:
+            origin.execute("alter role postgres reset all")
+            origin.execute("alter database postgres reset all")
+
+
 # ---- pins ------------------------------------------------------------------------------------------------------------
 
 

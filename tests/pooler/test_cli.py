@@ -143,7 +143,7 @@ def taken() -> Iterator[str]:
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_taken_port_is_one_clear_line(taken: str, setting: str, log_format: str) -> None:
     settings = {"listen": "127.0.0.1:0", setting: taken, "log": {"format": log_format}}
-    done = run("serve", "--origin", URL, **settings)
+    done = run("serve", origin=URL, **settings)
     assert done.returncode == 1
     (line,) = [text for text in done.stderr.splitlines() if "origin_connect_failed" not in text]
     assert "cannot_start" in line
@@ -151,7 +151,7 @@ def test_a_taken_port_is_one_clear_line(taken: str, setting: str, log_format: st
 
 
 def test_an_address_that_is_not_of_this_machine_is_one_clear_line() -> None:
-    done = run("serve", "--origin", URL, "--listen", "192.0.2.1:6432")
+    done = run("serve", "--listen", "192.0.2.1:6432", origin=URL)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "cannot listen on 192.0.2.1:6432: Cannot assign requested address" in line

@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import config
+from pooler.addresses import Addresses
 from pooler.admin.metrics import MAX_LABEL_VALUES, registry
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
@@ -37,6 +38,7 @@ def service() -> Any:
     return SimpleNamespace(
         config=settings,
         stats=stats,
+        addresses=Addresses(),
         pools=pools,
         cache=cache,
         sessions=set(),

@@ -35,9 +35,9 @@ def environment(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for key, inner in settings.items() for name, value in flat(f"PGNEAR_{key.upper()}", inner)}
 
 
-def command(*arguments: str) -> list[str]:
+def command(*arguments: str, module: str = "pooler") -> list[str]:
     """The command line of `pgnear` in this interpreter."""
-    return [sys.executable, "-m", "pooler", *arguments]
+    return [sys.executable, "-m", module, *arguments]
 
 
 def run(*arguments: str, within: float = 60.0, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -48,16 +48,21 @@ def run(*arguments: str, within: float = 60.0, **settings: Any) -> subprocess.Co
     )
 
 
-def executed(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A `pgnear` started by its command line; `Forked` is the same without the time that takes."""
+def executed(
+    arguments: Sequence[str], environment: Mapping[str, str], *, module: str = "pooler"
+) -> subprocess.Popen[str]:
+    """A `pgnear` (`module` for one that is counted) started by its command line; `Forked` does without that time."""
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, module=module),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+Start = Callable[[Sequence[str], Mapping[str, str]], Forked | subprocess.Popen[str]]
 
 
 class Pgnear:
@@ -77,7 +82,7 @@ class Pgnear:
         origin_url: str,
         settings: Mapping[str, Any],
         flags: tuple[str, ...] = (),
-        start: Callable[[Sequence[str], Mapping[str, str]], Forked | subprocess.Popen[str]] = Forked,
+        start: Start = Forked,
     ) -> None:
         wanted: dict[str, Any] = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", **settings}
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
@@ -209,9 +214,9 @@ class Pgnear:
 
 
 @contextmanager
-def running(origin_url: str, *flags: str, **settings: Any) -> Iterator[Pgnear]:
-    """A pgnear for the length of the block, stopped and checked at its end."""
-    server = Pgnear(origin_url, settings, flags)
+def running(origin_url: str, *flags: str, start: Start = Forked, **settings: Any) -> Iterator[Pgnear]:
+    """A pgnear for the length of the block, stopped and checked at its end. `start`: as for `Pgnear`."""
+    server = Pgnear(origin_url, settings, flags, start)
     try:
         yield server
     except BaseException:

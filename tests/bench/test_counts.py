@@ -1,0 +1,172 @@
+"""What a query costs pgnear in Python calls and in system calls: counts, which a busy machine does not change.
+
+A ceiling is a little above what was counted when it was set. Whoever makes a query cheaper lowers it; whoever has to
+raise it says in the commit what the query gets for it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cached import keep
+from tests.support.postgres import Server
+from tests.support.process import Pgnear, executed, running
+from tests.support.wire import SYNC, WireClient, bind, describe, execute, parse, query
+
+QUERIES = 300
+QUESTION = "select v from counted where id = 1"
+
+SHAPES = {
+    "simple": query(QUESTION),
+    "extended": parse(QUESTION) + bind() + describe() + execute() + SYNC,
+    "prepared": bind("kept") + describe() + execute() + SYNC,
+}
+"""One query, as pgbench sends it in its modes."""
+
+WAYS: dict[str, dict[str, Any]] = {
+    "forwarded": {"cache": {"enabled": False}},
+    "cached": {"cache": {"ttl": "1h", "invalidation": "writes"}},
+}
+
+TRAFFIC = frozenset("recvfrom recvmsg sendto sendmsg read write readv writev".split())
+"""System calls that move bytes, by the kernel's names."""
+
+OTHERS = 0.5
+"""System calls a query that are neither traffic nor waiting. trio makes a few when it wakes."""
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """For one query: `calls` of our own Python functions, `traffic` of recv and send, `polls` of epoll_wait."""
+
+    calls: float
+    traffic: float
+    polls: float
+
+
+CEILINGS = {
+    ("simple", "forwarded"): Ceiling(43, 4, 2),
+    ("extended", "forwarded"): Ceiling(64, 4, 2),
+    ("prepared", "forwarded"): Ceiling(57, 4, 2),
+    ("simple", "cached"): Ceiling(24, 2, 1),
+    ("extended", "cached"): Ceiling(34, 2, 1),
+    ("prepared", "cached"): Ceiling(28, 2, 1),
+}
+SLACK = 1.02
+"""What goes on beside the queries: ticks, a look at a socket that had nothing yet."""
+
+each = pytest.mark.parametrize(("shape", "way"), list(CEILINGS))
+
+
+@pytest.fixture(scope="module")
+def table(origin: Server) -> Iterator[None]:
+    origin.execute("create table counted (id int primary key, v int)")
+    origin.execute("insert into counted values (1, 10)")
+    yield
+    origin.execute("drop table counted")
+
+
+_COUNTED = partial(executed, module="tests.bench.counted")
+
+
+def _clients(near: Pgnear) -> Iterator[WireClient]:
+    with WireClient.logged_in(near.port) as client:
+        client.ask(parse(QUESTION, "kept") + SYNC)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def near(origin: Server, table: None) -> Iterator[dict[str, Pgnear]]:
+    """For each way a pgnear that counts its calls; the one that caches knows the answer."""
+    with (
+        running(origin.url(), start=_COUNTED, pool_size=1, **WAYS["forwarded"]) as forwards,
+        running(origin.url(), start=_COUNTED, pool_size=1, **WAYS["cached"]) as caches,
+    ):
+        with caches.connect() as client:
+            keep(caches, client, QUESTION)
+        yield {"forwarded": forwards, "cached": caches}
+
+
+def counted(near: Pgnear) -> tuple[dict[str, int], dict[str, int]]:
+    """Functions and methods that were called since this was asked last."""
+    told = sum(line.get("event") == "counted" for line in near.log_lines)
+    near.process.send_signal(signal.SIGUSR1)
+    line = near.wait_for_log("counted", count=told + 1)
+    return line["functions"], line["methods"]
+
+
+def ask(client: WireClient, messages: bytes, times: int) -> None:
+    for _ in range(times):
+        client.ask(messages)
+
+
+@each
+def test_a_query_needs_no_more_calls_than_it_did(near: dict[str, Pgnear], shape: str, way: str) -> None:
+    for client in _clients(near[way]):
+        ask(client, SHAPES[shape], 10)
+        counted(near[way])
+        ask(client, SHAPES[shape], QUERIES)
+        functions, methods = counted(near[way])
+    called = {name: round(count / QUERIES, 2) for name, count in functions.items() if count >= QUERIES / 2}
+    calls = sum(called.values())
+    polls = methods.pop("poll", 0) / QUERIES
+    traffic = sum(methods.values()) / QUERIES
+    ceiling = CEILINGS[shape, way]
+    print(f"{shape}, {way}: {calls:.1f} calls, {traffic:.2f} recv and send, {polls:.2f} polls")
+    assert calls <= ceiling.calls, called
+    assert traffic <= ceiling.traffic * SLACK, methods
+    assert polls <= ceiling.polls * 1.5  # a sleepy client makes it look in vain
+
+
+@pytest.fixture(scope="module")
+def traced(origin: Server, table: None) -> Iterator[dict[str, Pgnear]]:
+    """The same as `near`, as users run it."""
+    with (
+        running(origin.url(), pool_size=1, **WAYS["forwarded"]) as forwards,
+        running(origin.url(), pool_size=1, **WAYS["cached"]) as caches,
+    ):
+        with caches.connect() as client:
+            keep(caches, client, QUESTION)
+        yield {"forwarded": forwards, "cached": caches}
+
+
+def system_calls(near: Pgnear, client: WireClient, messages: bytes, tmp_path: Path) -> dict[str, float]:
+    """The kernel's own count for each of QUERIES, by name."""
+    output = tmp_path / "strace"
+    command = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(output), "-p", str(near.process.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        line = strace.stderr.readline()
+        if "attached" not in line:
+            pytest.skip(f"strace may not look into another process here: {line.strip()}")
+        try:
+            ask(client, messages, QUERIES)
+        finally:
+            strace.send_signal(signal.SIGINT)
+    lines = [line.split() for line in output.read_text().splitlines()]
+    return {words[1]: int(words[0]) / QUERIES for words in lines if len(words) == 2 and words[0].isdecimal()}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@each
+def test_a_query_needs_no_more_system_calls_than_it_did(
+    traced: dict[str, Pgnear], shape: str, way: str, tmp_path: Path
+) -> None:
+    for client in _clients(traced[way]):
+        ask(client, SHAPES[shape], 10)
+        calls = system_calls(traced[way], client, SHAPES[shape], tmp_path)
+    waits = sum(calls.pop(name, 0) for name in ("epoll_wait", "epoll_pwait"))
+    calls.pop("total", None)
+    ceiling = CEILINGS[shape, way]
+    assert sum(count for name, count in calls.items() if name in TRAFFIC) <= ceiling.traffic * SLACK, calls
+    assert sum(count for name, count in calls.items() if name not in TRAFFIC) <= OTHERS, calls
+    assert waits <= ceiling.polls * 2, calls  # strace makes it slow enough to go to sleep in trio now and then
