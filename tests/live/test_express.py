@@ -29,7 +29,8 @@ from tests.support.wire import (
     rows,
 )  # fmt: skip
 
-KEPT = "select count(*) from pg_prepared_statement() where not from_sql and statement like '%{}%'"  # the view shows a client its own only
+# The view shows a client its own only.
+KEPT = "select count(*) from pg_prepared_statement() where not from_sql and statement like '%{}%'"
 
 
 @pytest.fixture(scope="module")
