@@ -839,8 +839,7 @@ class Session:
             else:
                 self.pool.release(origin)
         if self.service.draining and not self.closed and not self.busy:
-            self.transport.pause()  # it begins nothing new
-            self.service.depart_soon(self)
+            self.depart()
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -954,6 +953,11 @@ class Session:
         self._drop_pending()
         self._fail_message(errors.query_canceled())
         return True
+
+    def depart(self) -> None:
+        """The process ends soon, and nothing is under way here: begin nothing new."""
+        self.transport.pause()
+        self.service.depart_soon(self)
 
     def shutdown(self) -> None:
         """The process ends."""
