@@ -6,6 +6,7 @@ here by `python -m config.reference`. Rules that concern several settings at onc
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -73,6 +74,15 @@ def _several(value: Any) -> Any:
         value = [value]
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return [part.strip() for item in value for part in item.split(",") if part.strip()]
+    return value
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON: {error}") from None
     return value
 
 
@@ -191,6 +201,12 @@ class Database(_Model):
         None,
         description="The database's own mode; unset, the top-level one. Set it where one database needs another.",
         examples=["session"],
+    )
+    reuse_statements: bool | None = Field(
+        None,
+        description="Whether its connections keep statements that clients parse without a name; unset, as at the top "
+        "level. Set it where one database needs another.",
+        examples=[False],
     )
 
 
@@ -419,9 +435,10 @@ class Cache(_Model):
         examples=["app.price_class"],
     )
 
-    policy: tuple[CachePolicy, ...] = Field(
+    policy: Annotated[tuple[CachePolicy, ...], BeforeValidator(_json)] = Field(
         (),
-        description="How answers of some statements are cached. The first policy whose every condition holds counts.",
+        description="How answers of some statements are cached. The first policy whose every condition holds counts. "
+        "In the environment, PGNEAR_CACHE__POLICY holds them as a JSON list.",
     )
 
     max_advice_shapes: Statements = Field(
@@ -437,6 +454,14 @@ class Cache(_Model):
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
         "logical replication stream from the origin. auto uses one where the origin is ready for it; stream makes the "
         "publication, and warns where there is no stream. See docs/invalidation.md.",
+    )
+    notify_channel: Annotated[str, Field(json_schema_extra={"unit": "name"})] | None = Field(
+        None,
+        pattern=r"^.{1,63}$",
+        description="A channel that pgnear listens on at each origin, for NOTIFYs that say what to purge (table "
+        "orders, namespace catalogue, fingerprint 0a1b2c3d4e5f6071, all); unset, none. Set it where programs that "
+        "write past pgnear can tell it. See docs/invalidation.md.",
+        examples=["pgnear"],
     )
     publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
         "pgnear",
@@ -746,6 +771,12 @@ class Config(_Model):
         description="Prepared statements kept on each origin connection; the least recently used goes. Raise it when "
         "clients use more distinct statements than that.",
     )
+    reuse_statements: bool = Field(
+        True,
+        description="Whether an origin connection keeps a statement that clients parse without a name again and again, "
+        "so that it need not parse and plan it each time. Switch it off where generic plans are bad plans and "
+        "plan_cache_mode cannot be set.",
+    )
     max_client_statements: Statements = Field(
         5000,
         ge=1,
@@ -867,6 +898,12 @@ class Config(_Model):
         """The pooling mode for a client: its user's, else its database's, else the general one."""
         mine, theirs = self.users.get(user), self.databases.get(database)
         return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
+
+    def reuses_statements(self, database: str) -> bool:
+        """`reuse_statements` of a database."""
+        theirs = self.databases.get(database)
+        own = theirs.reuse_statements if theirs is not None else None
+        return self.reuse_statements if own is None else own
 
     def deadlines(self, database: str, user: str | None) -> Deadlines:
         """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""

@@ -22,6 +22,7 @@ from config.passwords import Stamp, read_all, stamp_of
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
+from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.entry import Entry
@@ -35,6 +36,7 @@ from pooler.ceremony.connect import Connected, text_rows
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
+from pooler.ceremony.notify import Listener
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
@@ -48,6 +50,7 @@ from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
+from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
 from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
@@ -109,6 +112,7 @@ class Service:
             parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
+        self.recallers = Recallers()
         targets = config.targets(passwords)
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in targets.items()}
         if cache.max_advice_shapes:
@@ -129,8 +133,12 @@ class Service:
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
+        self.not_heard: dict[str, set[str]] = {name: set() for name in self.pools}
         streamed = cache.enabled and cache.invalidation != "writes"
         self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
+        """By pool, as listeners; `not_heard` says which of both are lost."""
+        channel = cache.notify_channel if cache.enabled else None
+        self.listeners = {name: self._listener(pool, channel) for name, pool in self.pools.items()} if channel else {}
 
     def _stream(self, pool: Pool) -> Stream:
         """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
@@ -138,7 +146,7 @@ class Service:
         assert store is not None
         cap = self.config.cache.ttl_without_stream
         if self.config.cache.invalidation == "stream":
-            store.cap(name, cap)
+            self._deaf(name, "stream")
 
         def changed(tables: frozenset[int] | None) -> None:
             if pool.advice is not None:
@@ -154,8 +162,9 @@ class Service:
             self.reactor,
             on_invalidate=partial(store.invalidate, name),
             on_change=changed,
-            on_lost=lambda reason: store.cap(name, cap),
-            on_recovered=lambda: store.cap(name, None),
+            on_lost=lambda reason: self._deaf(name, "stream"),
+            on_recovered=lambda: self._hears(name, "stream"),
+            on_uncovered=lambda tables: store.cap_tables(name, tables, cap),
             on_schema=lambda: self.catalog_changed(pool),
             name=pool.name,
             publication=self.config.cache.publication,
@@ -168,6 +177,38 @@ class Service:
         advice = self.pools[entry.database].advice
         if advice is not None:
             advice.gone(entry.fingerprint, entry.hits)
+
+    def _listener(self, pool: Pool, channel: str) -> Listener:
+        """Who hears what `pool`'s origin says is to be purged. While it is lost, TTLs are capped."""
+        store, name = self.cache, pool.name
+        assert store is not None
+        self._deaf(name, "notify")
+
+        def recovered() -> None:
+            self._hears(name, "notify")
+            store.invalidate_database(name)  # what was said meanwhile is not known
+
+        return Listener(
+            lambda: pool.target,
+            self.reactor,
+            channel,
+            on_payload=partial(told_by_origin, store, pool),
+            on_lost=lambda: self._deaf(name, "notify"),
+            on_recovered=recovered,
+            connect_timeout=self.config.origin_connect_timeout,
+        )
+
+    def _deaf(self, database: str, ear: str) -> None:
+        """Who should tell of writes to `database` does not: nothing may be old for long."""
+        assert self.cache is not None
+        self.not_heard[database].add(ear)
+        self.cache.cap(database, self.config.cache.ttl_without_stream)
+
+    def _hears(self, database: str, ear: str) -> None:
+        assert self.cache is not None
+        self.not_heard[database].discard(ear)
+        if not self.not_heard[database]:
+            self.cache.cap(database, None)
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -414,6 +455,7 @@ class Service:
                         pool.reads_committed = default == [("read committed",)]
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
                         defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
+                        sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         due = self.cache is not None or (
                             self.observes
@@ -425,6 +467,7 @@ class Service:
                     self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
                 else:
                     pool.defaults.read(defaults)
+                pool.sequence_tables = frozenset(name for (name,) in sequenced)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
@@ -515,6 +558,8 @@ async def serve(
                 nursery.start_soon(service.keep_catalog, pool)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)
+            for ear in service.listeners.values():
+                nursery.start_soon(ear.run)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:
