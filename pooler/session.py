@@ -856,6 +856,8 @@ class Session:
         if not self.transport.reading and pending <= self.pool.high_water:
             self.origin_drained()
         self.pool.release(origin)
+        if self.service.draining:
+            self.depart()
 
     def tell(self, data: bytes) -> None:
         """Send the client an answer that no origin was asked for, now."""
