@@ -231,6 +231,9 @@ class Session:
 
     def _keep(self, data: bytes) -> None:
         self._inbox = data
+        if self.service.draining and self.holding and not self.busy:
+            self.service.reactor.call_soon(self.shutdown)
+            return
         if len(data) > self.pool.high_water:
             self.transport.pause()
 
@@ -1022,8 +1025,11 @@ class Session:
         return True
 
     def depart(self) -> None:
-        """The process ends soon, and nothing is under way here: begin nothing new."""
-        self.transport.pause()
+        """The process ends soon, and nothing is under way here: the next thing that it asks is answered with goodbye.
+
+        libpq takes an error that it reads together with an answer for a notice, and knows nothing of why it ended.
+        """
+        self.hold()
         self.service.depart_soon(self)
 
     def shutdown(self) -> None:

@@ -29,8 +29,8 @@ STEER_SECONDS = 0.5
 LATE_SECONDS = 1.0
 """How long a client that came during the drain may take until its first transaction."""
 
-PARTING_SECONDS = 0.1
-"""Between the last answer that a client was given and its disconnection, at least."""
+PARTING_SECONDS = 0.3
+"""How long a client that asks for nothing more is waited for."""
 
 FAREWELL_SECONDS = 1.0
 """How long a shutdown waits for the end of frames that replication clients are being sent."""
