@@ -532,7 +532,9 @@ class Session:
         """
         if self.origin is not None:
             return True
-        origin = self.pool.acquire(self)
+        origin = self._replica(capture) if capture is not None and self.pool.replicas is not None else None
+        if origin is None:
+            origin = self.pool.acquire(self)
         if origin is None:
             self.waiting = True
             self._pending = capture
@@ -540,6 +542,11 @@ class Session:
         self._attach(origin)
         self._walk_from = position
         return True
+
+    def _replica(self, capture: Capture) -> Origin | None:
+        """A replica's connection for a read that may be cached, where one is far enough and free."""
+        replicas, cache = self.pool.replicas, self.service.cache
+        return replicas.take(self, capture, cache) if replicas is not None and cache is not None else None
 
     def take_pending(self) -> Capture | None:
         """The capture that waited for a connection together with the message at hand."""
@@ -833,11 +840,11 @@ class Session:
             if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
                 self.origin_drained()
             if origin.outdated:
-                self.pool.abandon(origin, dirty=True)
+                origin.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
                 origin.close()
             else:
-                self.pool.release(origin)
+                origin.pool.release(origin)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -1011,7 +1018,7 @@ class Session:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come
                 else:
-                    self.pool.abandon(origin, dirty=self.state.dirty)
+                    origin.pool.abandon(origin, dirty=self.state.dirty)
         self.statements.clear()
 
     def _finish_leaving(self) -> None:
