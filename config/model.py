@@ -6,6 +6,7 @@ here by `python -m config.reference`. Rules that concern several settings at onc
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,15 @@ def _several(value: Any) -> Any:
         value = [value]
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return [part.strip() for item in value for part in item.split(",") if part.strip()]
+    return value
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON: {error}") from None
     return value
 
 
@@ -419,9 +429,10 @@ class Cache(_Model):
         examples=["app.price_class"],
     )
 
-    policy: tuple[CachePolicy, ...] = Field(
+    policy: Annotated[tuple[CachePolicy, ...], BeforeValidator(_json)] = Field(
         (),
-        description="How answers of some statements are cached. The first policy whose every condition holds counts.",
+        description="How answers of some statements are cached. The first policy whose every condition holds counts. "
+        "In the environment, PGNEAR_CACHE__POLICY holds them as a JSON list.",
     )
 
     max_advice_shapes: Statements = Field(
@@ -437,6 +448,14 @@ class Cache(_Model):
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
         "logical replication stream from the origin. auto uses one where the origin is ready for it; stream makes the "
         "publication, and warns where there is no stream. See docs/invalidation.md.",
+    )
+    notify_channel: Annotated[str, Field(json_schema_extra={"unit": "name"})] | None = Field(
+        None,
+        pattern=r"^.{1,63}$",
+        description="A channel that pgnear listens on at each origin, for NOTIFYs that say what to purge (table "
+        "orders, namespace catalogue, fingerprint 0a1b2c3d4e5f6071, all); unset, none. Set it where programs that "
+        "write past pgnear can tell it. See docs/invalidation.md.",
+        examples=["pgnear"],
     )
     publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
         "pgnear",

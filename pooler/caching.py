@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
+from pooler.cache.keys import in_formats, without_parameters
 from pooler.cache.policy import Policy
 from pooler.origin import IDLE, IN_TRANSACTION
 from pooler.sql.statement import PinKind, Statement
@@ -43,12 +44,13 @@ WAIT = _Wait()
 
 
 def ask(
-    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool
+    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool, stated: bool = False
 ) -> Entry | Capture | _Wait | None:
     """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
 
     Args:
       now: seconds, as `perf_counter`. described: the client wants a RowDescription too.
+      stated: it wants the statement's ParameterDescription.
     """
     service = session.service
     cache = service.cache
@@ -73,7 +75,11 @@ def ask(
     session.landed = None
     if entry is None and not session.pool.breaker.closed:
         entry = _instead_of_an_error(session, key, policy, now)
-    if entry is None or (described and entry.row_description is None):
+    if (
+        entry is None
+        or (described and entry.row_description is None)
+        or (stated and entry.parameter_description is None and not without_parameters(tail))
+    ):
         return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
@@ -187,6 +193,10 @@ def keep(service: Service, capture: Capture) -> None:
         tables=tuple(capture.tables),
         fingerprint=capture.prepared.fingerprint,
     )
+    if capture.parameter_description is not None:  # then the rows may have been described before they were bound
+        entry.parameter_description = capture.parameter_description
+        if entry.row_description is not None:
+            entry.row_description = in_formats(entry.row_description, capture.key[-1])
     cache.put(entry)
     flight, capture.flight = capture.flight, None
     if flight is not None and service.flights is not None:

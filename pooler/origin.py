@@ -54,6 +54,7 @@ class Origin:
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
       target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       received: bytes since the last ReadyForQuery.
+      asked_again: that session is likely to ask for them: others get this connection last.
       ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
         transaction that is open came, else 0 (both by `perf_counter`).
       overdue: the session whose query took too long and is being cancelled, and what it is told; see
@@ -66,6 +67,7 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "asked_again",
         "block_since",
         "cancels",
         "client_pid",
@@ -124,10 +126,11 @@ class Origin:
         self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
+        self.asked_again = False
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._missing = 0  # bytes until a buffered frame is whole
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
@@ -151,12 +154,13 @@ class Origin:
         """Handle bytes of the origin's, in order."""
         self.received += len(data)
         if self._missing > len(data):
-            self._partial += data
+            self._partial.append(data)
             self._missing -= len(data)
             return
         if self._partial:
-            data = self._partial + data
-            self._partial = b""
+            self._partial.append(data)
+            data = b"".join(self._partial)
+            self._partial.clear()
         self._missing = 0
         try:
             self._walk(data)
@@ -186,7 +190,7 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
-                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units and units[0].capture is not None:
                     units[0].give_up_capture()  # too large to keep, so it need not be whole
                     notable = units[0].notable
                     continue
@@ -198,6 +202,9 @@ class Origin:
             if start < position:
                 out.append(data[start:position])
             if kind == READY:
+                if length != 5:
+                    self.lost(f"the origin sent a ReadyForQuery of length {length}")
+                    return
                 forward = self._ready(data[position + 5])
                 if self.closed:
                     return
@@ -210,7 +217,7 @@ class Origin:
         if start < position:
             out.append(data[start:position])
         if position < end:
-            self._partial = data[position:]
+            self._partial.append(data[position:])
         self._deliver()
 
     def emit(self, frame: bytes) -> None:

@@ -107,6 +107,7 @@ class Pool:
         self._released_at = 0.0
         self._aside_until = 0.0
         self.defaults = Defaults()
+        self.sequence_tables: frozenset[str] = frozenset()  # whose rows get values of sequences by themselves
         self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
@@ -377,7 +378,11 @@ class Pool:
             origin.close()
             return
         origin.idle_since = now
-        (self.reserve_idle if reserved else self.idle).append(origin)
+        idle = self.reserve_idle if reserved else self.idle
+        if origin.asked_again:
+            idle.insert(0, origin)
+        else:
+            idle.append(origin)
 
     def cancel_done(self, origin: Origin) -> None:
         """A cancel request for `origin` is over; if it waited for that, it is free now."""

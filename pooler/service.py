@@ -23,17 +23,21 @@ from config.passwords import Stamp, read_all, stamp_of
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
+from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
+from pooler.ceremony import supervisor
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.connect import Connected, text_rows
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
+from pooler.ceremony.notify import Listener
 from pooler.ceremony.origins import connect
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
@@ -50,6 +54,7 @@ from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
 from pooler.replicas import Replica, Replicas
+from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
 from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
@@ -70,9 +75,6 @@ IDLE_CATALOG_SECONDS = 600.0
 
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
-
-FAREWELL_SECONDS = 1.0
-"""How long a shutdown waits for the end of frames that replication clients are being sent."""
 
 
 class Service:
@@ -114,6 +116,7 @@ class Service:
             parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
+        self.recallers = Recallers()
         targets = config.targets(passwords)
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in targets.items()}
         if cache.max_advice_shapes:
@@ -128,12 +131,19 @@ class Service:
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
         self.draining = False
+        self.stays_until: dict[Session, float] = {}
+        """During the drain: whom not to disconnect before when (trio's clock), though it does nothing."""
         self.listen_addresses: list[str] = []
+        self.listens_for_others = False  # the sockets were passed to us, and outlive us: who has connected can wait
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
+        self.not_heard: dict[str, set[str]] = {name: set() for name in self.pools}
         streamed = cache.enabled and cache.invalidation != "writes"
         self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
+        """By pool, as listeners; `not_heard` says which of both are lost."""
+        channel = cache.notify_channel if cache.enabled else None
+        self.listeners = {name: self._listener(pool, channel) for name, pool in self.pools.items()} if channel else {}
 
     def _make_replicas(self, config: Config) -> list[Pool]:
         pools: list[Pool] = []
@@ -179,7 +189,7 @@ class Service:
         assert store is not None
         cap = self.config.cache.ttl_without_stream
         if self.config.cache.invalidation == "stream":
-            store.cap(name, cap)
+            self._deaf(name, "stream")
 
         def changed(tables: frozenset[int] | None) -> None:
             if pool.advice is not None:
@@ -187,7 +197,7 @@ class Service:
 
         async def ask(text: str) -> list[tuple[int, bytes]]:
             async with borrowed(pool) as origin:
-                with trio.fail_after(self.config.origin_connect_timeout):
+                with trio.fail_after(pool.limits.origin_connect_timeout):
                     return await ask_origin(origin, text)
 
         return Stream(
@@ -195,14 +205,15 @@ class Service:
             self.reactor,
             on_invalidate=partial(store.invalidate, name),
             on_change=changed,
-            on_lost=lambda reason: store.cap(name, cap),
-            on_recovered=lambda: store.cap(name, None),
+            on_lost=lambda reason: self._deaf(name, "stream"),
+            on_recovered=lambda: self._hears(name, "stream"),
+            on_uncovered=lambda tables: store.cap_tables(name, tables, cap),
             on_schema=lambda: self.catalog_changed(pool),
             name=pool.name,
             publication=self.config.cache.publication,
             create=self.config.cache.invalidation == "stream",
             ask_elsewhere=ask,
-            connect_timeout=self.config.origin_connect_timeout,
+            connect_timeout=pool.limits.origin_connect_timeout,
         )
 
     def _dropped(self, entry: Entry) -> None:
@@ -210,14 +221,49 @@ class Service:
         if advice is not None:
             advice.gone(entry.fingerprint, entry.hits)
 
+    def _listener(self, pool: Pool, channel: str) -> Listener:
+        """Who hears what `pool`'s origin says is to be purged. While it is lost, TTLs are capped."""
+        store, name = self.cache, pool.name
+        assert store is not None
+        self._deaf(name, "notify")
+
+        def recovered() -> None:
+            self._hears(name, "notify")
+            store.invalidate_database(name)  # what was said meanwhile is not known
+
+        return Listener(
+            lambda: pool.target,
+            self.reactor,
+            channel,
+            on_payload=partial(told_by_origin, store, pool),
+            on_lost=lambda: self._deaf(name, "notify"),
+            on_recovered=recovered,
+            connect_timeout=self.config.origin_connect_timeout,
+        )
+
+    def _deaf(self, database: str, ear: str) -> None:
+        """Who should tell of writes to `database` does not: nothing may be old for long."""
+        assert self.cache is not None
+        self.not_heard[database].add(ear)
+        self.cache.cap(database, self.config.cache.ttl_without_stream)
+
+    def _hears(self, database: str, ear: str) -> None:
+        assert self.cache is not None
+        self.not_heard[database].discard(ear)
+        if not self.not_heard[database]:
+            self.cache.cap(database, None)
+
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
     def remember(self, session: Session) -> None:
         self.sessions.add(session)
+        if self.draining:
+            self.stays_until[session] = trio.current_time() + LATE_SECONDS
         self._by_pid[session.key[0]] = session
 
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
+        self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
 
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
@@ -240,6 +286,13 @@ class Service:
         for pool in self.pools.values():
             if pool.target.dbname in names:
                 pool.step_aside()
+
+    def depart_soon(self, session: Session) -> None:
+        """`session` has finished a transaction during the drain.
+
+        It is told to go a moment later: libpq takes an error that it reads together with an answer for a notice.
+        """
+        self.stays_until[session] = trio.current_time() + PARTING_SECONDS
 
     def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
         """A client has changed what new connections begin with: those who are here keep what they began with."""
@@ -444,11 +497,12 @@ class Service:
         while True:
             try:
                 async with borrowed(pool) as origin:
-                    with trio.fail_after(self.config.origin_connect_timeout):
+                    with trio.fail_after(pool.limits.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
                         defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
+                        sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         due = self.cache is not None or (
                             self.observes
@@ -460,6 +514,7 @@ class Service:
                     self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
                 else:
                     pool.defaults.read(defaults)
+                pool.sequence_tables = frozenset(name for (name,) in sequenced)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
@@ -489,23 +544,6 @@ class Service:
         self._catalog_stale[pool.name].set()
 
     # ---- the end -----------------------------------------------------------------------------------------------------
-
-    async def drain(self) -> None:
-        """Let transactions finish for `drain_timeout`, then say goodbye to every client."""
-        self.draining = True
-        with trio.move_on_after(self.config.drain_timeout):
-            while any(session.busy for session in self.sessions):  # noqa: ASYNC110 (sessions are not tasks)
-                await trio.sleep(0.02)
-        for session in list(self.sessions):
-            session.shutdown()
-        for relay in list(self.relays.values()):
-            relay.shutdown()
-        self.console.shutdown()
-        with trio.move_on_after(FAREWELL_SECONDS):
-            while self.relays or self.console.conversations:  # noqa: ASYNC110 (neither are these)
-                await trio.sleep(0.02)
-        for relay in list(self.relays.values()):
-            relay.end("pgnear is shutting down")
 
     def close_pools(self) -> None:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
@@ -543,12 +581,19 @@ async def serve(
     passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
     listeners: list[socket.socket] = []
     try:
-        listeners += (open_listener(address) for address in config.listen)
+        inherited = supervisor.inherited_sockets()
+        http_socket = next(iter(inherited.pop("http", [])), None)
+        listeners += (each for sockets in inherited.values() for each in sockets)
+        if not listeners:
+            listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
             service = Service(config, nursery, passwords, load)
+            service.listens_for_others = bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
-            if config.http:
-                service.http_address = await nursery.start(serve_http, service, config.http)
+            if http_socket is not None or config.http:
+                service.http_address = await nursery.start(
+                    serve_http, service, http_socket or config.http, config.reuse_port
+                )
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
@@ -561,6 +606,8 @@ async def serve(
             nursery.start_soon(service.follow_replicas)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)
+            for ear in service.listeners.values():
+                nursery.start_soon(ear.run)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:
@@ -576,14 +623,13 @@ async def serve(
                     )
                 if started is not None:
                     started(service)
+                supervisor.ready()
                 if stop is not None:
                     await stop.wait()
-                    accepting.cancel_scope.cancel()
+                    await hand_over(service, listeners, accepting.cancel_scope)
                 else:
                     await trio.sleep_forever()
-            for listener in listeners:
-                close_listener(listener)
-            await service.drain()
+            await drain(service)
             nursery.cancel_scope.cancel()
         service.close_pools()
     finally:

@@ -27,6 +27,7 @@ from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
+from pooler.sequences import Kind
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
@@ -414,6 +415,10 @@ class Session:
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
+            recallers = self.service.recallers
+            self.origin.asked_again = bool(recallers) and recallers.will_ask(
+                self.kind, statement, self.pool.sequence_tables
+            )
         if statement.leaves and self.origin is not None:
             self.traces |= statement.leaves
             self.origin.traces |= statement.leaves
@@ -430,6 +435,8 @@ class Session:
 
     def go_home(self) -> None:
         """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+        if self.service.recallers.add(self.kind):
+            log.info("sequence_values_asked_for", user=self.user, database=self.database, application=self.kind[2])
         home = self.sequence_home
         if self.origin is None and home is not None and home.sequence_client == self.key[0] and self.pool.take(home):
             self._attach(home)
@@ -606,6 +613,11 @@ class Session:
             origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
             origin.unnamed = None
             origin.traces |= {name}
+
+    @property
+    def kind(self) -> Kind:
+        """Clients that are taken to behave as this one does."""
+        return self.pool.name, self.user, self.reports.values.get("application_name", "")
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -845,6 +857,9 @@ class Session:
                 origin.close()
             else:
                 origin.pool.release(origin)
+        if self.service.draining and not self.closed and not self.busy:
+            self.transport.pause()  # it begins nothing new
+            self.service.depart_soon(self)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -853,7 +868,7 @@ class Session:
             return
 
         def done(own: Unit) -> None:
-            if own.error is None and len(own.rows) == 2:
+            if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
                 answers = own.rows[1]
                 present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
                 for kind in self.state.probe_answered(present):

@@ -25,7 +25,9 @@ from pooler.breaker import State
 from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
+    from pooler.cache.entry import Namespace
     from pooler.cache.store import Store
+    from pooler.ceremony.notify import Listener
     from pooler.ceremony.stream import Stream
     from pooler.pool import Pool
     from pooler.service import Service
@@ -66,7 +68,7 @@ class ServiceCollector(Collector):
             yield from _cache(service.cache)
             yield _counter(
                 "cache_writes_unsure",
-                "Writes whose client or connection was lost before their end was seen: followed until it has gone.",
+                "Writes whose client or connection was lost before their end was seen: followed until it has come.",
                 service.stats.writes_unsure,
             )
         if service.flights is not None:
@@ -75,6 +77,8 @@ class ServiceCollector(Collector):
             yield _counter("cache_flights_joined", "Misses that waited for somebody else's answer.", flights.joined)
         if service.streams:
             yield from _streams(service.streams)
+        if service.listeners:
+            yield from _listeners(service.listeners)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -288,7 +292,58 @@ def _cache(cache: Store) -> Iterator[Metric]:
     yield _counter("cache_stores", "Answers stored.", cache.stores)
     yield _counter("cache_evictions", "Answers dropped to make room.", cache.evictions)
     yield _counter("cache_expired", "Answers dropped because of their age or an invalidation.", cache.expired)
-    yield _counter("cache_invalidations", "Times a write emptied a database's entries.", cache.invalidations)
+    yield _counter(
+        "cache_invalidations",
+        "Tables and whole databases whose answers were ended by writes, through pgnear or told by the origin.",
+        cache.invalidations,
+    )
+    yield from _namespaces(cache.namespaces)
+
+
+def _namespaces(namespaces: list[Namespace]) -> Iterator[Metric]:
+    gauges = (
+        ("entries", "Answers in the cache, by policy (default: those without one)."),
+        ("bytes", "Bytes of these answers alone, without what they share."),
+    )
+    counters = (
+        ("hits", "Look-ups that found an answer, by policy."),
+        ("stale_hits", "Those of them that were past their ttl."),
+        ("misses", "Look-ups that found none."),
+        ("stores", "Answers stored."),
+        ("evictions", "Answers dropped to make room."),
+        ("expired", "Answers dropped because of their age."),
+        ("invalidated", "Answers dropped because of a write."),
+        ("purged", "Answers dropped by hand."),
+    )
+    families: list[GaugeMetricFamily | CounterMetricFamily] = []
+    for name, text in gauges:
+        families.append(GaugeMetricFamily(f"pgnear_cache_namespace_{name}", text, labels=["namespace"]))
+    for name, text in counters:
+        families.append(CounterMetricFamily(f"pgnear_cache_namespace_{name}", text, labels=["namespace"]))
+    for family, (name, _) in zip(families, gauges + counters, strict=True):
+        for namespace in namespaces:
+            family.add_metric([namespace.name], getattr(namespace, name))
+        yield family
+
+
+def _listeners(listeners: dict[str, Listener]) -> Iterator[Metric]:
+    heard = GaugeMetricFamily(
+        "pgnear_cache_notify_connected",
+        "Whether the origin's NOTIFYs are heard (cache.notify_channel).",
+        labels=["pool"],
+    )
+    for pool, listener in listeners.items():
+        heard.add_metric([pool], int(listener.connected))
+    yield heard
+    for name, text in (
+        ("received", "NOTIFYs that arrived."),
+        ("rejected", "Those of them that were not understood, or named what does not exist."),
+        ("losses", "Times the listening connection was lost."),
+    ):
+        counter = CounterMetricFamily(f"pgnear_cache_notify_{name}", text, labels=["pool"])
+        for pool, listener in listeners.items():
+            counter.add_metric([pool], getattr(listener, name))
+        yield counter
 
 
 def _streams(streams: dict[str, Stream]) -> Iterator[Metric]:

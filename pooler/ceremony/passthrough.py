@@ -16,7 +16,6 @@ import trio
 
 from pooler.ceremony.connect import Connected
 from pooler.ceremony.greeting import first_words, new_key
-from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
@@ -108,7 +107,7 @@ async def _connect(service: Service, pool: Pool, parameters: dict[str, str]) -> 
     timeout = pool.limits.origin_connect_timeout
     try:
         try:
-            connected = await connect(pool.target, service.reactor, parameters, timeout=timeout)
+            connected = await service.rotations[pool.name].connect(parameters)
         except trio.TooSlowError:
             service.stats.expired("origin_connect_timeout")
             raise errors.origin_unreachable(f"no answer within {timeout:g} s (origin_connect_timeout)") from None

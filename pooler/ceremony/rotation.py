@@ -69,8 +69,11 @@ class Rotation:
                 self._stamp = stamp
                 await self.refresh()
 
-    async def connect(self) -> Connected:
+    async def connect(self, parameters: dict[str, str] | None = None) -> Connected:
         """A connection with the credentials that hold; where they are refused, with newer ones if there are any.
+
+        Args:
+          parameters: as `ceremony.connect.connect` has them.
 
         Raises:
           PgError, trio.TooSlowError: as `ceremony.origins.connect` does.
@@ -78,11 +81,11 @@ class Rotation:
         target, reactor = self._pool.target, self._service.reactor
         limit = self._pool.limits.origin_connect_timeout
         try:
-            return await connect(target, reactor, timeout=limit)
+            return await connect(target, reactor, parameters, timeout=limit)
         except LoginRefused:
             if not await self._newer_than(target):
                 raise
-        return await connect(self._pool.target, reactor, timeout=limit)
+        return await connect(self._pool.target, reactor, parameters, timeout=limit)
 
     async def _newer_than(self, refused: Target) -> bool:
         async with self._turn:

@@ -162,7 +162,7 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path)
         f"{file} line 8: cache.ttl: write a duration like 500ms, 10s, 5min or a number of seconds",
         "environment PGNEAR_CACHE__MAX_BYTES: cache.max_bytes: input should be greater than or equal to 1048576",
         f"{file} line 3: pool_sise: there is no such setting (did you mean pool_size?)",
-        f"{file} line 2: origin: sslmode=disable may send passwords and data unencrypted to db.example.com; "
+        f"{file} line 2: origin: sslmode=disable may send passwords and data unencrypted to db.example.com:5432; "
         "use verify-full, or set allow_plaintext_origin = true",
         f"{file} line 5: tls_cert_file: missing.crt cannot be read: No such file or directory",
     ]
@@ -341,3 +341,14 @@ def test_a_problem_in_a_policy_names_its_line_and_hides_no_other(tmp_path: Path)
     assert f"{file} line 9: cache.policy.1.bogus: there is no such setting" in said
     assert f"{file} line 11: log.level: " in said
     assert f"{file} line 1: origin: sslmode=disable" in said
+
+
+def test_policies_are_json_in_the_environment() -> None:
+    text = '[{"name": "catalogue", "tables": ["products"], "ttl": "10min"}, {"name": "live", "enabled": false}]'
+    settings = load(environ={"PGNEAR_CACHE__POLICY": text}, origin=URL)
+    assert [(policy.name, policy.ttl, policy.enabled) for policy in settings.cache.policy] == [
+        ("catalogue", 600.0, True),
+        ("live", None, False),
+    ]
+    (problem,) = problems(environ={"PGNEAR_CACHE__POLICY": "[{"}, flags={"origin": URL})
+    assert problem.startswith("environment PGNEAR_CACHE__POLICY: cache.policy: is no JSON: ")
