@@ -412,6 +412,8 @@ class Service:
         for name, target in config.targets().items():
             self.pools[name].adopt(config, target.pool_size)
             self.catalog_changed(self.pools[name])  # other functions may be safe now
+        for pool in self.replica_pools:
+            pool.adopt(config, pool.size)
         if self.cache is not None:
             self.cache.max_entry_bytes = config.cache.max_entry_bytes
             self.cache.stale_if_error = config.cache.stale_if_error

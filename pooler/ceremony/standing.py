@@ -49,7 +49,13 @@ class _Line:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._target: Target | None = None
         self._connected: Connected | None = None
+
+    @property
+    def place(self) -> str:
+        """The host that it leads to."""
+        return self._connected.target.place if self._connected is not None else ""
 
     async def ask(self, target: Target, timeout: float, text: str) -> tuple[str, ...]:
         """The one row of an answer.
@@ -58,7 +64,10 @@ class _Line:
           PgError, TransportClosed, trio.TooSlowError: there is none.
         """
         try:
+            if target != self._target:  # the configuration names another one now
+                self.close()
             if self._connected is None:
+                self._target = target
                 parameters = {"application_name": "pgnear"}
                 self._connected = await connect(target, self._service.reactor, parameters, timeout=timeout)
             with trio.fail_after(ANSWER_SECONDS):
@@ -84,6 +93,9 @@ async def follow_primary(service: Service, pool: Pool, replicas: Replicas) -> No
             try:
                 timeout = pool.limits.origin_connect_timeout
                 lsn, system, timeline = await line.ask(pool.target, timeout, _PRIMARY)
+                if {pool.place, *(each.target.place for each in pool.origins)} - {"", line.place}:
+                    line.close()  # writes may go to another one: ask that
+                    raise TransportClosed(f"connections lead to another host than {line.place or pool.target.place}")
                 replicas.primary_is(Point(at, stamp, int(lsn)), (system, timeline))
                 known = True
             except (PgError, TransportClosed, trio.TooSlowError) as error:
