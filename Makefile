@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 300
 
-.PHONY: demo test fuzz cache-check lint types check bench bench-far profile regress driver-suites reference clean
+.PHONY: demo test fuzz fuzz-protocol chaos soak cache-check lint types check bench bench-far profile regress driver-suites reference clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -24,6 +24,16 @@ test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it
 
 fuzz: $(BIN)/.installed ## Scripts of many clients, pooled beside private, for DURATION seconds (ARGS='--replay FILE')
 	$(BIN)/python -m tests.fuzz --duration $(DURATION) $(ARGS)
+
+fuzz-protocol: $(BIN)/.installed ## Bytes nobody would send, at framing, login and sessions, for DURATION seconds (atheris: pip install .[fuzz])
+	$(BIN)/python -m tests.fuzz_protocol --duration $(DURATION) $(ARGS)
+
+chaos: $(BIN)/.installed ## A bank's transfers while one thing after another breaks; writes docs/chaos.md
+	$(BIN)/python -m tests.chaos --report docs/chaos.md $(ARGS)
+
+soak: DURATION = 600
+soak: $(BIN)/.installed ## Mixed load and faults at random for DURATION seconds (600); in the end nothing is kept
+	$(BIN)/python -m tests.chaos --soak --duration $(DURATION) $(ARGS)
 
 cache-check: $(BIN)/.installed ## Writers and readers of versions through faults, for DURATION seconds: status 1 on a stale answer
 	$(BIN)/python -m tests.consistency --duration $(DURATION) $(ARGS)

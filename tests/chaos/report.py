@@ -9,8 +9,9 @@ from tests.chaos.matrix import Outcome
 _HEAD = """# What breaks, and what clients notice
 
 Written by `make chaos`. {tellers} clients of a bank transfer money through pgnear (4 origin connections, transaction
-pooling, the cache on) while one thing breaks. Each transfer has an id, inserted in the transaction that moves the
-money; a client that gets an error connects again after 50 ms, and one that waits for more than 3 s hangs up.
+pooling, the cache on, `query_timeout` and `cancel_wait_timeout` 2 s) while one thing breaks. Each transfer has an id,
+inserted in the transaction that moves the money; a client that gets an error connects again after 50 ms, and one that
+waits for more than 3 s hangs up.
 
 Where the books are right, the balances' sum holds and each balance is what its transfers make it; no acknowledged
 transfer is lost, none happened twice, none that was refused happened; nobody was given somebody else's answer.

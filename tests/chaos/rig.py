@@ -55,6 +55,8 @@ class Rig:
             "http": f"127.0.0.1:{self.http}",
             "pool_size": 4,
             "pool_wait_timeout": "3s",
+            "query_timeout": "2s",
+            "cancel_wait_timeout": "2s",
             "origin_connect_timeout": "2s",
             "users": {"teller": {"password": TELLER_PASSWORD}},
             "cache": {"invalidation": "writes"},
