@@ -6,7 +6,11 @@ here by `python -m config.reference`. Rules that concern several settings at onc
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 from config import url
 from config.certificates import problem_of_authorities, problems_of_pair
+from config.deadlines import Deadlines, deadlines_of
+from config.passwords import PasswordSource
 from config.url import Target, is_local
 
 CONSOLE = "pgnear"
@@ -71,6 +77,15 @@ def _several(value: Any) -> Any:
     return value
 
 
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON: {error}") from None
+    return value
+
+
 def _address(value: Any) -> Any:
     if isinstance(value, str) and not value.startswith(("unix:/", "/")):
         host, colon, port = value.rpartition(":")
@@ -86,6 +101,17 @@ def _host_and_port(value: Any) -> Any:
     return value
 
 
+def _arguments(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be split into words: {error}") from None
+    if value in ([], ()):
+        raise ValueError("names no program")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"unit": "bytes"})]
 Seconds = Annotated[float, BeforeValidator(duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})]
 Connections = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})]
@@ -94,6 +120,11 @@ PoolSize = Annotated[
 ]
 Statements = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "statements"})]
 Address = Annotated[str, BeforeValidator(_address), Field(json_schema_extra={"unit": "address"})]
+Command = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_arguments),
+    Field(json_schema_extra={"unit": "program and arguments"}),
+]
 Url = Annotated[SecretStr, Field(json_schema_extra={"unit": "URL"})]
 
 _VERIFIER = re.compile(r"SCRAM-SHA-256\$[1-9][0-9]*:[A-Za-z0-9+/]+=*\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=")
@@ -148,6 +179,18 @@ class Database(_Model):
         description="Its connection URL. Give it for each database beyond the one of the top-level origin.",
         examples=["postgresql://app:secret@replica.example.com:5432/shop"],
     )
+    password_file: Path | None = Field(
+        None,
+        description="A file with the password for its origin, as the top-level password_file. Give it where the URL "
+        "has no password.",
+        examples=["/run/secrets/shop"],
+    )
+    password_command: Command | None = Field(
+        None,
+        description="A command that prints the password for its origin, as the top-level password_command. Give it "
+        "where the URL has no password.",
+        examples=["/usr/local/bin/password-of shop"],
+    )
     pool_size: PoolSize | None = Field(
         None,
         description="Origin connections of its own pool; unset, the top-level pool_size. Lower it for a database that "
@@ -158,6 +201,12 @@ class Database(_Model):
         None,
         description="The database's own mode; unset, the top-level one. Set it where one database needs another.",
         examples=["session"],
+    )
+    reuse_statements: bool | None = Field(
+        None,
+        description="Whether its connections keep statements that clients parse without a name; unset, as at the top "
+        "level. Set it where one database needs another.",
+        examples=[False],
     )
 
 
@@ -255,6 +304,84 @@ class CachePolicy(_Model):
         return self
 
 
+class Override(_Model):
+    """Deadlines for some clients. Of each, the first override counts whose conditions hold and that sets it."""
+
+    database: Names = Field(
+        (),
+        description="Condition: the client's database is one of these. Set it where databases differ.",
+        examples=["shop"],
+    )
+    user: Names = Field(
+        (),
+        description="Condition: the client's user is one of these. Set it where users differ; not for what concerns "
+        "origin connections, which users share.",
+        examples=["reporting"],
+    )
+    query_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level query_timeout; unset, that. Raise it for reports.",
+        examples=[300.0],
+    )
+    transaction_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level transaction_timeout; unset, that. Raise it for migrations.",
+        examples=[600.0],
+    )
+    idle_in_transaction_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level idle_in_transaction_timeout; unset, that. Raise it for people at psql.",
+        examples=[600.0],
+    )
+    client_idle_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level client_idle_timeout; unset, that. Lower it for clients that forget to "
+        "leave.",
+        examples=[600.0],
+    )
+    pool_wait_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level pool_wait_timeout; unset, that. Raise it for work that nobody watches.",
+        examples=[60.0],
+    )
+    pause_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level pause_timeout; unset, that. Lower it for clients that may fail.",
+        examples=[30.0],
+    )
+    origin_connect_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level origin_connect_timeout; unset, that. Raise it for a database that "
+        "sleeps until somebody connects.",
+        examples=[30.0],
+    )
+    origin_idle_timeout: Duration | None = Field(
+        None,
+        description="In place of the top-level origin_idle_timeout; unset, that. Lower it for a database that few ask "
+        "for.",
+        examples=[60.0],
+    )
+    origin_lifetime: Duration | None = Field(
+        None,
+        description="In place of the top-level origin_lifetime; unset, that. Lower it for a database that moves.",
+        examples=[300.0],
+    )
+    cancel_wait_timeout: Ttl | None = Field(
+        None,
+        description="In place of the top-level cancel_wait_timeout; unset, that. Raise it for a database far away.",
+        examples=[30.0],
+    )
+
+    @model_validator(mode="after")
+    def _origins_are_shared(self) -> Override:
+        names = (
+            "pause_timeout", "origin_connect_timeout", "origin_idle_timeout", "origin_lifetime", "cancel_wait_timeout",
+        )  # fmt: skip
+        if self.user and (wrong := [name for name in names if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(wrong)}: users share origin connections; give it without user")
+        return self
+
+
 class Cache(_Model):
     """The query cache."""
 
@@ -283,6 +410,12 @@ class Cache(_Model):
         description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
         "is lost. Lower it where writes go past pgnear and readers must see them soon.",
     )
+    stale_if_error: Seconds = Field(
+        0.0,
+        ge=0,
+        description="How long after its time an answer is still served while the origin cannot be reached (its breaker "
+        "is open); 0 is never. Writes end it as ever. Set it where an old answer is better than none.",
+    )
     max_bytes: Size = Field(
         128 * 1024**2,
         ge=1024**2,
@@ -302,16 +435,33 @@ class Cache(_Model):
         examples=["app.price_class"],
     )
 
-    policy: tuple[CachePolicy, ...] = Field(
+    policy: Annotated[tuple[CachePolicy, ...], BeforeValidator(_json)] = Field(
         (),
-        description="How answers of some statements are cached. The first policy whose every condition holds counts.",
+        description="How answers of some statements are cached. The first policy whose every condition holds counts. "
+        "In the environment, PGNEAR_CACHE__POLICY holds them as a JSON list.",
     )
 
+    max_advice_shapes: Statements = Field(
+        500,
+        ge=0,
+        le=100000,
+        description="Shapes of reads, in each database, whose calls are counted for SHOW CACHE ADVICE, with the cache "
+        "on or off; some 2 kB each, and the cheapest are forgotten for new ones. Raise it where SHOW CACHE ADVICE "
+        "says that many were; 0 counts nothing.",
+    )
     invalidation: Literal["auto", "writes", "stream"] = Field(
         "auto",
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
         "logical replication stream from the origin. auto uses one where the origin is ready for it; stream makes the "
         "publication, and warns where there is no stream. See docs/invalidation.md.",
+    )
+    notify_channel: Annotated[str, Field(json_schema_extra={"unit": "name"})] | None = Field(
+        None,
+        pattern=r"^.{1,63}$",
+        description="A channel that pgnear listens on at each origin, for NOTIFYs that say what to purge (table "
+        "orders, namespace catalogue, fingerprint 0a1b2c3d4e5f6071, all); unset, none. Set it where programs that "
+        "write past pgnear can tell it. See docs/invalidation.md.",
+        examples=["pgnear"],
     )
     publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
         "pgnear",
@@ -332,6 +482,35 @@ class Cache(_Model):
             if policy.max_bytes is not None and policy.max_bytes > self.max_bytes:
                 raise ValueError(f"the policy {policy.name} may have more memory (max_bytes) than the whole cache")
         return self
+
+
+class Breaker(_Model):
+    """When an origin that cannot be reached is left alone for a while."""
+
+    failures: Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "attempts"})] = Field(
+        5,
+        ge=0,
+        description="So many connections in a row that cannot be made open the breaker: then queries that need a new "
+        "one fail at once (57P03) and one probe at a time is made. Raise it for an unreliable network; 0 turns it off.",
+    )
+    timeout_rate: Annotated[float, BeforeValidator(_number), Field(json_schema_extra={"unit": "part"})] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
+        "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
+    )
+    retry_after: Seconds = Field(
+        1.0,
+        gt=0,
+        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
+        "attempts do harm.",
+    )
+    retry_at_most: Seconds = Field(
+        10.0,
+        gt=0,
+        description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
+    )
 
 
 class Log(_Model):
@@ -355,8 +534,31 @@ class Config(_Model):
     origin: Url | None = Field(
         None,
         description="The origin database. Required, unless there are only named databases; user and password are also "
-        "those of clients, unless there are users.",
+        "those of clients, unless there are users. Name several hosts (a,b:5433) and target_session_attrs for one that "
+        "fails over: see docs/faults.md.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
+    )
+    password_file: Path | None = Field(
+        None,
+        description="A file with the password for the origin, which the URL lacks then. It is read again when it "
+        "changes, and a new password takes over once the origin has let it in. Set it for mounted secrets.",
+        examples=["/run/secrets/pgnear"],
+    )
+    password_command: Command | None = Field(
+        None,
+        description="A command that prints the password for the origin; no shell is involved. It is run at the start, "
+        "at RELOAD, and when the origin refuses the password that it printed last. Set it for passwords that expire.",
+        examples=["aws rds generate-db-auth-token --hostname db.example.com --port 5432 --username app"],
+    )
+    password_command_timeout: Seconds = Field(
+        10.0,
+        gt=0,
+        description="How long a password_command may take before it is killed. Raise it for a slow one.",
+    )
+    password_grace: Duration = Field(
+        300.0,
+        description="How long clients may still log in with the origin's old password after a new one has taken over, "
+        "where there are no users of their own. Raise it until every client has the new one.",
     )
     allow_plaintext_origin: bool = Field(
         False,
@@ -381,6 +583,11 @@ class Config(_Model):
         description="Where /metrics, /healthz and /readyz are served: HOST:PORT; unset, nowhere. Set it to be "
         "monitored.",
         examples=["127.0.0.1:9432"],
+    )
+    reuse_port: bool = Field(
+        False,
+        description="Whether another pgnear may listen on the same TCP addresses, so that a new one can start before "
+        "the old one stops. Turn on to restart without systemd's sockets; see docs/operations.md.",
     )
     tls: Literal["disable", "allow", "require"] = Field(
         "allow",
@@ -435,6 +642,14 @@ class Config(_Model):
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",
         examples=["remember_user"],
     )
+    strict_custom_settings: bool = Field(
+        False,
+        description="Whether a client never gets an origin connection on which others have used custom settings "
+        "(app.tenant) or temporary tables that it has not: to it such a setting would be '' and not NULL, in "
+        "policies and functions, too. Such a connection is closed then and another one opened, which costs a login at "
+        "the origin. Where it is off, that is done for statements which ask by themselves (current_setting, SHOW), "
+        "outside transactions. Turn it on where policies tell the two apart.",
+    )
     max_replication_connections: Connections = Field(
         10,
         ge=0,
@@ -445,8 +660,16 @@ class Config(_Model):
     max_unauthenticated_connections: Connections = Field(
         256,
         ge=1,
-        description="Connections at once that have not logged in yet; more are refused. Raise it when a great many "
-        "clients connect at the same moment.",
+        description="Connections at once that have not logged in yet; more wait up to a second for one of them to "
+        "finish, and are refused with 53300 if none does. Raise it when a great many clients connect at the same "
+        "moment.",
+    )
+    max_connections_per_address: Connections = Field(
+        0,
+        ge=0,
+        description="Connections at once from one source address, logged in or not; more are refused with 53300, and 0 "
+        "is no limit. Of an IPv6 address its /64 counts; unix sockets are exempt. Set it where clients come over a "
+        "network, above what your busiest host needs.",
     )
     pool_size: PoolSize = Field(
         20,
@@ -465,6 +688,45 @@ class Config(_Model):
         gt=0,
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
+    )
+    max_waiting: Connections = Field(
+        0,
+        ge=0,
+        description="Clients that may wait for a connection of one pool; more are refused at once with 53300. 0 is no "
+        "limit of its own. Set it to shed load earlier than by the expected wait, which may not pass "
+        "pool_wait_timeout.",
+    )
+    reserve_pool_size: Connections = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Connections per database, beyond pool_size, that only admin_users are given, when all others are "
+        "busy. Set it so that operators get in on an overloaded day.",
+    )
+    query_timeout: Duration = Field(
+        0.0,
+        description="How long the origin may work on a query (a pipeline up to its Sync) before it is cancelled with "
+        "57014; 0 for ever. Set it so that slow queries cannot hold every connection.",
+    )
+    transaction_timeout: Duration = Field(
+        0.0,
+        description="How long a transaction may be open before its client is disconnected with 25P04; 0 for ever. Set "
+        "it so that forgotten transactions cannot hold every connection.",
+    )
+    idle_in_transaction_timeout: Duration = Field(
+        0.0,
+        description="How long a client may say nothing inside a transaction before it is disconnected with 25P03; 0 "
+        "for ever. Set it where clients wait for something else within transactions.",
+    )
+    client_idle_timeout: Duration = Field(
+        0.0,
+        description="How long a client may say nothing outside a transaction before it is disconnected with 57P05; 0 "
+        "for ever. Set it where clients forget to leave and max_client_connections is reached.",
+    )
+    pause_timeout: Duration = Field(
+        300.0,
+        description="How long a query waits while its database is paused (PAUSE, SUSPEND, KILL) before it fails with "
+        "57P03; 0 for ever. pool_wait_timeout does not count meanwhile. Raise it for longer maintenance.",
     )
     origin_idle_timeout: Seconds = Field(
         600.0,
@@ -509,10 +771,24 @@ class Config(_Model):
         description="Prepared statements kept on each origin connection; the least recently used goes. Raise it when "
         "clients use more distinct statements than that.",
     )
+    reuse_statements: bool = Field(
+        True,
+        description="Whether an origin connection keeps a statement that clients parse without a name again and again, "
+        "so that it need not parse and plan it each time. Switch it off where generic plans are bad plans and "
+        "plan_cache_mode cannot be set.",
+    )
     max_client_statements: Statements = Field(
         5000,
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
+    )
+    breaker: Breaker = Field(
+        default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
+    )
+    override: tuple[Override, ...] = Field(
+        (),
+        description="Deadlines for some clients. Of each, the first override counts whose conditions hold and that "
+        "sets it.",
     )
     cache: Cache = Field(default=Cache(), description="The query cache.")
     log: Log = Field(default=Log(), description="What is written to standard error.")
@@ -528,12 +804,21 @@ class Config(_Model):
             problems.append(
                 'origin: nothing to connect to; give --origin, PGNEAR_ORIGIN or origin = "postgresql://..."'
             )
-        for key, name, secret, size in self._urls():
+        sources: set[str] = set()
+        for key, name, secret, size, sourced in self._urls():
             try:
                 target = url.parse(secret.get_secret_value(), database=name, pool_size=size)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
                 continue
+            given = [
+                *(["a password in the URL"] if target.password else ()),
+                *(name for name in ("password_file", "password_command") if getattr(sourced, name) is not None),
+            ]
+            if len(given) > 1:
+                problems.append(f"{key}: gives {' and '.join(given)}; give one of them")
+            if given:
+                sources.add(target.database)
             if target.database == CONSOLE:
                 problems.append(
                     f"{key}: {CONSOLE} is the name of pgnear's console; serve the database by another name, under "
@@ -547,7 +832,7 @@ class Config(_Model):
                 problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
-                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
+                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
         if self.auth == "trust":
@@ -557,38 +842,77 @@ class Config(_Model):
                         f"auth: trust lets anybody in who reaches {address}; listen on loopback or a unix socket"
                     )
         problems += problems_of_pair(self.tls_cert_file, self.tls_key_file)
-        if self.auth != "trust" and not self.users and targets and not next(iter(targets.values())).password:
+        if self.auth != "trust" and not self.users and targets and next(iter(targets)) not in sources:
             problems.append(
                 'users: the origin URL has no password that clients could log in with; add a user, or auth = "trust"'
             )
         if not problems and self.auth != "trust":
-            unknown = sorted(set(self.admin_users or ()) - self.client_users().keys())
+            unknown = sorted(set(self.admin_users or ()) - (self.users.keys() or {next(iter(targets.values())).user}))
             problems += [f"admin_users: {name} is not among those who may connect" for name in unknown]
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _urls(self) -> list[tuple[str, str | None, SecretStr, int]]:
-        """(key, client-visible name, URL, pool size) of each origin."""
-        urls: list[tuple[str, str | None, SecretStr, int]] = []
+    def _urls(self) -> list[tuple[str, str | None, SecretStr, int, Config | Database]]:
+        """(key, client-visible name, URL, pool size, who has the settings of its password) of each origin."""
+        urls: list[tuple[str, str | None, SecretStr, int, Config | Database]] = []
         if self.origin is not None:
-            urls.append(("origin", None, self.origin, self.pool_size))
+            urls.append(("origin", None, self.origin, self.pool_size, self))
         for name, database in self.databases.items():
-            urls.append((f"databases.{name}.origin", name, database.origin, database.pool_size or self.pool_size))
+            size = database.pool_size or self.pool_size
+            urls.append((f"databases.{name}.origin", name, database.origin, size, database))
         return urls
 
-    def targets(self) -> dict[str, Target]:
-        """Where each pool's connections lead, by the database name that clients ask for."""
+    def targets(self, passwords: Mapping[str, str] | None = None) -> dict[str, Target]:
+        """Where each pool's connections lead, by the database name that clients ask for.
+
+        Args:
+          passwords: what the `password_sources` gave; without them the targets of those have none.
+        """
         parsed = (
             url.parse(secret.get_secret_value(), database=name, pool_size=size)
-            for _, name, secret, size in self._urls()
+            for _, name, secret, size, _ in self._urls()
         )
-        return {target.database: target for target in parsed}
+        passwords = passwords or {}
+        return {
+            target.database: replace(target, password=passwords.get(target.database, target.password))
+            for target in parsed
+        }
+
+    def top_database(self) -> str | None:
+        """By what name clients ask for the top-level origin's database; None where there is none."""
+        return url.parse(self.origin.get_secret_value()).database if self.origin is not None else None
+
+    def password_sources(self) -> dict[str, PasswordSource]:
+        """Where the passwords are read that no URL has, by the database name that clients ask for."""
+        sources = {}
+        for _, name, secret, _, sourced in self._urls():
+            database = url.parse(secret.get_secret_value(), database=name).database
+            if sourced.password_file is not None or sourced.password_command is not None:
+                sources[database] = PasswordSource(
+                    sourced.password_file, sourced.password_command, self.password_command_timeout
+                )
+        return sources
 
     def pooling_of(self, database: str, user: str) -> Pooling:
         """The pooling mode for a client: its user's, else its database's, else the general one."""
         mine, theirs = self.users.get(user), self.databases.get(database)
         return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
+
+    def reuses_statements(self, database: str) -> bool:
+        """`reuse_statements` of a database."""
+        theirs = self.databases.get(database)
+        own = theirs.reuse_statements if theirs is not None else None
+        return self.reuse_statements if own is None else own
+
+    def deadlines(self, database: str, user: str | None) -> Deadlines:
+        """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""
+        return deadlines_of(self, self.override, database, user)
+
+    def shortest(self, *names: str) -> float:
+        """The shortest of these deadlines, for whomever it holds; 0 where they are all off."""
+        values = (getattr(each, name) for each in (self, *self.override) for name in names)
+        return min((value for value in values if value), default=0.0)
 
     def administrators(self) -> frozenset[str]:
         """Who may use the console."""

@@ -13,11 +13,15 @@ sent, `Session` invalidates at each completion and at the end of its transaction
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
+from pooler.cache.eviction import MAX_USES
+from pooler.cache.keys import in_formats, without_parameters
 from pooler.cache.policy import Policy
+from pooler.cache.ready import Ready, View
 from pooler.origin import IDLE, IN_TRANSACTION
 from pooler.sql.statement import PinKind, Statement
 from pooler.statements import Prepared
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from pooler.service import Service
     from pooler.session import Session
 
+NOTHING: frozenset[int] = frozenset()
 NO_PARAMETERS = b"\0\0"
 _REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
 _search_path = lru_cache(maxsize=1000)(parse_search_path)
@@ -41,12 +46,13 @@ WAIT = _Wait()
 
 
 def ask(
-    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool
+    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool, stated: bool = False
 ) -> Entry | Capture | _Wait | None:
     """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
 
     Args:
       now: seconds, as `perf_counter`. described: the client wants a RowDescription too.
+      stated: it wants the statement's ParameterDescription.
     """
     service = session.service
     cache = service.cache
@@ -69,11 +75,79 @@ def ask(
     if entry is None and session.landed is not None and session.landed.key == key:
         entry = session.landed
     session.landed = None
-    if entry is None or (described and entry.row_description is None):
+    if entry is None and not session.pool.breaker.closed:
+        entry = _instead_of_an_error(session, key, policy, now)
+    if (
+        entry is None
+        or (described and entry.row_description is None)
+        or (stated and entry.parameter_description is None and not without_parameters(tail))
+    ):
         return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
     return entry
+
+
+def _instead_of_an_error(session: Session, key: tuple[Any, ...], policy: Policy, now: float) -> Entry | None:
+    """An answer whose time is over, while the origin cannot be reached and `cache.stale_if_error` allows it."""
+    service = session.service
+    cache = service.cache
+    if cache is None or not cache.stale_if_error:
+        return None
+    entry = cache.get_even_if_stale(key, now, policy.ttl + policy.stale_while_revalidate + cache.stale_if_error)
+    if entry is not None:
+        service.stats.stale_if_error_hits += 1
+    return entry
+
+
+def has_told(session: Session, view: View, request: bytes) -> bool:
+    """Answer `request`, all that a client has sent, if that is ready; the client must be outside a transaction."""
+    ready = view.answers.get(request)
+    if (
+        ready is None
+        or view.catalog is not session.pool.catalog
+        or view.reports is not session.reports
+        or view.settings is not session.state.settings
+    ):
+        return False
+    entry = ready.entry
+    started = perf_counter()
+    if entry.expires <= started or entry.stamp < entry.epochs.barrier:
+        return False  # stale, or to be looked at more closely
+    if ready.prepares is not None:
+        if b"" not in session.statements:
+            return False
+        session.statements[b""] = ready.prepares
+    if entry.uses < MAX_USES:
+        entry.uses += 1
+    entry.hits += 1
+    ready.namespace.hits += 1
+    session.tell(ready.response)
+    session.service.stats.hit_latency.observe(perf_counter() - started)
+    return True
+
+
+def make_ready(
+    session: Session, request: bytes, response: bytes, entry: Entry, prepared: Prepared, *, prepares: bool = False
+) -> None:
+    """`request` was answered by `entry` with `response`: the next time it is found by its bytes.
+
+    `prepares`: it has made `prepared` the unnamed statement.
+    """
+    store, catalog = session.service.cache, session.pool.catalog
+    if store is None or catalog is None or prepared.asked is None or entry.queue is None:
+        return
+    view = session.view
+    if (
+        view is None
+        or view.catalog is not catalog
+        or view.reports is not session.reports
+        or view.settings is not session.state.settings
+    ):
+        view = session.view = store.shelf.view(
+            session.namespace, session.user, session.state.settings, session.reports, catalog
+        )
+    store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
 
 
 def _board(session: Session, capture: Capture) -> Capture | _Wait:
@@ -171,6 +245,10 @@ def keep(service: Service, capture: Capture) -> None:
         tables=tuple(capture.tables),
         fingerprint=capture.prepared.fingerprint,
     )
+    if capture.parameter_description is not None:  # then the rows may have been described before they were bound
+        entry.parameter_description = capture.parameter_description
+        if entry.row_description is not None:
+            entry.row_description = in_formats(entry.row_description, capture.key[-1])
     cache.put(entry)
     flight, capture.flight = capture.flight, None
     if flight is not None and service.flights is not None:
@@ -190,6 +268,7 @@ def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy,
         frames.append(origin.settings.difference_to(session.settings))
         origin.units.append(Unit.own())
         origin.settings = session.settings
+        origin.traces |= session.settings.customs
     origin.unnamed = None
     capture = Capture(session.namespace, entry.key, cache.begin(), now, policy, entry.tables, prepared)
 
@@ -218,3 +297,44 @@ def reach_of(session: Session, statement: Statement) -> frozenset[int] | None:
     if session.state.current is not session.state.settings:
         path = None  # it may have changed in this transaction
     return catalog.reach(statement, path, user)
+
+
+def note_write(session: Session, reach: frozenset[int] | None) -> None:
+    """A statement that may change the tables of `reach` is on its way."""
+    if session.pool.advice is not None:
+        session.wrote = reach
+        session.pool.advice.updates.note(reach, perf_counter())
+    if session.service.cache is not None:
+        session.writes = True
+        if reach is None or session.reach is None:
+            session.reach = None
+        else:
+            session.reach = session.reach | reach
+
+
+# ---- advice ----------------------------------------------------------------------------------------------------------
+
+
+def study(session: Session, unit: Unit, statement: Statement, text: bytes, tail: bytes) -> None:
+    """Have the answer to `statement`, on its way to the origin, counted for SHOW CACHE ADVICE.
+
+    Args:
+      tail: the Bind's, as `keys.normal_tail` gives it.
+    """
+    advice = session.pool.advice
+    if advice is None or unit.study is not None:
+        return
+    studied = advice.study(statement, text, session.user)
+    if studied is None:
+        return
+    studied.calls += 1
+    if session.wrote is not NOTHING and statement.reads_only:
+        studied.add_behind(session.wrote)
+        session.wrote = NOTHING
+    mark = hash((text, tail, session.user, session.state.settings))
+    if mark & studied.mask != studied.sample:
+        return
+    unit.study = (studied, mark)
+    origin = session.origin
+    if origin is not None and origin.status != IDLE and not session.only_reads:
+        studied.blocked += 1

@@ -5,13 +5,14 @@ Exit statuses: 0 done, 1 failed while running, 2 wrong usage or configuration. N
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 import config
-from pooler import __version__, logs
+from pooler import __version__, accelerated, command_line, logs
 
 app = typer.Typer(
     name="pgnear",
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"pgnear {__version__}")
+        typer.echo(f"pgnear {__version__}{' (accelerated)' if accelerated() else ''}")
         raise typer.Exit
 
 
@@ -96,9 +97,14 @@ def serve(
     }
     settings = _load_or_exit(config_file, flags)
     logs.configure(settings.log.format, settings.log.level)
+    if command_line.passwords_in(sys.argv):
+        logs.get_logger(__name__).warning(
+            "password_on_command_line",
+            hint="others could have read it; write the URL into PGNEAR_ORIGIN or the configuration file",
+        )
     from pooler import service  # only this command needs all of it
 
-    raise typer.Exit(service.run(settings))
+    raise typer.Exit(service.run(settings, lambda: config.load(file=config_file, flags=flags)))
 
 
 @app.command("check-config")
@@ -233,6 +239,8 @@ def trace(
 
 def main() -> None:
     """Entry point of the console script."""
+    if secrets := command_line.passwords_in(sys.argv):
+        command_line.hide(secrets)
     app(prog_name="pgnear")
 
 

@@ -20,16 +20,17 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pooler import views
 from pooler.cache.entry import Entry
-from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
-from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
-from pooler.origin import FAILED_TRANSACTION
+from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, in_formats, normal_tail
+from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
+from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
-from pooler.sql.names import renamed
+from pooler.sql.names import renaming
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
+from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
 from protocol import errors, framing
 from protocol.framing import FLUSH_FRAME, READY_IDLE, SYNC_FRAME
 
@@ -43,9 +44,16 @@ _STATEMENT = ord("S")
 PARSE_COMPLETE = b"1\0\0\0\4"
 BIND_COMPLETE = b"2\0\0\0\4"
 CLOSE_COMPLETE = b"3\0\0\0\4"
+NO_PARAMETER_DESCRIPTION = b"t\0\0\0\6\0\0"
 _header = Struct("!ci").pack
 
 NOTHING = Statement()
+
+MAX_REMEMBERED_PARSE = 2048
+"""Longer Parse messages, in bytes, are read each time."""
+
+KEPT_AFTER = 2
+"""So many times a client must have parsed a text without a name before a connection keeps it as a statement."""
 
 Operation = tuple[Any, ...]
 
@@ -79,9 +87,11 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             return True
         if session.service.classifier.recalls_seen and _recalls_sequences(session, operations):
             session.go_home()
+        if session.service.classifier.looks_seen:
+            session.look(b";".join(_texts_that_look(session, operations)))
         if not session.link(start, capture):
             return False
-    elif terminator == _SYNC and session.only_reads and may_be_asked(session):
+    elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
         lookup = _lookup(session, data, operations)
         if lookup is True:
             return True
@@ -93,18 +103,26 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         session.forget_others_sequences(origin)
     if session.schema_moved and _verify(session, origin, operations):
         return False
+    alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []
     translation = _Translation(session, origin, unit, data)
+    if alone and terminator == _SYNC and _is_worth_keeping(session, operations):
+        translation.keeps = operations[0][4]
+        translation.request = data[start : end + 5]
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
-        unit.synced = True
+        unit.synced = session.copying is None or not session.in_copy  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:
         session.capture(unit, capture)
+    bound = translation.bound
+    if len(bound) == 1:
+        prepared, tail = bound[0]
+        study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
     if translation.changed or not operations:
         session.send_later(b"".join(translation.messages))
         if terminator:
@@ -118,6 +136,23 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     return True
 
 
+def _is_worth_keeping(session: Session, operations: list[Operation]) -> bool:
+    """Whether the batch is an unnamed Parse with its Bind and Execute, of a text that comes again and again.
+
+    Then the connection keeps it under pgnear's name, and `express` need not send the Parse next time. Only outside a
+    transaction, where a plan that has become outdated can be made anew unseen, and only where all that decides its
+    meaning is in the scope: not beside temporary objects.
+    """
+    if not session.pool.reuses_statements or session.state.pins or not 3 <= len(operations) <= 4:
+        return False
+    parse, bind, *between, execute = operations
+    return (
+        parse[0] == _PARSE and not parse[3] and parse[4].parses >= KEPT_AFTER and parse[4].statement.plain
+        and parse[4].needs is None and bind[0] == _BIND and not bind[3] and not bind[4] and execute[0] == _EXECUTE
+        and all(each[0] == _DESCRIBE and each[3] != _STATEMENT for each in between)
+    )  # fmt: skip
+
+
 def _statement_of(session: Session, operation: Operation) -> Statement:
     """What a Parse or Bind is about; of other messages, nothing."""
     kind = operation[0]
@@ -128,6 +163,15 @@ def _statement_of(session: Session, operation: Operation) -> Statement:
     else:
         return NOTHING
     return prepared.statement if prepared is not None else NOTHING
+
+
+def _texts_that_look(session: Session, operations: list[Operation]) -> list[bytes]:
+    texts = []
+    for operation in operations:
+        if _statement_of(session, operation).looks:
+            prepared = operation[4] if operation[0] == _PARSE else session.statements[operation[4]]
+            texts.append(prepared.text)
+    return texts
 
 
 def _recalls_sequences(session: Session, operations: list[Operation]) -> bool:
@@ -192,14 +236,23 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
     if kind == _PARSE:
         name_end = data.index(b"\0", body, end)
         text_end = data.index(b"\0", name_end + 1, end)
+        scope = session.scope
+        known = scope.parses.get(data[start:end])
+        if known is not None:
+            known.parses += 1
+            return kind, start, end, b"", known
         text = data[name_end + 1 : text_end]
         service = session.service
         types = data[text_end + 1 : end]
         statement = service.classifier(text)
         if statement.parts and statement.parts[0].named in session.statements:
             prepared = _about_another(session, text, types, statement)
+        elif statement.shows:
+            prepared = _showing(session, text, types, statement)
         else:
-            prepared = service.prepared.intern(text, types, statement, session.scope)
+            prepared = service.prepared.intern(text, types, statement, scope)
+            if name_end == body and statement.plain and end - start <= MAX_REMEMBERED_PARSE:
+                scope.remember(data[start:end], prepared)
         return kind, start, end, data[body:name_end], prepared
     if body >= end:
         raise ValueError
@@ -211,10 +264,16 @@ def _about_another(session: Session, text: bytes, types: bytes, statement: State
     named = statement.parts[0].named
     assert named is not None
     target = session.statements[named]
-    text = renamed(text, 0, len(text), {named: target.name})
-    prepared = session.service.prepared.intern(text, types, statement, session.scope)
+    edits = renaming(text, 0, len(text), {named: target.name})
+    prepared = session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
     prepared.needs = target
     return prepared
+
+
+def _showing(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
+    """SQL that asks the system views what its session has: changed so that it sees what it has now."""
+    edits = views.edits(session, statement.shows)
+    return session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -225,54 +284,66 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Any:
     shape = _read_shape(session, data, operations)
     if shape is None:
         return None
-    prepared, tail, described = shape
+    prepared, tail, described, stated = shape
     if not prepared.statement.cacheable or has_temporal_parameter(tail):
         return None
     started = perf_counter()
-    found = ask(session, prepared, normal_tail(tail), started, described=described)
+    moved = prepared.epoch != session.pool.schema_epoch
+    found = ask(session, prepared, normal_tail(tail), started, described=described or stated or moved, stated=stated)
     if not isinstance(found, Entry):
         return found
-    _answer(session, operations, found)
+    if moved and in_formats(found.row_description or b"", ALL_TEXT) != prepared.row_description:
+        return None  # DDL has changed what the client was told of its rows: the origin refuses it, or not
+    response = _answer(session, operations, found)
+    first, last = operations[0], operations[-1]
+    if session.origin is None:
+        if first[0] == _PARSE and not first[3]:
+            make_ready(session, data[first[1] : last[2] + 5], response, found, prepared, prepares=True)
+        elif first[0] == _BIND and first[4]:
+            make_ready(session, prepared.name + data[first[5] - 1 : last[2] + 5], response, found, prepared)
     session.service.stats.hit_latency.observe(perf_counter() - started)
     return True
 
 
-def _read_shape(session: Session, data: bytes, operations: list[Operation]) -> tuple[Prepared, bytes, bool] | None:
-    """(statement, Bind's tail, portal described?) of a batch that is one whole read."""
+def _read_shape(
+    session: Session, data: bytes, operations: list[Operation]
+) -> tuple[Prepared, bytes, bool, bool] | None:
+    """(statement, Bind's tail, portal described?, statement described?) of a batch that is one whole read."""
     prepared: Prepared | None = None
     tail: bytes | None = None
     parsed: bytes | None = None
+    bound = stated = None
     described = executed = False
     for operation in operations:
         kind = operation[0]
         if executed:
             return None
-        if kind == _PARSE and parsed is None and tail is None:
+        if kind == _PARSE and parsed is None and tail is None and stated is None:
             parsed = operation[3]
             if parsed and parsed in session.statements:
                 return None
             prepared = operation[4]
         elif kind == _BIND and tail is None and not operation[3]:
-            name = operation[4]
+            bound = operation[4]
             if parsed is None:
-                prepared = session.statements.get(name)
-            elif name != parsed:
+                prepared = session.statements.get(bound)
+            elif bound != parsed:
                 return None
             tail = data[operation[5] : operation[2]]
-        elif kind == _DESCRIBE:
-            if operation[3] == _STATEMENT or tail is None or operation[4]:
-                return None  # a statement's description has other format codes than a portal's
+        elif kind == _DESCRIBE and operation[3] == _STATEMENT and stated is None:
+            stated = operation[4]
+        elif kind == _DESCRIBE and operation[3] != _STATEMENT and tail is not None and not operation[4]:
             described = True
         elif kind == _EXECUTE and tail is not None and not operation[3] and operation[4] == b"\0\0\0\0":
             executed = True
         else:
             return None
-    if prepared is None or tail is None or not executed:
+    if prepared is None or tail is None or not executed or stated not in (None, bound):
         return None
-    return prepared, tail, described
+    return prepared, tail, described, stated is not None
 
 
-def _answer(session: Session, operations: list[Operation], entry: Entry) -> None:
+def _answer(session: Session, operations: list[Operation], entry: Entry) -> bytes:
     parts = []
     for operation in operations:
         kind = operation[0]
@@ -283,9 +354,15 @@ def _answer(session: Session, operations: list[Operation], entry: Entry) -> None
             parts.append(BIND_COMPLETE)
         elif kind == _DESCRIBE:
             assert entry.row_description is not None
-            parts.append(entry.row_description)
+            if operation[3] == _STATEMENT:
+                parts.append(entry.parameter_description or NO_PARAMETER_DESCRIPTION)
+                parts.append(in_formats(entry.row_description, ALL_TEXT))
+            else:
+                parts.append(entry.row_description)
     parts += (entry.answer, session.ready_now)
-    session.answer(b"".join(parts))
+    response = b"".join(parts)
+    session.answer(response)
+    return response
 
 
 # ---- without an origin -----------------------------------------------------------------------------------------------
@@ -323,13 +400,17 @@ class _Translation:
     """Messages for one origin connection, and the steps that follow their answers.
 
     Attributes:
+      bound: (statement, Bind's tail) of each Bind.
       messages: what to send. changed: whether that differs from what the client sent.
       scripted: whether the answers must be followed one by one. hides_rows: rows among them are not the client's.
       discards_all: it executes a DISCARD ALL.
+      keeps: the statement that it parses without a name and the connection keeps under pgnear's. request: the whole
+        batch then.
     """
 
     __slots__ = (
-        "changed", "data", "discards_all", "hides_rows", "messages", "origin", "scripted", "session", "steps", "unit",
+        "bound", "changed", "data", "discards_all", "hides_rows", "keeps", "messages", "origin", "request", "scripted",
+        "session", "steps", "unit",
     )  # fmt: skip
 
     def __init__(self, session: Session, origin: Origin, unit: Unit, data: bytes) -> None:
@@ -337,12 +418,15 @@ class _Translation:
         self.origin = origin
         self.unit = unit
         self.data = data
+        self.bound: list[tuple[Prepared, bytes]] = []
         self.messages: list[bytes] = []
         self.steps: list[Step] = []
         self.changed = False
         self.scripted = False
         self.hides_rows = False
         self.discards_all = False
+        self.keeps: Prepared | None = None
+        self.request = b""
 
     def add(self, operation: Operation) -> None:
         kind = operation[0]
@@ -368,35 +452,44 @@ class _Translation:
         name, prepared = operation[3], operation[4]
         session, origin = self.session, self.origin
         if not name:
+            if self.steps:  # if the unit fails, it must be known whether this came to pass
+                self.scripted = True
             undo = self._remember(name, prepared)
+            session.unnamed_doubted = False
+            if self.keeps is not None and prepared is self.keeps:
+                self._keep(prepared, undo)
+                return
             before, origin.unnamed = origin.unnamed, prepared
-            if prepared.needs is None:
+            if prepared.said is None:
                 self.messages.append(self.data[operation[1] : operation[2]])
             else:
-                self._have_needed(prepared.needs)
+                if prepared.needs is not None:
+                    self._have_needed(prepared.needs)
                 self.messages.append(prepared.parse_frame(b""))
-                self.changed = True
+                self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
                 origin.unnamed = None if origin.unnamed is prepared else before
                 undo()
 
-            self.steps.append((PARSE, True, None, undo_unnamed))
+            self.steps.append((PARSE, True, prepared, undo_unnamed))
             # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
             return
         self.scripted = self.changed = True
         taken = name in session.statements or name in session.state.sql_statements
-        if taken and origin.status != FAILED_TRANSACTION:
+        if prepared.needs is not None:
+            self._have_needed(prepared.needs)
+        failed = origin.status == FAILED_TRANSACTION
+        if taken:  # what is wrong with the text is said first
+            if failed:
+                self._parse_unnamed(prepared, None, forward=False)
+            else:
+                self._have_needed(prepared)
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
-        if (taken or prepared in origin.prepared) and origin.status == FAILED_TRANSACTION:
-            # It must fail as any other would, but for ROLLBACK; the origin is asked without a name.
-            origin.unnamed = None
-            self.messages.append(prepared.parse_frame(b""))
-            self.steps.append((PARSE, True, None, undo))
+        if failed and prepared in origin.prepared:  # it must fail as any other would, but for ROLLBACK
+            self._parse_unnamed(prepared, undo, forward=True)
             return
         if prepared in origin.prepared:
             origin.prepared.move_to_end(prepared)
@@ -415,49 +508,68 @@ class _Translation:
             self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
             self.steps.append((DESCRIBE, False, prepared, None))
 
+    def _keep(self, prepared: Prepared, undo: Any) -> None:
+        """The client parses without a name what the connection has, or will have, under pgnear's."""
+        self.changed = True
+        if prepared in self.origin.prepared:
+            self.unit.prefix = PARSE_COMPLETE
+            self.unit.again = prepared, self.request
+            self._have_needed(prepared)
+        else:
+            self._have_needed(prepared)
+            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
+
+    def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
+        """Ask the origin about `prepared` without leaving it there."""
+        self.origin.unnamed = None
+        self.messages.append(prepared.parse_frame(b""))
+        self.steps.append((PARSE, forward, prepared, undo))
+
     def _remember(self, name: bytes, prepared: Prepared) -> Any:
         statements = self.session.statements
         before = statements.get(name)
         self.session.remember(name, prepared)
 
         def undo() -> None:
+            if statements.get(name) is not prepared:
+                return  # what was sent behind has taken its place
             if before is None:
-                statements.pop(name, None)
+                del statements[name]
             else:
                 statements[name] = before
 
         return undo
 
     def _make_room(self) -> None:
-        """Close the connection's least recently used statement where it has as many as it may."""
-        origin = self.origin
-        while len(origin.prepared) >= origin.pool.max_prepared:
-            self._close_on_origin(next(iter(origin.prepared)))
+        """Close the connection's least recently used statements where it has as many as it may, unseen."""
+        prepared = self.origin.prepared
+        for victim in self.origin.make_room():
 
-    def _close_on_origin(self, prepared: Prepared) -> None:
-        """A Close that the client does not know of."""
-        origin = self.origin
-        del origin.prepared[prepared]
+            def undo(victim: Prepared = victim) -> None:
+                prepared[victim] = None
+                prepared.move_to_end(victim, last=False)
 
-        def undo() -> None:
-            origin.prepared[prepared] = None
-            origin.prepared.move_to_end(prepared, last=False)
-
-        self.messages.append(prepared.close_frame())
-        self.steps.append((CLOSE, False, None, undo))
+            self.messages.append(victim.close_frame())
+            self.steps.append((CLOSE, False, None, undo))
 
     def _have(self, name: bytes) -> Prepared | None:
         """The client's statement `name`, present on the origin connection from here on; None if there is none."""
-        prepared = self.session.statements.get(name)
-        origin = self.origin
+        session, origin = self.session, self.origin
+        prepared = session.statements.get(name)
         if prepared is None:
             return None
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
+        if prepared.said is not None:
+            if prepared.needs is not None:
+                self._have_needed(prepared.needs)
+            elif prepared.statement.shows:
+                prepared = _showing(session, prepared.said, prepared.types, prepared.statement)
+            session.rewritten = (self.unit, prepared.said or b"", prepared.edits)
         if not name:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")
                 origin.unnamed = prepared
+                if session.unnamed_doubted:
+                    self._doubt()
         else:
             self._have_needed(prepared)
         return prepared
@@ -487,27 +599,40 @@ class _Translation:
         self.scripted = self.changed = True
         self.session.service.stats.statements_replayed += 1
 
+    def _doubt(self) -> None:
+        """The statement that was just replayed may never have come to be: if its Parse fails, it did not."""
+        session = self.session
+        session.unnamed_doubted = False
+        _, forward, _, undo_replay = self.steps.pop()
+
+        def undo() -> None:
+            undo_replay()
+            session.statements.pop(b"", None)
+
+        self.steps.append((DOUBTED, forward, errors.undefined_prepared_statement("").response(), undo))
+
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
         session, origin = self.session, self.origin
         if origin.verified and self._is_outdated(name):
             return
-        prepared = self._have(name)
+        prepared = self.keeps if self.keeps is not None else self._have(name)
         if prepared is None:
             if name in session.state.sql_statements:
                 self._pass(operation, BIND)
             else:
                 self._missing(name)
             return
-        if name:
+        if name or self.keeps is not None:
             body = portal + b"\0" + prepared.name + b"\0" + self.data[rest:end]
             self.messages.append(_header(b"B", len(body) + 4) + body)
             self.changed = True
         else:
             self.messages.append(self.data[start:end])
-        self.steps.append((BIND, True, None, None))
+        self.steps.append((BIND, True, name, None))
         statement = prepared.statement
         session.mind(statement, self.unit)
+        self.bound.append((prepared, self.data[rest:end]))
         if statement.has_effects or (session.state.watching and statement.parts):
             session.state.watching = True
             part = statement.parts[0]

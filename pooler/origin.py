@@ -14,23 +14,47 @@ States of an origin connection:
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from time import monotonic
-from typing import TYPE_CHECKING
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Final
 
+from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
+from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
+from pooler.unit import (
+    ALL,
+    BIND,
+    CLOSE,
+    DATA_ROW,
+    DESCRIBE,
+    ERROR,
+    EXECUTE,
+    NOTIFICATION,
+    PARAMETER_STATUS,
+    PARSE,
+    READY,
+    Step,
+    Unit,
+)  # fmt: skip
 from protocol import errors
 from protocol.errors import PgError
-from protocol.framing import length_at
+from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
+    from config import Target
     from pooler.pool import Pool
     from pooler.session import Session
     from pooler.statements import Prepared
 
-IDLE, IN_TRANSACTION, FAILED_TRANSACTION = b"ITE"
+IDLE: Final = 0x49
+IN_TRANSACTION: Final = 0x54
+FAILED_TRANSACTION: Final = 0x45
+"""What a ReadyForQuery says: I, T and E, as numbers."""
+
+PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
+DESCRIBE_PORTAL = b"D\0\0\0\6P\0"
+_READ_ONLY = b"\0C25006\0"
 
 
 class Origin:
@@ -44,10 +68,19 @@ class Origin:
       spoiled: it was used in a way that PostgreSQL does not foresee; it is closed, not reused.
       outdated: a plan no longer fits its tables; the connection is reset before anybody else gets it.
       unnamed: what its unnamed statement is, if it is known.
+      traces: what clients have left on it for good: names of custom settings, a temporary schema (`sql.traces`).
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
+      received: bytes since the last ReadyForQuery.
+      asked_again: that session is likely to ask for them: others get this connection last.
+      ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
+        transaction that is open came, else 0 (both by `perf_counter`).
+      overdue: the session whose query took too long and is being cancelled, and what it is told; see
+        `ceremony.deadlines`.
       cancels: cancel requests under way; it is not handed on while there are any.
+      spare: a unit that is owed no more, to be used again.
     """
 
     __slots__ = (
@@ -55,6 +88,8 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "asked_again",
+        "block_since",
         "cancels",
         "client_pid",
         "closed",
@@ -63,45 +98,62 @@ class Origin:
         "fatal",
         "idle_since",
         "outdated",
+        "overdue",
         "pid",
         "pool",
         "prepared",
+        "ready_at",
+        "received",
         "reports",
+        "retired",
         "secret",
         "sequence_client",
         "session",
         "settings",
+        "spare",
         "spoiled",
         "status",
+        "target",
+        "traces",
         "transport",
         "units",
         "unnamed",
         "verified",
     )
 
-    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports) -> None:
+    def __init__(
+        self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports, target: Target | None = None
+    ) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
         self.secret = secret
         self.reports = reports
+        self.target = target or pool.target
+        self.retired = False
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
+        self.traces = NO_TRACES
         self.outdated = False
         self.spoiled = False
         self.verified: dict[Prepared, bool] = {}
         self.unnamed: Prepared | None = None
         self.session: Session | None = None
         self.units: deque[Unit] = deque()
+        self.spare: Unit | None = None
         self.status = IDLE
         self.created = self.idle_since = monotonic()
+        self.ready_at = self.block_since = 0.0
+        self.overdue: tuple[Session, PgError] | None = None
         self.cancels = 0
+        self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
+        self.asked_again = False
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._missing = 0  # bytes until a buffered frame is whole
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
@@ -119,15 +171,24 @@ class Origin:
         if not data:
             self.lost("the origin closed the connection")
             return
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """Handle bytes of the origin's, in order."""
+        self.received += len(data)
         if self._missing > len(data):
-            self._partial += data
+            self._partial.append(data)
             self._missing -= len(data)
             return
         if self._partial:
-            data = self._partial + data
-            self._partial = b""
+            self._partial.append(data)
+            data = b"".join(self._partial)
+            self._partial.clear()
         self._missing = 0
-        self._walk(data)
+        try:
+            self._walk(data)
+        except PgError as error:
+            self.lost(f"the origin broke the protocol: {error.message}")
 
     def _walk(self, data: bytes) -> None:
         end = len(data)
@@ -136,7 +197,12 @@ class Origin:
         start = 0  # of the run that passes to the client unchanged
         out = self._out
         units = self.units
-        notable = units[0].notable if units else ALL
+        notable = ALL
+        if units:
+            notable = units[0].notable
+            if units[0].prefix:
+                out.append(units[0].prefix)
+                units[0].prefix = b""
         while end - position >= 5:
             kind = data[position]
             length = length_at(data, position + 1)[0]
@@ -152,7 +218,7 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
-                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units and units[0].capture is not None:
                     units[0].give_up_capture()  # too large to keep, so it need not be whole
                     notable = units[0].notable
                     continue
@@ -161,9 +227,14 @@ class Origin:
                     return
                 self._missing = frame_end - end
                 break
+            if kind == READY and frame_end == end and not start and self._is_all(data):
+                return
             if start < position:
                 out.append(data[start:position])
             if kind == READY:
+                if length != 5:
+                    self.lost(f"the origin sent a ReadyForQuery of length {length}")
+                    return
                 forward = self._ready(data[position + 5])
                 if self.closed:
                     return
@@ -176,8 +247,42 @@ class Origin:
         if start < position:
             out.append(data[start:position])
         if position < end:
-            self._partial = data[position:]
+            self._partial.append(data[position:])
         self._deliver()
+
+    def _is_all(self, data: bytes) -> bool:
+        """The express lane: `data` ends the only unit. If all of that is the client's and nothing else is to be done,
+        the client gets it, and they part.
+        """
+        units, session, status = self.units, self.session, data[-1]
+        if len(units) != 1 or session is None or status != IDLE or self.spoiled or self.outdated:
+            return False
+        unit = units[0]
+        if (
+            unit.swallow or unit.silent or unit.failed or unit.steps is not None or unit.parts is not None
+            or unit.capture is not None or not session.has_nothing_to_do(self)
+        ):  # fmt: skip
+            return False
+        units.clear()
+        self.status = status
+        self.ready_at = perf_counter()
+        self.block_since = 0.0
+        if unit.latency is not None:
+            unit.latency.observe(self.ready_at - unit.started)
+            if unit.study is not None:
+                study, mark = unit.study
+                study.add(mark, self.ready_at - unit.started, self.received)
+                unit.study = None
+        self.received = 0
+        unit.again = None
+        self.spare = unit
+        out = self._out
+        if out:
+            out.append(data)
+            data = b"".join(out)
+            out.clear()
+        session.part(self, data)
+        return True
 
     def emit(self, frame: bytes) -> None:
         """Put a frame of pgnear's own among those of the origin, at the place the walk has reached."""
@@ -187,8 +292,10 @@ class Origin:
         unit = self.units[0] if self.units else None
         session = self.session
         if kind == PARAMETER_STATUS:
-            name, value = (field.decode(errors="replace") for field in frame[5:-1].split(b"\0")[:2])
+            name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
+            if name in ROLE_REPORTS:
+                self._role_reported(name)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
@@ -205,13 +312,27 @@ class Origin:
             made_up = unit.take_made_up()
             if made_up:
                 self._out.append(made_up)
+        if kind == ERROR and unit.again is not None and self._asks_again(unit, frame):
+            return False
         forward = unit.notice(self, kind, frame)
+        if kind == ERROR and _READ_ONLY in frame:
+            self.pool.found_read_only(self)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
-            if kind == ERROR and forward and ORIGIN_PREFIX in frame:
-                self._out.append(session.in_its_words(frame))
+            if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
+                self._out.append(self.overdue[1].response())
+                return False
+            if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
+                self._out.append(session.in_its_words(frame, unit))
                 return False
         return forward
+
+    def _role_reported(self, name: str) -> None:
+        """The server may have another role now; or a client has set what looks like it, which says nothing."""
+        unit = self.units[0] if self.units else None
+        clients = self.session is not None and (self.session.state.watching or (unit is not None and unit.swallow))
+        if name == "in_hot_standby" or not clients:
+            self.pool.role_reported(self, name)
 
     def _ready(self, status: int) -> bool:
         """ReadyForQuery: the unit at the head is complete."""
@@ -221,6 +342,9 @@ class Origin:
             return False
         unit = self.units.popleft()
         session = self.session
+        if unit.failed and unit.again is not None and unit.silent:
+            self._ask_again(*unit.again)
+            return False
         if unit.swallow:
             if unit.done is not None:
                 unit.done(unit)
@@ -234,7 +358,31 @@ class Origin:
             unit.undo()
         if session is not None:
             session.completed(unit, status)
+        self.received = 0
         return not unit.silent
+
+    def _asks_again(self, unit: Unit, frame: bytes) -> bool:
+        """Whether `unit` failed because its statement's plan was outdated, in a request that parses it: to be repeated.
+
+        Nothing was executed then. Where more was sent behind it, it is too late for that.
+        """
+        if PLAN_OUTDATED not in frame or len(self.units) != 1 or self.session is None:
+            return False
+        unit.failed = unit.silent = True
+        unit.drop_capture()
+        return True
+
+    def _ask_again(self, prepared: Prepared, request: bytes) -> None:
+        """Send `request` as its client has sent it; that has its ParseComplete already."""
+        self.prepared.pop(prepared, None)
+        self.unnamed = prepared
+        unit = Unit(perf_counter(), None)
+        steps: list[Step] = [(CLOSE, False, None, None), (PARSE, False, None, None), (BIND, True, b"", None)]
+        if DESCRIBE_PORTAL in request:
+            steps.append((DESCRIBE, True, None, None))
+        unit.script([*steps, (EXECUTE, True, None, None)])
+        self.units.append(unit)
+        self.send_or_lose(prepared.close_frame() + request)
 
     def _settings_failed(self, error: PgError) -> None:
         """The settings this session wants could not be made: it must not go on with other ones."""
@@ -260,7 +408,9 @@ class Origin:
             return
         if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
             session.release_hold()
-        if not self.units and self.session is session:
+        if self.units:
+            self.flush_made_up()
+        elif self.session is session:
             session.settled()
 
     def flush_made_up(self) -> None:
@@ -276,6 +426,11 @@ class Origin:
         return self.pool, self.settings, self.pool.schema_epoch
 
     @property
+    def mid_frame(self) -> bool:
+        """Whether the session has got the beginning of a frame whose end is still to come."""
+        return self._stream > 0
+
+    @property
     def open_unit(self) -> Unit | None:
         """The unit that waits for its Sync, if there is one; it is the last."""
         return self.units[-1] if self.units and not self.units[-1].synced else None
@@ -286,7 +441,9 @@ class Origin:
         if len(self.units) != 1:
             return bool(self.units)
         unit = self.units[0]
-        return unit.synced or (bool(unit.steps) and not unit.failed)
+        if unit.synced or (unit.steps and not unit.failed):
+            return True
+        return self.session is not None and self.session.in_copy
 
     def make_room(self) -> list[Prepared]:
         """Forget statements until there is room for one more, and say which: they must be closed on the connection."""
@@ -337,7 +494,7 @@ class Origin:
         idle = session is None and not self.draining
         self.close()
         self.pool.lost(self, reason, idle=idle)
-        if session is not None and self._stream:
+        if session is not None and self.mid_frame:
             session.end(abrupt=True)  # an error put inside a row that was cut short would be read as its values
         elif session is not None:
             session.origin_lost_because(self, reason)

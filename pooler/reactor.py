@@ -15,7 +15,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -23,10 +23,10 @@ from pooler.logs import get_logger
 
 log = get_logger(__name__)
 
-TURN_SECONDS = 0.004
+TURN_SECONDS: Final = 0.004
 """How long the reactor keeps the thread before trio's other tasks get their turn."""
 
-LINGER_SECONDS = 0.001
+LINGER_SECONDS: Final = 0.001
 """How long it waits in epoll for the next batch before it goes to sleep in trio."""
 
 

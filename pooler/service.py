@@ -11,81 +11,134 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 
 import trio
+from pydantic import SecretStr
 
-from config import Config, User
+from config import Config, Target, User
+from config.passwords import Stamp, read_all, stamp_of
+from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
+from pooler.admin.purge import told_by_origin
+from pooler.cache.advice import Advice
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
+from pooler.ceremony import supervisor
 from pooler.ceremony.borrow import ask_origin, borrowed
-from pooler.ceremony.cancel import end_abandoned
-from pooler.ceremony.connect import connect, text_rows
+from pooler.ceremony.cancel import cancel_origin, end_abandoned
+from pooler.ceremony.connect import Connected, text_rows
+from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
+from pooler.ceremony.notify import Listener
 from pooler.ceremony.passthrough import Relay
+from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
+from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
+from pooler.ceremony.unsure import follow
+from pooler.ceremony.verifiers import Verifiers
+from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY, as_settings
 from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
+from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
 from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
 from pooler.sql.classifier import Classifier
+from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
 from protocol import errors
-from protocol.auth import ScramVerifier
 from protocol.errors import PgError
 
 log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
 CATALOG_SECONDS = 30.0
+IDLE_CATALOG_SECONDS = 600.0
+"""How often the tables are looked up where the cache is off, and they only serve SHOW CACHE ADVICE."""
+
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
-
-FAREWELL_SECONDS = 1.0
-"""How long a shutdown waits for the end of frames that replication clients are being sent."""
 
 
 class Service:
     """Everything that exists once. Made by `serve`."""
 
-    def __init__(self, config: Config, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        config: Config,
+        nursery: trio.Nursery,
+        passwords: Mapping[str, str] | None = None,
+        load: Callable[[], Config] | None = None,
+    ) -> None:
         self.config = config
+        self.load = load
+        self.reloading = trio.Lock()
+        self.deadlines = DeadlineTable(config)
         self.nursery = nursery
         self.stats = Stats()
+        self.addresses = Addresses()
         self.reactor = Reactor()
         self.tls = server_tls(config)
-        self.verifiers = {name: _verifier(user) for name, user in config.client_users().items()}
+        self._tls_stamps = self._stamps_of_tls()
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes) if cache.enabled else None
+        self.cache = (
+            Store(
+                cache.max_bytes,
+                cache.max_entry_bytes,
+                stale_if_error=cache.stale_if_error,
+                on_drop=self._dropped,
+            )
+            if cache.enabled
+            else None
+        )
+        self.observes = cache.enabled or cache.max_advice_shapes > 0
+        """Whether it matters what statements read and write."""
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
-            parse_always=cache.enabled, session_functions=frozenset(config.session_functions or ())
+            parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
-        self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in config.targets().items()}
+        self.recallers = Recallers()
+        targets = config.targets(passwords)
+        self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in targets.items()}
+        if cache.max_advice_shapes:
+            for pool in self.pools.values():
+                pool.advice = Advice(cache.max_advice_shapes, time.perf_counter())
+        self.verifiers = Verifiers(self._client_users())
+        sources = config.password_sources()
+        self.rotations = {name: Rotation(self, pool, sources.get(name)) for name, pool in self.pools.items()}
         self.sessions: set[Session] = set()
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
         self.draining = False
+        self.stays_until: dict[Session, float] = {}
+        """During the drain: whom not to disconnect before when (trio's clock), though it does nothing."""
         self.listen_addresses: list[str] = []
+        self.listens_for_others = False  # the sockets were passed to us, and outlive us: who has connected can wait
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
+        self.not_heard: dict[str, set[str]] = {name: set() for name in self.pools}
         streamed = cache.enabled and cache.invalidation != "writes"
         self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
+        """By pool, as listeners; `not_heard` says which of both are lost."""
+        channel = cache.notify_channel if cache.enabled else None
+        self.listeners = {name: self._listener(pool, channel) for name, pool in self.pools.items()} if channel else {}
 
     def _stream(self, pool: Pool) -> Stream:
         """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
@@ -93,41 +146,81 @@ class Service:
         assert store is not None
         cap = self.config.cache.ttl_without_stream
         if self.config.cache.invalidation == "stream":
-            store.cap(name, cap)
+            self._deaf(name, "stream")
 
-        def invalidate(tables: Iterable[int] | None) -> None:
-            if tables is None:
-                store.invalidate_database(name)
-            else:
-                store.invalidate_tables(name, tables)
+        def changed(tables: frozenset[int] | None) -> None:
+            if pool.advice is not None:
+                pool.advice.updates.note(tables, time.perf_counter())
 
         async def ask(text: str) -> list[tuple[int, bytes]]:
             async with borrowed(pool) as origin:
-                with trio.fail_after(self.config.origin_connect_timeout):
+                with trio.fail_after(pool.limits.origin_connect_timeout):
                     return await ask_origin(origin, text)
 
         return Stream(
             pool.target,
             self.reactor,
-            on_invalidate=invalidate,
-            on_lost=lambda reason: store.cap(name, cap),
-            on_recovered=lambda: store.cap(name, None),
+            on_invalidate=partial(store.invalidate, name),
+            on_change=changed,
+            on_lost=lambda reason: self._deaf(name, "stream"),
+            on_recovered=lambda: self._hears(name, "stream"),
+            on_uncovered=lambda tables: store.cap_tables(name, tables, cap),
             on_schema=lambda: self.catalog_changed(pool),
             name=pool.name,
             publication=self.config.cache.publication,
             create=self.config.cache.invalidation == "stream",
             ask_elsewhere=ask,
+            connect_timeout=pool.limits.origin_connect_timeout,
+        )
+
+    def _dropped(self, entry: Entry) -> None:
+        advice = self.pools[entry.database].advice
+        if advice is not None:
+            advice.gone(entry.fingerprint, entry.hits)
+
+    def _listener(self, pool: Pool, channel: str) -> Listener:
+        """Who hears what `pool`'s origin says is to be purged. While it is lost, TTLs are capped."""
+        store, name = self.cache, pool.name
+        assert store is not None
+        self._deaf(name, "notify")
+
+        def recovered() -> None:
+            self._hears(name, "notify")
+            store.invalidate_database(name)  # what was said meanwhile is not known
+
+        return Listener(
+            lambda: pool.target,
+            self.reactor,
+            channel,
+            on_payload=partial(told_by_origin, store, pool),
+            on_lost=lambda: self._deaf(name, "notify"),
+            on_recovered=recovered,
             connect_timeout=self.config.origin_connect_timeout,
         )
+
+    def _deaf(self, database: str, ear: str) -> None:
+        """Who should tell of writes to `database` does not: nothing may be old for long."""
+        assert self.cache is not None
+        self.not_heard[database].add(ear)
+        self.cache.cap(database, self.config.cache.ttl_without_stream)
+
+    def _hears(self, database: str, ear: str) -> None:
+        assert self.cache is not None
+        self.not_heard[database].discard(ear)
+        if not self.not_heard[database]:
+            self.cache.cap(database, None)
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
     def remember(self, session: Session) -> None:
         self.sessions.add(session)
+        if self.draining:
+            self.stays_until[session] = trio.current_time() + LATE_SECONDS
         self._by_pid[session.key[0]] = session
 
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
+        self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
 
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
@@ -151,6 +244,29 @@ class Service:
             if pool.target.dbname in names:
                 pool.step_aside()
 
+    def depart_soon(self, session: Session) -> None:
+        """`session` has finished a transaction during the drain.
+
+        It is told to go a moment later: libpq takes an error that it reads together with an answer for a notice.
+        """
+        self.stays_until[session] = trio.current_time() + PARTING_SECONDS
+
+    def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
+        """A client has changed what new connections begin with: those who are here keep what they began with."""
+        for pool in self.pools.values():
+            kept = pool.defaults.change(changes, pool.target.user, pool.target.dbname)
+            if kept is not None:
+                self._keep_defaults(pool, kept)
+
+    def _keep_defaults(self, pool: Pool, kept: dict[str, str]) -> None:
+        settings = as_settings(kept)
+        clients = [session for session in self.sessions if session.pool is pool]
+        for session in clients:
+            session.state.keep(settings)
+        pool.renew()
+        self._catalog_stale[pool.name].set()
+        log.info("defaults_changed", pool=pool.name, settings=sorted(kept), clients_kept=len(clients))
+
     def leave_later(self, session: Session) -> None:
         """`session` said Terminate while answers are owed; it is cut off if they take too long."""
         self.nursery.start_soon(self._cut_off, session)
@@ -159,10 +275,23 @@ class Service:
         await trio.sleep(LEAVE_SECONDS)
         session.end(abrupt=True)
 
-    def cancel_abandoned(self, origin: Origin) -> None:
-        """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
+    def cancel_overdue(self, origin: Origin) -> None:
+        """What `origin` works on takes too long."""
+        self.nursery.start_soon(self._contained, origin, cancel_origin, self, origin)
+
+    def cancel_abandoned(self, origin: Origin, *, within_message: bool) -> None:
+        """The client of `origin` vanished while the origin worked for it: stop that work, then close.
+
+        `within_message`: the client was in the middle of a CopyData message.
+        """
         origin.leave_reactor()
-        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
+        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin, within_message)
+
+    def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
+        """What `origin` worked on may still be committed, and nobody will see it."""
+        if self.cache is not None:
+            self.stats.writes_unsure += 1
+            self.nursery.start_soon(follow, origin.pool, origin.pid, partial(self.cache.invalidate, database, reach))
 
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""
@@ -177,45 +306,120 @@ class Service:
     def connect(self, pool: Pool) -> None:
         self.nursery.start_soon(self._connect, pool)
 
+    def soon(self, function: Callable[[], None]) -> None:
+        self.reactor.call_soon(function)
+
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
+        begun = time.monotonic()
         try:
-            connected = None
-            with trio.move_on_after(self.config.origin_connect_timeout):
-                connected = await connect(pool.target, self.reactor)
-            if connected is None:
-                raise errors.origin_unreachable(
-                    f"no answer within {self.config.origin_connect_timeout:g} s (origin_connect_timeout)"
-                )
+            connected = await self.rotations[pool.name].connect()
+        except trio.TooSlowError:
+            self.stats.expired("origin_connect_timeout")
+            seconds = pool.limits.origin_connect_timeout
+            failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
+            self._connect_failed(pool, failure, timed_out=True)
         except PgError as error:
-            log.error(
-                "origin_connect_failed",
-                pool=pool.name,
-                sqlstate=error.sqlstate,
-                reason=error.message,
-                detail=error.detail,
-            )
-            pool.connect_failed(error)
+            self._connect_failed(pool, error)
+        except Exception as error:  # a bug here costs one connection, not the process
+            log.exception("internal_error", where="connect", error=str(error))
+            pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
         except BaseException:
             pool.connecting_count -= 1
             raise
         else:
-            origin = Origin(
-                connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters)
-            )
-            connected.transport.register(origin)
-            log.debug(
-                "origin_connected",
-                pool=pool.name,
-                origin_pid=origin.pid,
-                tls=connected.transport.tls is not None,
-            )
-            pool.connected(origin)
+            self.take_in(pool, connected, begun)
         finally:
             self.reactor.ceremonies -= 1
 
+    def take_in(self, pool: Pool, connected: Connected, begun: float) -> None:
+        """A connection of `pool`, `begun` at that time, is authenticated: it is the reactor's and the pool's now."""
+        reports = Reports.of(connected.parameters)
+        origin = Origin(connected.transport, pool, connected.pid, connected.secret, reports, connected.target)
+        origin.created = begun  # what it begins with may be from then
+        connected.transport.register(origin)
+        log.debug(
+            "origin_connected",
+            pool=pool.name,
+            origin_pid=origin.pid,
+            tls=connected.transport.tls is not None,
+        )
+        if connected.rest:  # came in the same read as the end of the login
+            origin.take(connected.rest)
+        if origin.closed:
+            pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
+        else:
+            pool.connected(origin)
+
+    def _connect_failed(self, pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
+        log.error(
+            "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
+        )
+        pool.connect_failed(error, timed_out=timed_out)
+
     def reset(self, pool: Pool, origin: Origin) -> None:
-        self.nursery.start_soon(self._contained, origin, reset, pool, origin, self.config.origin_connect_timeout)
+        self.nursery.start_soon(self._contained, origin, reset, pool, origin, pool.limits.origin_connect_timeout)
+
+    # ---- what changes while it runs ----------------------------------------------------------------------------------
+
+    def adopt(self, config: Config) -> None:
+        """Follow `config`, but for the origins' addresses and credentials."""
+        self.config = config
+        self.deadlines.adopt(config)
+        for name, target in config.targets().items():
+            self.pools[name].adopt(config, target.pool_size)
+            self.catalog_changed(self.pools[name])  # other functions may be safe now
+        if self.cache is not None:
+            self.cache.max_entry_bytes = config.cache.max_entry_bytes
+            self.cache.stale_if_error = config.cache.stale_if_error
+            self.policies = Policies(config.cache, self.cache)
+        if self.flights is not None:
+            self.flights.wait = config.pool_wait_timeout
+        self.verifiers.adopt(self._client_users())
+
+    def target_changed(self, pool: Pool, old: Target) -> None:
+        """`pool` connects with other credentials now, or to another place."""
+        new = pool.target
+        if (old.user, old.place, old.dbname) != (new.user, new.place, new.dbname):
+            pool.schema_epoch += 1
+            if self.cache is not None:
+                self.cache.invalidate_database(pool.name)
+            self.catalog_changed(pool)
+        if (stream := self.streams.get(pool.name)) is not None:
+            stream.retarget(new)
+        if not self.config.users:
+            self.verifiers.adopt(self._client_users(), time.monotonic() + self.config.password_grace)
+
+    def _client_users(self) -> Mapping[str, User]:
+        """The configured users, or else the first origin's user with the password that it has now."""
+        if self.config.users:
+            return self.config.users
+        first = next(iter(self.pools.values())).target
+        return {first.user: User(password=SecretStr(first.password))} if first.password else {}
+
+    def reload_tls(self) -> str:
+        """Read the certificate for clients again; why the old one stays, "" where it does not."""
+        self._tls_stamps = self._stamps_of_tls()
+        kept = self.tls
+        if kept is not None and kept.self_signed and self.config.tls != "disable" and not self.config.tls_cert_file:
+            return ""
+        try:
+            self.tls = server_tls(self.config)
+        except (OSError, ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            log.error("tls_reload_failed", setting="tls_cert_file", reason=reason)
+            return reason
+        return ""
+
+    def _stamps_of_tls(self) -> tuple[Stamp | None, ...]:
+        return stamp_of(self.config.tls_cert_file), stamp_of(self.config.tls_key_file)
+
+    async def keep_tls(self) -> None:
+        """Follow the files of the certificate for clients, for as long as the process lives."""
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            if self._stamps_of_tls() != self._tls_stamps and not self.reload_tls():
+                log.info("tls_reloaded", file=str(self.config.tls_cert_file))
 
     # ---- time --------------------------------------------------------------------------------------------------------
 
@@ -230,6 +434,8 @@ class Service:
                     retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
                     for _ in range(pool.missing):
                         pool.open_one()
+                if pool.advice is not None:
+                    pool.advice.tick(time.perf_counter())
             end_lingering(now)
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
@@ -242,23 +448,48 @@ class Service:
 
         Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
         """
+        read_at = 0.0
+        known = False
         while True:
             try:
                 async with borrowed(pool) as origin:
-                    with trio.fail_after(self.config.origin_connect_timeout):
+                    with trio.fail_after(pool.limits.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
+                        configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
+                        defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
+                        sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
-                        frames = await ask_origin(origin, CATALOG_QUERY) if self.cache is not None else None
+                        due = self.cache is not None or (
+                            self.observes
+                            and (pool.catalog is None or time.monotonic() >= read_at + IDLE_CATALOG_SECONDS)
+                        )
+                        frames = await ask_origin(origin, CATALOG_QUERY) if due else None
+                kept = pool.defaults.changed_elsewhere(configured)
+                if kept:
+                    self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
+                else:
+                    pool.defaults.read(defaults)
+                pool.sequence_tables = frozenset(name for (name,) in sequenced)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
                     pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
+                    read_at = time.monotonic()
                 wait = CATALOG_SECONDS
+                if not known:
+                    log.info("catalog_read", pool=pool.name)
+                known = True
             except (PgError, trio.TooSlowError) as error:
-                pool.catalog = None
+                if pool.breaker.closed or not self.config.cache.stale_if_error:
+                    pool.catalog = None
+                known = False
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
+            except Exception as error:  # without a catalog nothing is cached, and that is all
+                pool.catalog = None
+                wait = CATALOG_SECONDS
+                log.exception("internal_error", where="catalog", error=str(error))
             with trio.move_on_after(wait):
                 await self._catalog_stale[pool.name].wait()
             self._catalog_stale[pool.name] = trio.Event()
@@ -270,34 +501,10 @@ class Service:
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
-    async def drain(self) -> None:
-        """Let transactions finish for `drain_timeout`, then say goodbye to every client."""
-        self.draining = True
-        with trio.move_on_after(self.config.drain_timeout):
-            while any(session.busy for session in self.sessions):  # noqa: ASYNC110 (sessions are not tasks)
-                await trio.sleep(0.02)
-        for session in list(self.sessions):
-            session.shutdown()
-        for relay in list(self.relays.values()):
-            relay.shutdown()
-        self.console.shutdown()
-        with trio.move_on_after(FAREWELL_SECONDS):
-            while self.relays or self.console.conversations:  # noqa: ASYNC110 (neither are these)
-                await trio.sleep(0.02)
-        for relay in list(self.relays.values()):
-            relay.end("pgnear is shutting down")
-
     def close_pools(self) -> None:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
         for pool in self.pools.values():
             pool.close()
-
-
-def _verifier(user: User) -> ScramVerifier:
-    if user.verifier is not None:
-        return ScramVerifier.parse(user.verifier.get_secret_value())
-    assert user.password is not None
-    return ScramVerifier.from_password(user.password.get_secret_value())
 
 
 def raise_file_limit() -> None:
@@ -312,32 +519,50 @@ def raise_file_limit() -> None:
 
 
 async def serve(
-    config: Config, *, started: Callable[[Service], None] | None = None, stop: trio.Event | None = None
+    config: Config,
+    *,
+    started: Callable[[Service], None] | None = None,
+    stop: trio.Event | None = None,
+    load: Callable[[], Config] | None = None,
 ) -> None:
     """Run pgnear until cancelled, or until `stop` is set: then it drains first.
 
-    `started` is called once every address is bound and listened on.
+    `started` is called once every address is bound and listened on. `load` reads the configuration again.
 
     Raises:
       OSError: an address cannot be had; the message says which.
       ssl.SSLError, ValueError: the certificate or key cannot be used.
     """
     raise_file_limit()
+    passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
     listeners: list[socket.socket] = []
     try:
-        listeners += (open_listener(address) for address in config.listen)
+        inherited = supervisor.inherited_sockets()
+        http_socket = next(iter(inherited.pop("http", [])), None)
+        listeners += (each for sockets in inherited.values() for each in sockets)
+        if not listeners:
+            listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
-            service = Service(config, nursery)
+            service = Service(config, nursery, passwords, load)
+            service.listens_for_others = bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
-            if config.http:
-                service.http_address = await nursery.start(serve_http, service, config.http)
+            if http_socket is not None or config.http:
+                service.http_address = await nursery.start(
+                    serve_http, service, http_socket or config.http, config.reuse_port
+                )
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
+            nursery.start_soon(watch_deadlines, service)
+            nursery.start_soon(service.keep_tls)
+            for rotation in service.rotations.values():
+                nursery.start_soon(rotation.run)
             for pool in service.pools.values():
                 nursery.start_soon(service.keep_catalog, pool)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)
+            for ear in service.listeners.values():
+                nursery.start_soon(ear.run)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:
@@ -353,14 +578,13 @@ async def serve(
                     )
                 if started is not None:
                     started(service)
+                supervisor.ready()
                 if stop is not None:
                     await stop.wait()
-                    accepting.cancel_scope.cancel()
+                    await hand_over(service, listeners, accepting.cancel_scope)
                 else:
                     await trio.sleep_forever()
-            for listener in listeners:
-                close_listener(listener)
-            await service.drain()
+            await drain(service)
             nursery.cancel_scope.cancel()
         service.close_pools()
     finally:
@@ -368,23 +592,34 @@ async def serve(
             close_listener(listener)
 
 
-def run(config: Config) -> int:
-    """Serve until SIGINT or SIGTERM; a second signal ends at once. The exit status."""
+def run(config: Config, load: Callable[[], Config] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; a second one ends at once. SIGHUP reloads what `load` reads. The exit status."""
 
     async def until_signalled() -> None:
         stop = trio.Event()
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        running: list[Service] = []
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
+
+                async def reload_all() -> None:
+                    for service in running:
+                        try:
+                            await reload(service)
+                        except PgError:
+                            pass  # it is in the log
 
                 async def watch() -> None:
                     async for number in signals:
+                        if number == signal.SIGHUP:
+                            nursery.start_soon(reload_all)
+                            continue
                         if stop.is_set():
                             nursery.cancel_scope.cancel()
                         log.info("stopping", signal=signal.Signals(number).name)
                         stop.set()
 
                 nursery.start_soon(watch)
-                await serve(config, stop=stop)
+                await serve(config, started=running.append, stop=stop, load=load)
                 nursery.cancel_scope.cancel()
         log.info("stopped")
 

@@ -15,27 +15,32 @@ States of a session, each seen from two attributes:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import extended, simple
+from pooler import express, extended, simple
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
-from pooler.caching import depart, keep, note_block, reach_of
+from pooler.cache.ready import View
+from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_of
 from pooler.logs import get_logger
-from pooler.origin import IDLE, Origin
+from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
+from pooler.sequences import Kind
 from pooler.settings import DEFAULTS, Reports, Settings
-from pooler.sql.statement import Part, PinKind, Statement
+from pooler.sql.effects import quote_literal, set_config_sql
+from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
+from pooler.sql.traces import looks_closely
+from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import FLUSH_FRAME, READY_IDLE, bad_length, length_at, query
+from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -48,10 +53,9 @@ _SKIPPABLE = frozenset({QUERY, PARSE, BIND})
 _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
+_POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
-_PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
-NOTHING: frozenset[int] = frozenset()
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARTIAL_BATCH_BYTES = 65536
 """Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
@@ -64,21 +68,30 @@ class Session:
     Attributes:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
-      statements: its prepared statements by name; the unnamed one is b"".
+      statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
+      bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
+        said it, what it said, and the edits. began: when it logged in (seconds since 1970).
       portals: by name, the `Part` of a portal whose completion matters to the session.
+      traces: what it may have left on connections for good (`sql.traces`). insists: it must not see those of others.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
+      copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
       holding: input is kept until the origin has said something that pgnear must know first.
+      stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
+        something had come, or was under way.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
+      view: the cached answers that are ready for it, and for others like it.
+      walk_from: where in the data that is being walked the link was made; -1 once the origin was sent something.
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
-        "_to_origin", "_walk_from", "alone", "closed", "database", "defaults_change", "flight", "holding", "key",
-        "landed", "leaving", "mode", "namespace", "only_reads", "origin", "pool", "portals", "reach", "reports",
-        "schema_changes", "sequence_home", "service", "skipping", "state", "statements", "transport", "user",
-        "waiting", "writes",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_scope", "_scope_label",
+        "_stream", "_stream_begun", "_to_origin", "alone", "began", "bound", "closed", "copying", "database",
+        "defaults_change", "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace",
+        "only_reads", "origin", "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes",
+        "sequence_home", "service", "skipping", "state", "statements", "stirred", "traces", "transport",
+        "unnamed_doubted", "user", "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +115,12 @@ class Session:
         self.key = key
         self.namespace = pool.name
         self.statements: dict[bytes, Prepared] = {}
+        self.traces = startup.customs
+        self.insists = service.config.strict_custom_settings
+        self.unnamed_doubted = False
+        self.bound = b""
+        self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
+        self.began = time()
         self.portals: dict[bytes, Part] = {}
         self.sequence_home: Origin | None = None
         self.flight: Flight | None = None
@@ -113,23 +132,30 @@ class Session:
         self.waiting = False
         self.holding = False
         self.closed = False
+        self.stirred = True
+        self.quiet_since = 0.0
         self.leaving = False  # sent Terminate while answers were owed
         self.skipping = False
         self.mode = service.config.pooling_of(database, user)
-        self.defaults_change = False  # the same as `writes`, for ALTER ROLE and DATABASE ... SET
+        self.defaults_change: tuple[DefaultChange, ...] = ()  # of ALTER ROLE and DATABASE ... SET, as `writes`
         self.schema_changes = False  # the same as `writes`, for DDL
         self.writes = False  # something was sent that may write, and its transaction is not over
+        self.wrote: frozenset[int] | None = NOTHING  # the tables that the statement before this one may write to
         self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
         self._inbox = b""
         self._chunks: list[bytes] = []
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self._stream = 0  # bytes left of a CopyData that passes without being looked at
+        self.copying: Unit | None = None
         self._stream_begun = False  # its beginning was sent to the origin
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._to_origin: list[bytes] = []
-        self._walk_from = 0
+        self.walk_from = 0
+        self.view: View | None = None
+        self._scope_label = self.state.current.label
+        self._scope = service.prepared.scope(pool.name, pool.schema_epoch, self._scope_label)
 
     @property
     def settings(self) -> Settings:
@@ -167,9 +193,21 @@ class Session:
         if not data:
             self.end(abrupt=True)
             return
+        self.stirred = True
+        if self._is_clear and express.submit(self, data):
+            return
         self._take(data)
 
+    @property
+    def _is_clear(self) -> bool:
+        """Whether what comes now is a new request, with nothing before it that is incomplete, waits or is skipped."""
+        return not (
+            self.waiting or self.holding or self.leaving or self.skipping or self._inbox or self._missing
+            or self._discard or self._stream
+        )  # fmt: skip
+
     def _take(self, data: bytes) -> None:
+        self.stirred = True
         if self._discard:
             dropped = min(self._discard, len(data))
             self._discard -= dropped
@@ -326,12 +364,16 @@ class Session:
         if kind == QUERY:
             return simple.submit(self, data, position, frame_end)
         if kind == TERMINATE:
-            if self.origin is not None and self.origin.open_unit is not None:
+            if self.in_copy:
+                self.send_later(TERMINATE_FRAME)  # it is no part of COPY: what the origin says to it is the last word
+            elif self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
             self._flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
             self._copy_data(data[position:frame_end])
+            if kind != COPY_DATA:
+                self.copying = None
         elif kind == FUNCTION_CALL:
             if not self.link(position):
                 return False
@@ -352,6 +394,8 @@ class Session:
     def restore_startup(self, unit: Unit) -> bytes:
         """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
         unit.silent = True
+        if self.origin is not None:
+            self.origin.unnamed = None  # it ends with this Query
 
         def done(own: Unit) -> None:
             if own.error is not None and not unit.failed:
@@ -380,22 +424,24 @@ class Session:
         """Note what `statement`, now on its way, may do to the cache."""
         if self.only_reads or statement.isolation:
             note_block(self, statement)
-        if not statement.reads_only and self.service.cache is not None:
+        if not statement.reads_only and self.service.observes:
             reach = reach_of(self, statement)
-            if reach is None:
-                self.writes = True
-                self.reach = None
-            elif reach:
-                self.writes = True
-                if self.reach is not None:
-                    self.reach = self.reach | reach
+            if reach is None or reach:
+                note_write(self, reach)
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
+            recallers = self.service.recallers
+            self.origin.asked_again = bool(recallers) and recallers.will_ask(
+                self.kind, statement, self.pool.sequence_tables
+            )
+        if statement.leaves and self.origin is not None:
+            self.traces |= statement.leaves
+            self.origin.traces |= statement.leaves
         if statement.changes_schema:
             self.schema_changes = True
         if statement.changes_defaults:
-            self.defaults_change = True
+            self.defaults_change += statement.changes_defaults
         if statement.session_functions:
             self.service.classifier.add_functions(statement.session_functions)
         if statement.databases:
@@ -405,6 +451,8 @@ class Session:
 
     def go_home(self) -> None:
         """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+        if self.service.recallers.add(self.kind):
+            log.info("sequence_values_asked_for", user=self.user, database=self.database, application=self.kind[2])
         home = self.sequence_home
         if self.origin is None and home is not None and home.sequence_client == self.key[0] and self.pool.take(home):
             self._attach(home)
@@ -448,10 +496,15 @@ class Session:
         stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
         log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
 
-    def in_its_words(self, frame: bytes) -> bytes:
-        """An ErrorResponse of the origin's in which pgnear's names for statements are the client's again."""
+    def in_its_words(self, frame: bytes, unit: Unit) -> bytes:
+        """An ErrorResponse of the origin's with the client's names of statements, and places in the client's text."""
         names = {prepared.name: name for name, prepared in self.statements.items()}
-        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], found[0]), frame[5:])
+        if self.bound in self.statements:  # of several names for one statement, the one that was used
+            names[self.statements[self.bound].name] = self.bound
+        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], self.bound or found[0]), frame[5:])
+        if self.rewritten is not None and self.rewritten[0] is unit:
+            _, said, edits = self.rewritten
+            body = _POSITION.sub(lambda found: b"\0P%d\0" % place_before(said, edits, int(found[1])), body)
         return framing.frame(frame[:1], body)
 
     def capture(self, unit: Unit, capture: Capture) -> None:
@@ -479,7 +532,11 @@ class Session:
     @property
     def scope(self) -> Scope:
         """What decides, beside its text, what a statement means that this client prepares now."""
-        return self.pool.name, self.pool.schema_epoch, self.state.current.label
+        scope, label, epoch = self._scope, self.state.current.label, self.pool.schema_epoch
+        if label is not self._scope_label or epoch != scope.epoch:
+            self._scope_label = label
+            scope = self._scope = self.service.prepared.scope(self.pool.name, epoch, label)
+        return scope
 
     def send_later(self, data: bytes) -> None:
         """Bytes for the linked origin, sent when the walk is over."""
@@ -508,7 +565,7 @@ class Session:
             self._pending = capture
             return False
         self._attach(origin)
-        self._walk_from = position
+        self.walk_from = position
         return True
 
     def take_pending(self) -> Capture | None:
@@ -549,9 +606,31 @@ class Session:
             origin.units.append(Unit.own())
             origin.unnamed = None
             origin.settings = self.settings
+            origin.traces |= self.settings.customs
             self.service.stats.settings_replayed += 1
+        if self.insists and not self.traces <= origin.traces:
+            self._leave_traces(origin)
         if self.mode == "session":
             self.pin(PinKind.SESSION)
+
+    def look(self, text: bytes) -> None:
+        """Before linking for a text that may look at traces: see to it that those are this client's own."""
+        self.insists = self.service.config.strict_custom_settings or looks_closely(text) is not None
+
+    def _leave_traces(self, origin: Origin) -> None:
+        """Custom settings that this client has once set are known, as '', wherever it is."""
+        for name in sorted(name for name in self.traces - origin.traces if "." in name):
+            literal = quote_literal(name)
+            is_unknown = f"pg_catalog.current_setting({literal},true) IS NULL"
+            self.send_later(query(f"{set_config_sql(name, '')} WHERE {is_unknown}"))
+            origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
+            origin.unnamed = None
+            origin.traces |= {name}
+
+    @property
+    def kind(self) -> Kind:
+        """Clients that are taken to behave as this one does."""
+        return self.pool.name, self.user, self.reports.values.get("application_name", "")
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -561,7 +640,7 @@ class Session:
         """The pool's answer to `link`: go on where the walk stopped."""
         self.waiting = False
         self._attach(origin)
-        self._walk_from = 0
+        self.walk_from = 0
         self._resume_walk()
         if self.origin is origin and not origin.units and not self.closed:
             self.settled()
@@ -614,18 +693,18 @@ class Session:
             origin.send(parts[0] if len(parts) == 1 else b"".join(parts))
         except TransportClosed as error:
             parts.clear()
-            self._send_failed(origin, data, str(error))
+            self.send_failed(origin, data, str(error))
             return
         parts.clear()
-        self._walk_from = -1
+        self.walk_from = -1
         if origin.transport.pending > self.pool.high_water:
             self.transport.pause()
         if origin.units and origin.units[0].steps:
             origin.flush_made_up()
 
-    def _send_failed(self, origin: Origin, data: bytes, reason: str) -> None:
+    def send_failed(self, origin: Origin, data: bytes, reason: str) -> None:
         """The connection was dead. If it never got a byte for this session, the walk is repeated on another one."""
-        if self._walk_from < 0 or not data:
+        if self.walk_from < 0 or not data:
             origin.lost(f"while sending: {reason}")
             return
         origin.session = self.origin = None
@@ -634,7 +713,7 @@ class Session:
         self.service.stats.retries += 1
         self._chunks.clear()
         self._missing = self._stream = 0
-        self._inbox = data[self._walk_from :]
+        self._inbox = data[self.walk_from :]
         self._resume_walk()
 
     def origin_drained(self) -> None:
@@ -660,12 +739,25 @@ class Session:
             self.service.stats.query_errors += 1
             if self.state.watching:
                 self.state.error()
-            if _PLAN_OUTDATED in frame and self.origin is not None:
+            if PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
-        elif kind == COPY_IN and not unit.simple and unit.synced and self.origin is not None:
-            self._ignore_sync(unit, self.origin)
+        elif kind == COPY_IN and self.origin is not None:
+            self.copying = unit
+            if not unit.simple and unit.synced:
+                self._ignore_sync(unit, self.origin)
+            if self.leaving:
+                self.origin.send_or_lose(TERMINATE_FRAME)
         elif kind == COPY_BOTH:
             self.pin(PinKind.REPLICATION)
+
+    @property
+    def in_copy(self) -> bool:
+        """Whether the origin waits for COPY data that the client has not ended."""
+        unit, origin = self.copying, self.origin
+        if unit is None or origin is None or unit not in origin.units:
+            self.copying = None
+            return False
+        return self.leaving or not unit.failed
 
     def _ignore_sync(self, unit: Unit, origin: Origin) -> None:
         """An origin in COPY IN ignores the Sync that was sent along: `unit` ends with the next, which may be here."""
@@ -680,8 +772,12 @@ class Session:
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
         service = self.service
+        now = perf_counter()
         if unit.latency is not None:
-            unit.latency.observe(perf_counter() - unit.started)
+            unit.latency.observe(now - unit.started)
+            if unit.study is not None and not unit.failed and self.origin is not None:
+                study, mark = unit.study
+                study.add(mark, now - unit.started, self.origin.received)
         if unit.capture is not None:
             if status == IDLE or self.only_reads:
                 keep(service, unit.capture)
@@ -689,13 +785,18 @@ class Session:
                 unit.drop_capture()
         origin = self.origin
         assert origin is not None
+        origin.ready_at = now
         state = self.state
         if state.watching:
             state.ready(status, origin.reports.values.get("DateStyle", ""))
             if status == IDLE:
                 origin.settings = state.settings
                 state.watching = bool(origin.units)  # effects of what is pipelined behind are still to come
-        if status == IDLE:
+        if status != IDLE:
+            if not origin.block_since:
+                origin.block_since = unit.started
+        else:
+            origin.block_since = 0.0
             self.only_reads = False
             if self.portals:
                 self.portals.clear()
@@ -708,8 +809,8 @@ class Session:
                 self._schema_changed()
                 self.schema_changes = False
             if self.defaults_change:
-                self.pool.defaults_changed()
-                self.defaults_change = False
+                service.defaults_changed(self.defaults_change)
+                self.defaults_change = ()
         if origin.reports is not self.reports and not unit.silent:
             self.report(origin)
         if status != IDLE and self.mode == "statement":
@@ -730,17 +831,45 @@ class Session:
         self.service.catalog_changed(self.pool)
 
     def _invalidate(self) -> None:
-        cache = self.service.cache
-        if cache is None:
+        if self.service.cache is not None:
+            self.service.cache.invalidate(self.namespace, self.reach)
+
+    def has_nothing_to_do(self, origin: Origin) -> bool:
+        """Whether the end of an ordinary unit, outside a transaction, is nothing but the end of the link."""
+        state = self.state
+        return not (
+            state.watching or state.pins or state.tainted or self.writes or self.schema_changes
+            or self.defaults_change or self.only_reads or self.portals or self.leaving or self.holding
+            or self._stream_begun or self._to_origin or origin.reports is not self.reports
+        )  # fmt: skip
+
+    def part(self, origin: Origin, data: bytes) -> None:
+        """Give the client the rest of its answer, and the connection back: what `deliver` and `settled` do."""
+        try:
+            pending = self.transport.send(data)
+        except TransportClosed:
+            self.end(abrupt=True)
             return
-        if self.reach is None:
-            cache.invalidate_database(self.namespace)
-        else:
-            cache.invalidate_tables(self.namespace, self.reach)
+        self.origin = None
+        if not origin.transport.reading:
+            origin.transport.resume()
+        if not self.transport.reading and pending <= self.pool.high_water:
+            self.origin_drained()
+        self.pool.release(origin)
+
+    def tell(self, data: bytes) -> None:
+        """Send the client an answer that no origin was asked for, now."""
+        try:
+            pending = self.transport.send(data)
+        except TransportClosed:
+            self.end(abrupt=True)
+            return
+        if pending > self.pool.high_water:
+            self.transport.pause()
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
-        if self.leaving and self.origin is not None and self.origin.open_unit is not None:
+        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self.copying):
             return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
         try:
             self.transport.send(data)
@@ -764,14 +893,19 @@ class Session:
                 self._probe(origin)
         elif not self.holding:
             self.origin = None
-            origin.transport.resume()
-            self.origin_drained()  # what this connection has yet to take is no reason any more not to read the client
+            if not origin.transport.reading:
+                origin.transport.resume()
+            if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
+                self.origin_drained()
             if origin.outdated:
                 self.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
                 origin.close()
             else:
                 self.pool.release(origin)
+        if self.service.draining and not self.closed and not self.busy:
+            self.transport.pause()  # it begins nothing new
+            self.service.depart_soon(self)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -780,7 +914,7 @@ class Session:
             return
 
         def done(own: Unit) -> None:
-            if own.error is None and len(own.rows) == 2:
+            if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
                 answers = own.rows[1]
                 present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
                 for kind in self.state.probe_answered(present):
@@ -841,6 +975,9 @@ class Session:
         """Say `error` as the last thing and close."""
         if self.closed:
             return
+        if self.origin is not None and self.origin.mid_frame:
+            self.end(abrupt=True)  # words put inside a row that was cut short would be read as its values
+            return
         self.answer(error.fatal().response())
         self._flush_client()
         if not self.closed:
@@ -848,17 +985,25 @@ class Session:
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
         """The linked connection broke."""
+        if origin.fatal is not None and self.leaving:
+            self.origin_lost(origin.fatal)
+            return
         if origin.fatal is not None:
             told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
             reason = f"{reason}; it had said: {told}"
         self.origin_lost(errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
-        self.origin = None
+        origin, self.origin = self.origin, None
         self._to_origin.clear()
-        if self.writes:
-            self._invalidate()  # whether the write took effect is not known
+        if self.writes and origin is not None:
+            self._end_unsure(origin)
         self.fatal(error)
+
+    def _end_unsure(self, origin: Origin) -> None:
+        """Whether the write that `origin` works on takes effect is not known, and nobody will be told."""
+        self._invalidate()
+        self.service.follow_write(origin, self.namespace, self.reach)
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
@@ -884,12 +1029,18 @@ class Session:
         return compare_digest(self.key[1], secret)
 
     @property
+    def patience(self) -> float:
+        """How long it waits for a connection, in seconds."""
+        return self.service.deadlines(self.database, self.user).pool_wait_timeout
+
+    @property
     def busy(self) -> bool:
-        """Whether something is under way that a drain waits for."""
+        """Whether something is under way: an answer is owed or waited for, or a transaction is open."""
+        origin = self.origin
         return (
             self.waiting
             or self.flight is not None
-            or (self.origin is not None and not (self.pinned and not self.origin.units))
+            or (origin is not None and (bool(origin.units) or origin.status != IDLE))
         )
 
     def end(self, *, abrupt: bool, linger: bool = False) -> None:
@@ -918,12 +1069,12 @@ class Session:
         self._inbox = b""
         if origin is not None:
             self.origin = None
-            if self.writes:
-                self._invalidate()
+            if self.writes and origin.units:
+                self._end_unsure(origin)
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin)
+                self.service.cancel_abandoned(origin, within_message=self._stream_begun)
             elif not origin.closed:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come

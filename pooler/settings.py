@@ -25,7 +25,7 @@ _IDENTITY = ("session_authorization", "role")
 class Settings:
     """An interned set of settings: name (lower case) -> SQL statement. Make one with `Settings.of`."""
 
-    __slots__ = ("__weakref__", "_differences", "cache_off", "items", "label", "plain_user")
+    __slots__ = ("__weakref__", "_differences", "cache_off", "customs", "items", "label", "plain_user")
 
     _known: WeakValueDictionary[tuple[tuple[str, str], ...], Settings] = WeakValueDictionary()
 
@@ -34,6 +34,8 @@ class Settings:
         self._differences: WeakKeyDictionary[Settings, bytes] = WeakKeyDictionary()
         self.label = tuple(item for item in items if item[0] != "application_name")
         """What of it can decide an answer: part of every cache key."""
+        self.customs = frozenset(name for name, _ in items if "." in name)
+        """Custom settings, of which a connection keeps a trace."""
         wanted = dict(items)
         self.plain_user = not any(name in wanted for name in _IDENTITY)
         """Whether nobody has changed who the session is."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked
+from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
 from pooler.settings import DEFAULTS
-from pooler.sql.names import renamed
+from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
+from pooler.sql.views import Edit, edited
 from pooler.statements import Prepared
 from pooler.unit import HIDDEN, Unit
 from protocol import errors
@@ -45,7 +47,10 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         found = ask(session, prepared, ALL_TEXT, started, described=True)
         if isinstance(found, Entry):
             assert found.row_description is not None
-            session.answer(found.row_description + found.answer + session.ready_now)
+            response = found.row_description + found.answer + session.ready_now
+            session.answer(response)
+            if session.origin is None:
+                make_ready(session, data[position:frame_end], response, found, prepared)
             service.stats.hit_latency.observe(perf_counter() - started)
             return True
         if found is WAIT:
@@ -53,6 +58,8 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         capture = found
     if statement.recalls_sequences:
         session.go_home()
+    if session.origin is None and (statement.looks or session.insists):
+        session.look(text)
     if session.origin is None and not session.link(position, capture):
         return False
     assert session.origin is not None
@@ -64,7 +71,8 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     if capture is not None:
         session.capture(unit, capture)
     session.mind(statement, unit)
-    if statement.has_effects or (session.state.watching and statement.parts):
+    study(session, unit, statement, text, ALL_TEXT)
+    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
         session.send_later(_followed(session, unit, statement, text))
     else:
         session.send_later(data if frame_end == len(data) and not position else data[position:frame_end])
@@ -90,34 +98,34 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -
     set again behind it, unseen by the client.
     """
     state = session.state
-    state.watching = True
     followed: list[Part] = []
-    pieces: list[bytes] = []
-    position = 0
+    edits = views.edits(session, statement.shows) if statement.shows else []
     for part in statement.parts:
         followed.append(part)
         if part.named in session.statements:
-            pieces += [text[position : part.start], _renamed(session, part, text)]
-            position = part.end
+            edits += _renaming(session, part, text)
         elif part.resets and state.startup is not DEFAULTS:
             again = state.startup.restore([change.name for change in part.changes if change.apply_sql is None])
             followed += [HIDDEN] * len(again)
-            pieces += [text[position : part.end], *(b";" + sql.encode() for sql in again)]
-            position = part.end
-    unit.follow(followed)
-    pieces.append(text[position:])
-    frame = query(b"".join(pieces))
+            edits.append((part.end, part.end, b"".join(b";" + sql.encode() for sql in again)))
+    if followed:
+        state.watching = True
+        unit.follow(followed)
+    if edits:
+        edits.sort()
+        session.rewritten = (unit, text, edits)
+    frame = query(edited(text, edits))
     if any(part.discards == "all" for part in statement.parts) and state.startup is not DEFAULTS:
         frame += session.restore_startup(unit)
     return frame
 
 
-def _renamed(session: Session, part: Part, text: bytes) -> bytes:
-    """A statement that names one made by Parse, with pgnear's name for it; the linked connection has that then."""
+def _renaming(session: Session, part: Part, text: bytes) -> list[Edit]:
+    """The edit of a statement that names one made by Parse; the linked connection has that then by pgnear's name."""
     assert part.named is not None
     prepared = session.statements[part.named]
     _have(session, prepared)
-    return renamed(text, part.start, part.end, {part.named: prepared.name})
+    return renaming(text, part.start, part.end, {part.named: prepared.name})
 
 
 def _have(session: Session, prepared: Prepared) -> None:

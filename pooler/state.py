@@ -166,6 +166,20 @@ class SessionState:
         self.sql_statements.clear()
         self._end_transaction()
 
+    def keep(self, settings: dict[str, str]) -> None:
+        """Begin with `settings` (names and statements), too, but for names that the startup packet has."""
+        mine = {name: sql for name, sql in settings.items() if self.startup.get(name) is None}
+
+        def with_them(held: Settings) -> Settings:
+            return Settings.of({**mine, **dict(held.items)})
+
+        self.startup, self.settings, self.current = map(with_them, (self.startup, self.settings, self.current))
+        self._savepoints = [(name, with_them(held)) for name, held in self._savepoints]
+
+    def has_startup_value(self, name: str) -> bool:
+        """Whether nothing has changed the setting `name` since the startup packet."""
+        return name not in self._names and self.current.get(name) == self.startup.get(name)
+
     # ---- errors, reports, the end of a transaction -------------------------------------------------------------------
 
     def error(self) -> None:

@@ -36,6 +36,7 @@ class Stats:
     """The process's totals. One instance, shared by every session, pool and ceremony."""
 
     __slots__ = (
+        "breaker_refusals",
         "bypass_latency",
         "bytes_from_clients",
         "bytes_to_clients",
@@ -43,20 +44,29 @@ class Stats:
         "cancels_received",
         "clients_accepted",
         "clients_rejected",
+        "deadlines",
         "hit_latency",
         "login_failures",
         "miss_latency",
         "origin_connect_failures",
         "origin_connections_lost",
         "origin_connections_opened",
+        "origin_connections_replaced",
+        "origin_role_changes",
         "pins",
+        "pool_refusals",
         "pool_timeouts",
         "query_errors",
+        "reload_failures",
+        "reloads",
         "retries",
+        "rotations",
         "settings_replayed",
+        "stale_if_error_hits",
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
+        "writes_unsure",
     )
 
     def __init__(self) -> None:
@@ -66,6 +76,7 @@ class Stats:
         self.cancels_received = 0
         self.clients_accepted = 0
         self.clients_rejected: dict[str, int] = {}  # by reason
+        self.deadlines: dict[str, int] = {}  # by the setting that was exceeded
         self.login_failures = 0
         self.unauthenticated = 0  # gauge: connections that have not logged in yet
         self.hit_latency = Histogram()  # answered from the cache
@@ -73,11 +84,24 @@ class Stats:
         self.bypass_latency = Histogram()  # never a candidate for the cache
         self.origin_connect_failures = 0
         self.origin_connections_lost = 0
+        self.origin_connections_replaced = 0
         self.origin_connections_opened = 0
+        self.origin_role_changes = 0  # a server was promoted or demoted, and its connections drained
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
+        self.pool_refusals = 0  # refused at once: the queue was full or too slow
+        self.breaker_refusals = 0  # refused at once: the origin was not to be tried
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
+        self.reload_failures = 0
+        self.reloads = 0
         self.retries = 0
+        self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0
+        self.stale_if_error_hits = 0  # served from the cache because the origin could not be reached
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
+        self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen
+
+    def expired(self, deadline: str) -> None:
+        """The setting `deadline` was exceeded."""
+        self.deadlines[deadline] = self.deadlines.get(deadline, 0) + 1

@@ -12,12 +12,13 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import Final
 
 import trio
 
 from pooler.reactor import Handler, Reactor
 
-CHUNK_BYTES = 65536
+CHUNK_BYTES: Final = 65536
 """The most that one read takes from the kernel, and so the most plaintext one read can give."""
 
 
@@ -41,6 +42,9 @@ class TransportClosed(Exception):
 LINGER_SECONDS = 2.0
 """How long a peer has to read our last words."""
 
+MOST_LINGERING = 1000
+"""So many peers at most have that time: a flood that is turned away must not take all descriptors."""
+
 
 class Transport:
     """A non-blocking connected socket.
@@ -48,6 +52,9 @@ class Transport:
     Args:
       sock: connected (or accepted); becomes non-blocking and owned by the transport.
       reactor: where the transport is registered once traffic begins.
+
+    Attributes:
+      reading: not paused.
     """
 
     __slots__ = (
@@ -56,12 +63,13 @@ class Transport:
         "_out",
         "_outgoing",
         "_primed",
-        "_reading",
         "_registered",
         "closed",
         "fd",
+        "on_close",
         "peer",
         "reactor",
+        "reading",
         "sock",
         "tls",
     )
@@ -84,9 +92,10 @@ class Transport:
         self._out = bytearray()
         self._primed = False  # there may be news inside TLS that the socket does not tell of
         self._handler: Handler | None = None
-        self._reading = True
+        self.reading = True
         self._registered = False
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
 
     # ---- traffic -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +104,7 @@ class Transport:
         self.reactor.add(self.fd, handler)
         self._handler = handler
         self._registered = True
-        self._reading = True
+        self.reading = True
         if self._out:
             self.reactor.interest(self.fd, True, True)
 
@@ -157,8 +166,8 @@ class Transport:
         if self._handler is not None and self._primed:
             self._handler.readable()
 
-    def send(self, data: bytes) -> None:
-        """Send now what the kernel takes and keep the rest; `pending` says how much that is.
+    def send(self, data: bytes) -> int:
+        """Send now what the kernel takes and keep the rest; how much waits now, in bytes.
 
         Raises:
           TransportClosed: the connection broke; nothing more will be sent.
@@ -167,16 +176,18 @@ class Transport:
             data = self._encrypt(data)
         if self._out:
             self._out += data
-            return
+            return len(self._out)
         try:
             sent = self.sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             raise TransportClosed(error.strerror or str(error)) from None
-        if sent < len(data):
-            self._out += memoryview(data)[sent:]
-            self.reactor.interest(self.fd, self._reading, True)
+        if sent == len(data):
+            return 0
+        self._out += memoryview(data)[sent:]
+        self.reactor.interest(self.fd, self.reading, True)
+        return len(self._out)
 
     def _encrypt(self, data: bytes) -> bytes:
         assert self.tls is not None
@@ -218,17 +229,17 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             del self._out[:sent]
         if not self._out:
-            self.reactor.interest(self.fd, self._reading, False)
+            self.reactor.interest(self.fd, self.reading, False)
 
     def pause(self) -> None:
         """Stop reading: the other side of this stream is full."""
-        if self._reading:
-            self._reading = False
+        if self.reading:
+            self.reading = False
             self.reactor.interest(self.fd, False, bool(self._out))
 
     def resume(self) -> None:
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self.reactor.interest(self.fd, True, bool(self._out))
 
     def close(self) -> None:
@@ -242,6 +253,8 @@ class Transport:
         trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
         self._out.clear()
+        if self.on_close is not None:
+            self.on_close()
 
     def linger(self) -> None:
         """Close once the peer has had time to read what was sent: until it closes too, or `end_lingering`.
@@ -400,6 +413,8 @@ class _Lingering:
         self._transport = transport
         transport.unregister()
         transport.register(self)
+        while len(_lingering) >= MOST_LINGERING:
+            _lingering.popleft()[1].close()
         transport._out += transport._close_notify()
         _lingering.append((monotonic() + LINGER_SECONDS, transport))
         self.writable()

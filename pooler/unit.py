@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pooler.sql.statement import Part
 from protocol.errors import PgError
 
 if TYPE_CHECKING:
+    from pooler.cache.advice import Study
     from pooler.cache.flight import Flight, Flights
     from pooler.cache.policy import Policy
     from pooler.origin import Origin
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
 (
     BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, NO_DATA,
-    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION,
-) = b"23CWGDIEnAtS1sZT"  # fmt: skip
+    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
+) = b"23CWGDIEnAtS1sT"  # fmt: skip
+READY: Final = 0x5A
+"""Z, as a number: compiled, a literal costs nothing and a module's name a look-up."""
 
-ALL = frozenset(range(256))
-PLAIN = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NOTIFICATION})
+ALL: Final = frozenset(range(256))
+PLAIN: Final = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NOTIFICATION})
 """Frames that even a plain unit looks at."""
 WATCHFUL = PLAIN | {COMMAND_COMPLETE}
 """The same for a session with a write or a SET under way: completions matter too."""
@@ -44,9 +47,10 @@ SCRIPTED = WATCHFUL | {
 HIDDEN = Part()
 """Stands for a statement that pgnear has added to a client's text: the client sees nothing of it."""
 
-# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP,
-# FAIL), the Prepared (PARSE, DESCRIBE) or the Part that is complete with it (EXECUTE).
-PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL = range(7)
+# What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP, or
+# in place of an error: FAIL, DOUBTED), the Prepared (PARSE, DESCRIBE), the client's name for its statement (BIND) or
+# the Part that is complete with it (EXECUTE). DOUBTED: Parse of an unnamed statement that may never have been made.
+PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, DOUBTED = range(8)
 COMPLETES = {
     PARSE_COMPLETE: PARSE,
     BIND_COMPLETE: BIND,
@@ -72,8 +76,8 @@ class Capture:
     """
 
     __slots__ = (
-        "database", "flight", "flights", "key", "policy", "prepared", "row_description", "rows", "sent_at", "size",
-        "stamp", "tables", "tag",
+        "database", "flight", "flights", "key", "parameter_description", "policy", "prepared", "row_description",
+        "rows", "sent_at", "size", "stamp", "tables", "tag",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +102,7 @@ class Capture:
         self.rows: list[bytes] = []
         self.size = 0
         self.row_description: bytes | None = None
+        self.parameter_description: bytes | None = None
         self.tag: bytes | None = None
 
     def fail(self) -> None:
@@ -125,9 +130,13 @@ class Unit:
       silent: its ReadyForQuery is not passed on: that of the unit behind it, pgnear's own (`announces`), is.
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
+      study: where it counts as a read, and a hash of what was asked.
+      prefix: what the client gets in front of the answer, for what the origin was not asked. again: where that was a
+        Parse, the statement that stood in for it, and the request as its client sent it.
     """
 
     __slots__ = (
+        "again",
         "announces",
         "capture",
         "done",
@@ -136,11 +145,13 @@ class Unit:
         "latency",
         "notable",
         "parts",
+        "prefix",
         "rows",
         "silent",
         "simple",
         "started",
         "steps",
+        "study",
         "swallow",
         "synced",
     )
@@ -161,6 +172,9 @@ class Unit:
         self.error: PgError | None = None
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
+        self.study: tuple[Study, int] | None = None
+        self.prefix = b""
+        self.again: tuple[Prepared, bytes] | None = None
 
     @classmethod
     def own(cls, done: Callable[[Unit], None] | None = None) -> Unit:
@@ -227,7 +241,7 @@ class Unit:
     def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
         assert self.steps is not None
         step_kind, forward, argument, _ = self.steps[0]
-        if COMPLETES.get(kind) != step_kind:
+        if COMPLETES.get(kind) != step_kind and not (step_kind == DOUBTED and kind == PARSE_COMPLETE):
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
                 return forward
@@ -249,11 +263,22 @@ class Unit:
         self.failed = True
         origin.unnamed = None  # whether its Parse was the message that failed is not worth following
         forward = True
+        session = origin.session
         if self.steps:
-            if self.steps[0][0] == FAIL:
-                origin.emit(self.steps[0][2])
+            kind, _, argument, _ = self.steps[0]
+            if kind in (FAIL, DOUBTED):
+                origin.emit(argument)
                 forward = False
+            unnamed = kind == PARSE and session is not None and session.statements.get(b"") is argument
             self.undo()
+            if unnamed and session is not None:
+                session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
+            if kind == BIND and session is not None:
+                session.bound = argument
+            elif kind == PARSE and session is not None and argument.edits:
+                session.rewritten = (self, argument.said, argument.edits)
+        elif self.steps is None and not self.simple and session is not None:
+            session.unnamed_doubted = True
         return forward
 
     def undo(self) -> None:
@@ -273,7 +298,9 @@ class Unit:
             capture.row_description = frame
         elif kind == COMMAND_COMPLETE and capture.tag is None:
             capture.tag = frame
-        elif kind not in (PARSE_COMPLETE, BIND_COMPLETE, PARAMETER_DESCRIPTION):
+        elif kind == PARAMETER_DESCRIPTION:
+            capture.parameter_description = frame
+        elif kind not in (PARSE_COMPLETE, BIND_COMPLETE):
             self.give_up_capture()  # notices, COPY, a suspended portal: not only rows
 
     def drop_capture(self) -> None:

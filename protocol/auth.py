@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +67,9 @@ class ScramVerifier:
     server_key: bytes = field(repr=False)
 
     @classmethod
-    def from_password(cls, password: str, iterations: int = 4096) -> ScramVerifier:
-        """What PostgreSQL would store for `password`, with a fresh salt."""
-        salt = secrets.token_bytes(SALT_BYTES)
+    def from_password(cls, password: str, iterations: int = 4096, *, salt: bytes | None = None) -> ScramVerifier:
+        """What PostgreSQL would store for `password`, with a fresh salt unless one is given."""
+        salt = salt or secrets.token_bytes(SALT_BYTES)
         salted = hashlib.pbkdf2_hmac("sha256", bytes(_Password(password)), salt, iterations)
         client_key = hmac.digest(salted, b"Client Key", "sha256")
         return cls(iterations, salt, hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256"))
@@ -116,16 +117,25 @@ class ScramServer:
     """One client's SCRAM exchange.
 
     Args:
-      verifier: the user's, or None for one who does not exist; that fails after the same work.
+      verifiers: the user's, the current one first; former ones that will do as well behind it. Those with another
+        salt or number of iterations are left out, for the client is told of one. None at all is a user who does not
+        exist; that fails after the same work.
       channel_binding: the own certificate's `tls_server_end_point`, or None without TLS.
     """
 
-    def __init__(self, verifier: ScramVerifier | None, user: str, channel_binding: bytes | None) -> None:
-        self._known = verifier is not None
-        self._verifier = verifier or ScramVerifier.doomed(user)
+    def __init__(
+        self,
+        verifiers: Sequence[ScramVerifier],
+        user: str,
+        channel_binding: bytes | None,
+    ) -> None:
+        self._known = bool(verifiers)
+        first, *former = verifiers or (ScramVerifier.doomed(user),)
+        alike = (each for each in former if (each.salt, each.iterations) == (first.salt, first.iterations))
+        self._verifiers = (first, *alike)
         self._user = user
         self._channel_binding = channel_binding
-        self._server: Any = None
+        self._servers: list[Any] = []
 
     def start(self) -> bytes:
         """The AuthenticationSASL frame: the mechanisms on offer."""
@@ -138,7 +148,7 @@ class ScramServer:
         Raises:
           PgError: 28P01 where the proof is wrong, 08P01 for a message that is no SCRAM.
         """
-        if self._server is None:
+        if not self._servers:
             return self._first(payload), False
         return self._final(payload), True
 
@@ -158,20 +168,25 @@ class ScramServer:
         if message.startswith("y") and self._channel_binding is not None:
             # The client could bind and thinks the server cannot: somebody has taken -PLUS out of the offer.
             raise channel_binding_downgraded()
-        verifier = self._verifier
-        binding = (_BINDING, self._channel_binding) if self._channel_binding is not None else None
+        nonce = _nonce()  # the client is told of one, and all of them must know it
+        self._servers = [self._server(mechanism, verifier, nonce) for verifier in self._verifiers]
         try:
-            self._server = _MECHANISMS[mechanism].make_server(
-                lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
-                channel_binding=binding,
-                s_nonce=_nonce(),
-            )
-            self._set_client_first(message)
-            return _authentication(_SASL_CONTINUE, self._server.get_server_first().encode())
+            for server in self._servers:
+                self._set_client_first(server, message)
+                first = server.get_server_first()
+            return _authentication(_SASL_CONTINUE, first.encode())
         except ScramException as error:
             raise protocol_violation(f"malformed SCRAM message: {error}") from None
 
-    def _set_client_first(self, message: str) -> None:
+    def _server(self, mechanism: str, verifier: ScramVerifier, nonce: str) -> Any:
+        return _MECHANISMS[mechanism].make_server(
+            lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
+            channel_binding=(_BINDING, self._channel_binding) if self._channel_binding is not None else None,
+            s_nonce=nonce,
+        )
+
+    @staticmethod
+    def _set_client_first(server: Any, message: str) -> None:
         """Give scramp the client's first message.
 
         libpq leaves the SCRAM user name empty, as the startup packet has it, and scramp refuses an empty name. So
@@ -179,18 +194,21 @@ class ScramServer:
         """
         header, separator, bare = message.partition(",n=,")
         if not separator:
-            self._server.set_client_first(message)
+            server.set_client_first(message)
             return
-        self._server.set_client_first(f"{header},n=*,{bare}")
-        self._server.client_first_bare = f"n=,{bare}"
+        server.set_client_first(f"{header},n=*,{bare}")
+        server.client_first_bare = f"n=,{bare}"
 
     def _final(self, payload: bytes) -> bytes:
-        try:
-            self._server.set_client_final(self._text(payload))
-            final = self._server.get_server_final()
-        except ScramException:
-            raise auth_failed(self._user) from None
-        if not self._known:
+        message = self._text(payload)
+        final = ""
+        for server in self._servers:  # each of them, whichever fits
+            try:
+                server.set_client_final(message)
+                final = server.get_server_final()
+            except ScramException:
+                pass
+        if not final or not self._known:
             raise auth_failed(self._user)
         return _authentication(_SASL_FINAL, final.encode())
 

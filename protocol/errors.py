@@ -166,6 +166,28 @@ def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
     )
 
 
+@_example(pool="shop", limit=500)
+def queue_full(pool: str, limit: int) -> PgError:
+    """As many clients as `max_waiting` wait for an origin connection already."""
+    return PgError(
+        "53300",
+        f'too many clients wait for an origin connection of pool "{pool}"',
+        detail=f"{limit} wait already.",
+        hint="Try again later; shorten transactions, or raise pool_size or max_waiting.",
+    )
+
+
+@_example(pool="shop", expected_seconds=31.4159, limit_seconds=10.0)
+def queue_too_slow(pool: str, expected_seconds: float, limit_seconds: float) -> PgError:
+    """At the pace of the queue a client would wait for longer than `pool_wait_timeout`: it is not made to."""
+    return PgError(
+        "53300",
+        f'pool "{pool}" is overloaded: no origin connection is expected to become free in time',
+        detail=f"The wait would be about {expected_seconds:.3g} s, and {limit_seconds:g} s is the most that it may be.",
+        hint="Try again later; shorten transactions, or raise pool_size or pool_wait_timeout.",
+    )
+
+
 @_example(limit=10000)
 def too_many_clients(limit: int) -> PgError:
     """A client connected while `max_client_connections` others were."""
@@ -185,6 +207,17 @@ def too_many_logins(limit: int) -> PgError:
         "too many connections that have not logged in yet",
         detail=f"{limit} logins are under way.",
         hint="Try again; raise max_unauthenticated_connections if this is expected.",
+    )
+
+
+@_example(limit=100)
+def too_many_from_address(limit: int) -> PgError:
+    """A client connected while `max_connections_per_address` connections from its address were open."""
+    return PgError(
+        "53300",
+        "too many connections from this address",
+        detail=f"{limit} are open.",
+        hint="Close some, or raise max_connections_per_address.",
     )
 
 
@@ -253,6 +286,19 @@ def origin_unreachable(reason: str) -> PgError:
     return PgError("08001", f"the origin database cannot be reached: {reason}")
 
 
+@_example(reason="the origin database cannot be reached: Connection refused", failures=5, retry_in_seconds=1.234)
+@_example(reason="the origin database cannot be reached: Connection refused", failures=6, retry_in_seconds=0.0)
+def origin_paused(reason: str, failures: int, retry_in_seconds: float) -> PgError:
+    """The origin could not be reached so often that it is left alone for a while; see [breaker]."""
+    again = f"the next attempt is in {retry_in_seconds:.1f} s" if retry_in_seconds else "an attempt is under way"
+    return PgError(
+        "57P03",
+        f"{reason}; {again}",
+        detail=f"{failures} attempts in a row have failed.",
+        hint="Try again then.",
+    )
+
+
 @_example(cause=PgError("22023", 'role "reporting" does not exist'))
 def settings_not_restored(cause: PgError) -> PgError:
     """A connection refused a setting that this client had made on another one; the SQLSTATE is the origin's. The
@@ -308,6 +354,31 @@ def catalog_unknown(database: str) -> PgError:
         f'the catalog of database "{database}" is not known now',
         hint="Try again in a second, or PURGE ALL.",
     )
+
+
+@_example(database="shop", seconds=300.0)
+def paused(database: str, seconds: float) -> PgError:
+    """A query waited `pause_timeout` for a database that an operator has paused."""
+    return PgError(
+        "57P03",
+        f'database "{database}" is paused',
+        detail=f"It did not go on within {seconds:g} s.",
+        hint="RESUME on the console lets it go on; see pause_timeout.",
+    )
+
+
+@_example(database="shop")
+def disabled(database: str) -> PgError:
+    """A client asked for a database that takes no new clients (DISABLE on the console)."""
+    return PgError(
+        "57P03", f'database "{database}" takes no new clients', hint="ENABLE on the console lets them in again."
+    )
+
+
+@_example(problems="pgnear.toml line 3: pool_size: input should be greater than or equal to 1")
+def cannot_reload(problems: str) -> PgError:
+    """RELOAD, and the configuration cannot be used; the old one still holds."""
+    return PgError("F0000", "the configuration was not reloaded", detail=problems, hint="Correct it, and RELOAD again.")
 
 
 @_example(name="public.odrers")
@@ -448,6 +519,52 @@ def replication_disabled() -> PgError:
 def login_timeout(seconds: float) -> PgError:
     """A client did not finish its login within `client_login_timeout`."""
     return PgError("57014", f"login did not finish within {seconds:g} s", hint="See client_login_timeout.")
+
+
+@_example(seconds=30.0)
+def query_timeout(seconds: float) -> PgError:
+    """The origin worked on a query for longer than `query_timeout`, and was asked to cancel it. Where it does not obey
+    within `cancel_wait_timeout`, the client's connection ends."""
+    return PgError(
+        "57014",
+        "canceling statement due to query_timeout",
+        detail=f"The origin worked on it for more than {seconds:g} s.",
+        hint="Raise query_timeout, in general or in an [[override]] for this user.",
+    )
+
+
+@_example(seconds=60.0)
+def transaction_timeout(seconds: float) -> PgError:
+    """A transaction was open for longer than `transaction_timeout`. It is rolled back, the client's connection ends."""
+    return PgError(
+        "25P04",
+        "terminating connection due to transaction_timeout",
+        detail=f"The transaction was open for more than {seconds:g} s.",
+        hint="Raise transaction_timeout, in general or in an [[override]] for this user.",
+    )
+
+
+@_example(seconds=60.0)
+def idle_in_transaction_timeout(seconds: float) -> PgError:
+    """A client said nothing inside a transaction for longer than `idle_in_transaction_timeout`. The transaction is
+    rolled back, the client's connection ends."""
+    return PgError(
+        "25P03",
+        "terminating connection due to idle_in_transaction_timeout",
+        detail=f"The client said nothing inside a transaction for more than {seconds:g} s.",
+        hint="Raise idle_in_transaction_timeout, in general or in an [[override]] for this user.",
+    )
+
+
+@_example(seconds=3600.0)
+def client_idle_timeout(seconds: float) -> PgError:
+    """A client said nothing outside a transaction for longer than `client_idle_timeout`. Its connection ends."""
+    return PgError(
+        "57P05",
+        "terminating connection due to client_idle_timeout",
+        detail=f"The client said nothing for more than {seconds:g} s.",
+        hint="Raise client_idle_timeout, in general or in an [[override]] for this user.",
+    )
 
 
 @_example()

@@ -9,13 +9,14 @@ Source: PostgreSQL documentation, "Frontend/Backend Protocol", sections "Message
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-from protocol.errors import FrameError, invalid_message_length, message_too_large
+from protocol.errors import FrameError, invalid_message_length, malformed_message, message_too_large
 
 HEADER_BYTES = 5
 """Type byte and length of every message after the startup packet."""
 
-length_at = Struct("!i").unpack_from
+length_at: Final = Struct("!i").unpack_from
 """`length_at(data, position)[0]`: the length field; it counts its own 4 bytes, not the type byte."""
 
 
@@ -40,6 +41,7 @@ def frame_end(data: bytes, position: int, limit: int) -> int:
 
 SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
+TERMINATE_FRAME = b"X\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
 """Sync, Flush, and ReadyForQuery outside a transaction: whole frames."""
 
@@ -69,7 +71,7 @@ class FrameReader:
         buffer = self._buffer
         if len(buffer) < HEADER_BYTES:
             return None
-        end = frame_end(buffer, 0, self._limit)  # type: ignore[arg-type]
+        end = frame_end(bytes(buffer[:HEADER_BYTES]), 0, self._limit)
         if end > len(buffer):
             return None
         frame = (buffer[0], bytes(buffer[HEADER_BYTES:end]))
@@ -96,6 +98,18 @@ def query(text: str | bytes) -> bytes:
 def command_complete(tag: bytes) -> bytes:
     """A CommandComplete frame with `tag`."""
     return frame(b"C", tag + b"\0")
+
+
+def parameter_status(body: bytes) -> tuple[str, str]:
+    """Name and value in a ParameterStatus's body.
+
+    Raises:
+      MalformedMessage: they are not there.
+    """
+    fields = body.split(b"\0")
+    if len(fields) != 3 or fields[2]:
+        raise malformed_message("ParameterStatus", "it is not a name and a value")
+    return fields[0].decode(errors="replace"), fields[1].decode(errors="replace")
 
 
 def data_row(body: bytes) -> list[bytes | None]:

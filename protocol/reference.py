@@ -23,6 +23,8 @@ CONDITIONS = {
     "0A000": "feature_not_supported",
     "22021": "character_not_in_repertoire",
     "22023": "invalid_parameter_value",
+    "25P03": "idle_in_transaction_session_timeout",
+    "25P04": "transaction_timeout",
     "26000": "invalid_sql_statement_name",
     "28000": "invalid_authorization_specification",
     "28P01": "invalid_password",
@@ -39,6 +41,9 @@ CONDITIONS = {
     "55000": "object_not_in_prerequisite_state",
     "57014": "query_canceled",
     "57P01": "admin_shutdown",
+    "57P03": "cannot_connect_now",
+    "57P05": "idle_session_timeout",
+    "F0000": "config_file_error",
     "XX000": "internal_error",
 }
 """PostgreSQL's names for the SQLSTATEs (appendix "PostgreSQL Error Codes")."""

@@ -58,7 +58,6 @@ class Console:
     def __init__(self, service: Service) -> None:
         self.conversations: set[Conversation] = set()
         self._service = service
-        self._allowed = service.config.administrators()
 
     def check(self, user: str) -> None:
         """Let pass who may use the console.
@@ -66,7 +65,7 @@ class Console:
         Raises:
           PgError: 42501.
         """
-        if user not in self._allowed:
+        if user not in self._service.config.administrators():
             raise errors.console_not_allowed(user)
 
     def welcome(self, transport: Transport, request: StartupMessage, received: bytes) -> None:
@@ -167,7 +166,7 @@ class Conversation:
                 kind, body = message
                 if kind == ord("X"):
                     return
-                out += self._answer(kind, body)
+                out += await self._answer(kind, body)
                 if len(out) > _FLUSH_BYTES:
                     await self.transport.send_all(bytes(out))
                     out.clear()
@@ -178,7 +177,7 @@ class Conversation:
                 return
             reader.feed(data)
 
-    def _answer(self, kind: int, body: bytes) -> bytes:
+    async def _answer(self, kind: int, body: bytes) -> bytes:
         """What one message is answered with.
 
         Raises:
@@ -186,7 +185,7 @@ class Conversation:
         """
         if kind == ord("Q"):
             self._statements.pop("", None)
-            return self._query(_Fields(body).text()) + _READY
+            return await self._query(_Fields(body).text()) + _READY
         if kind == ord("S"):
             self._skipping = False
             self._portals.clear()
@@ -194,25 +193,24 @@ class Conversation:
         if kind == ord("H") or self._skipping:
             return b""
         handle = {
-            ord("P"): self._parse, ord("B"): self._bind, ord("D"): self._describe, ord("E"): self._execute,
-            ord("C"): self._close,
+            ord("P"): self._parse, ord("B"): self._bind, ord("D"): self._describe, ord("C"): self._close,
         }.get(kind)  # fmt: skip
-        if handle is None:
+        if handle is None and kind != ord("E"):
             raise errors.protocol_violation(f"the console does not take messages of type {chr(kind)!r}")
         try:
-            return handle(_Fields(body))
+            return handle(_Fields(body)) if handle is not None else await self._execute(_Fields(body))
         except PgError as error:
             if error.sqlstate == "08P01":
                 raise
             self._skipping = True
             return error.response()
 
-    def _query(self, text: str) -> bytes:
+    async def _query(self, text: str) -> bytes:
         try:
             command = self._read(text)
             if command is None:
                 return _EMPTY
-            rows, tag = command.run()
+            rows, tag = await command.run()
         except PgError as error:
             return error.response()
         described = _row_description(command.columns, ()) if command.columns else b""
@@ -268,14 +266,14 @@ class Conversation:
             return before + _NO_DATA
         return before + _row_description(command.columns, formats)
 
-    def _execute(self, fields: _Fields) -> bytes:
+    async def _execute(self, fields: _Fields) -> bytes:
         portal = self._portal(fields.text())
         limit = fields.long()
         command = portal.command
         if command is None:
             return _EMPTY
         if portal.rows is None:
-            portal.rows, portal.tag = command.run()
+            portal.rows, portal.tag = await command.run()
         rows = portal.rows
         if 0 < limit < len(rows):
             sent, portal.rows = rows[:limit], rows[limit:]

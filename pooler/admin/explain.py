@@ -46,7 +46,7 @@ def explain(service: Service, user: str, application_name: str, database: str | 
         return [("cacheable", "no"), ("reason", "the cache is off (cache.enabled)"), ("database", pool.name)]
     text = statement.encode()
     understood = service.classifier(text)
-    path = _search_path(pool)
+    path = search_path_of(pool)
     names = parse_search_path(path) if path is not None else None
     catalog = pool.catalog
     known = catalog is not None or not understood.cacheable
@@ -64,16 +64,17 @@ def explain(service: Service, user: str, application_name: str, database: str | 
         ("database", pool.name),
         ("user", user),
         ("search_path", path or "not known: every schema counts"),
-        ("tables", _tables(catalog, verdict.tables) or _named(understood)),
+        ("tables", table_names(catalog, verdict.tables) or _named(understood)),
         ("functions", ", ".join(sorted(verdict.functions if verdict.cacheable else _suspects(understood, verdict)))),
         ("fingerprint", mark),
         *_policy(policy),
+        *_capped(service, store, pool, verdict),
         ("key", "database, user, settings except application_name, text, parameters and their types, result formats"),
     ]
     return lines + _entries(store, pool.name, user, text)
 
 
-def _search_path(pool: Pool) -> str | None:
+def search_path_of(pool: Pool) -> str | None:
     """The search_path of a session that sets none; None where the origin does not report it (before 18)."""
     for origin in pool.origins:
         if origin.settings is DEFAULTS and "search_path" in origin.reports.values:
@@ -82,7 +83,8 @@ def _search_path(pool: Pool) -> str | None:
     return known.values.get("search_path") if known is not None else None
 
 
-def _tables(catalog: Catalog | None, oids: Iterable[int]) -> str:
+def table_names(catalog: Catalog | None, oids: Iterable[int]) -> str:
+    """Relations as an operator knows them, in order."""
     relations = catalog.relations if catalog is not None else {}
     return ", ".join(sorted(f"{relations[oid].schema}.{relations[oid].name}" for oid in oids if oid in relations))
 
@@ -105,6 +107,18 @@ def _policy(policy: Policy) -> list[Line]:
         ("negative_ttl", f"{policy.negative_ttl:g} s"),
     ]
     return lines + ([("note", policy.ignored)] if policy.ignored else [])
+
+
+def _capped(service: Service, store: Store, pool: Pool, verdict: Verdict) -> list[Line]:
+    """Why the answer lives no longer than `ttl_without_stream`, where it does not."""
+    if not verdict.cacheable:
+        return []
+    reasons = [f"the {ear} that tells of writes past pgnear is lost" for ear in sorted(service.not_heard[pool.name])]
+    untold = verdict.tables & store.uncovered(pool.name)
+    if untold:
+        reasons.append(f"the stream does not tell of changes of {table_names(pool.catalog, untold)}")
+    seconds = service.config.cache.ttl_without_stream
+    return [("capped", f"{seconds:g} s: {'; '.join(reasons)}")] if reasons else []
 
 
 def _entries(store: Store, database: str, user: str, text: bytes) -> list[Line]:

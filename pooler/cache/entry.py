@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pooler.cache.epochs import Epochs
 from pooler.cache.eviction import Evictable, S3Fifo
+from pooler.cache.ready import View
 
 TTL_JITTER = 0.1
 """TTLs are shortened by up to this part, so that what was stored together does not expire together."""
@@ -61,17 +62,19 @@ class Entry(Evictable):
 
     Attributes:
       answer: DataRow frames and the CommandComplete frame. row_description: that frame, or None where nobody asked.
+      parameter_description: that frame of its statement, or None where nobody asked.
       row_count: DataRow frames in it.
       stored_at: seconds, when its query was sent. expires: it is fresh until then. stale_until: served until then.
       stamp: the clock up to which its tables are known not to have changed.
       tables: ids of what it was read from. database: their database.
       fingerprint: of its statement, whatever the caller knows it by.
       size: bytes it is accounted with. hits: how often it was served.
+      ready: where the shelf has it, if it does.
     """
 
     __slots__ = (
-        "answer", "epochs", "expires", "fingerprint", "hits", "key", "namespace", "refreshing", "row_count",
-        "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
+        "answer", "epochs", "expires", "fingerprint", "hits", "key", "namespace", "parameter_description", "ready",
+        "refreshing", "row_count", "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +95,7 @@ class Entry(Evictable):
         self.tag_size = len(tag)
         self.row_count = len(rows)
         self.row_description = row_description
+        self.parameter_description: bytes | None = None
         self.key = key
         self.epochs = epochs
         self.stamp = stamp
@@ -106,10 +110,16 @@ class Entry(Evictable):
         self.stale_until = self.expires + stale if stale else self.expires
         self.refreshing = 0.0
         self.hits = 0
+        self.ready: list[tuple[View, bytes]] | None = None
         self.uses = 0
         self.mark = hash(key)
         self.queue = self.newer = self.older = None
         self.size = 0
+
+    def end_after(self, seconds: float) -> None:
+        """Serve it no longer than `seconds` after its query was sent, not even stale."""
+        end = self.stored_at + seconds
+        self.expires, self.stale_until = min(self.expires, end), min(self.stale_until, end)
 
     @property
     def rows(self) -> bytes:

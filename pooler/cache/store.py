@@ -16,7 +16,7 @@ whose last part is the entry's own; the other parts may be shared with others.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from sys import getsizeof
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from pooler.cache.entry import Entry, Freshness, Namespace
 from pooler.cache.epochs import NEVER, Epochs
 from pooler.cache.eviction import MAX_USES, Evictable, S3Fifo
+from pooler.cache.ready import Shelf
 
 ENTRY_BYTES = 440
 """What an entry costs beside its bytes and its place in the dictionary: the object, its numbers, its key's tuple."""
@@ -40,6 +41,9 @@ REFRESH_SECONDS = 30.0
 ROOM_BYTES = 65536
 """So much more than it needs itself an entry makes room for, while the bound is passed."""
 
+SHELF_PART = 16
+"""Answers that are ready to be sent take at most one part in so many of the bytes."""
+
 Frame = bytes  # in Store, `bytes` is how many it holds
 
 
@@ -49,12 +53,21 @@ class Store:
     Args:
       max_bytes: bound for all entries together. max_entry_bytes: for the rows of one.
       stale_if_error: seconds for which a stale entry is kept beyond its time, for `get_even_if_stale`.
+      on_drop: told of every entry that was of use and goes.
     """
 
-    def __init__(self, max_bytes: int, max_entry_bytes: int, *, stale_if_error: float = 0.0) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        max_entry_bytes: int,
+        *,
+        stale_if_error: float = 0.0,
+        on_drop: Callable[[Entry], None] | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self.max_entry_bytes = max_entry_bytes
         self.stale_if_error = stale_if_error
+        self.on_drop = on_drop
         self.clock = 0
         self.table_invalidations = 0
         self.database_invalidations = 0
@@ -64,6 +77,7 @@ class Store:
         self._held = 0  # bytes of entries and shared parts, without the dictionaries
         self._databases: dict[str, Epochs] = {}
         self._purged = NEVER
+        self.shelf = Shelf(max_bytes // SHELF_PART)
         self._common = self._queues(max_bytes)
         self._all_queues = [self._common]
         self._ghosts = self._common.ghost.bytes
@@ -79,7 +93,8 @@ class Store:
     @property
     def bytes(self) -> int:
         """What the store has grown the process by, within a tenth."""
-        return int(self._held * (1.0 + HEAP_PART) + getsizeof(self._entries) + getsizeof(self._shared) + self._ghosts)
+        tables = getsizeof(self._entries) + getsizeof(self._shared) + self._ghosts
+        return int(self._held * (1.0 + HEAP_PART)) + tables + self.shelf.bytes
 
     def namespace(self, name: str, max_bytes: int | None = None) -> Namespace:
         """The namespace `name`; made at the first call, and only then `max_bytes` matters."""
@@ -222,10 +237,14 @@ class Store:
           stamp: from `begin`. sent_at: seconds, when the query was sent: what was read may be as old as that.
           tables: any ids by which they are invalidated.
         """
-        return Entry(
-            rows, row_description, tag, key=key, epochs=self._epochs(database), stamp=stamp, stored_at=sent_at,
-            tables=tables, policy=policy, fingerprint=fingerprint,
+        epochs = self._epochs(database)
+        entry = Entry(
+            rows, row_description, tag, key=key, epochs=epochs, stamp=stamp, stored_at=sent_at, tables=tables,
+            policy=policy, fingerprint=fingerprint,
         )  # fmt: skip
+        if not epochs.uncovered.isdisjoint(tables):
+            entry.end_after(epochs.uncovered_cap)
+        return entry
 
     def put(self, entry: Entry) -> bool:
         """Keep an entry and make room for it. False, and it is not kept, where it is too large or out of date.
@@ -279,6 +298,8 @@ class Store:
 
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.key]
+        if entry.hits and self.on_drop is not None:
+            self.on_drop(entry)
         namespace = entry.namespace
         if entry.queue is not None:  # a victim has left its queue already
             namespace.queues.remove(entry)
@@ -286,12 +307,15 @@ class Store:
         namespace.bytes -= entry.size
         namespace.entries -= 1
         self._unshare(entry)
+        if entry.ready is not None:
+            self.shelf.forget(entry)
 
     # ---- bytes -------------------------------------------------------------------------------------------------------
 
     @staticmethod
     def _size(entry: Entry) -> int:
-        return ENTRY_BYTES + 8 * len(entry.key) + _heap_bytes(entry.answer) + _heap_bytes(entry.key[-1])
+        own = (entry.answer, entry.key[-1], entry.parameter_description)
+        return ENTRY_BYTES + 8 * len(entry.key) + sum(map(_heap_bytes, own))
 
     def _share(self, entry: Entry) -> None:
         if entry.row_description is not None:
@@ -324,6 +348,13 @@ class Store:
 
     # ---- the end of entries ------------------------------------------------------------------------------------------
 
+    def invalidate(self, database: str, tables: Iterable[Hashable] | None) -> None:
+        """`invalidate_tables`; where `tables` is None, anything may have changed: `invalidate_database`."""
+        if tables is None:
+            self.invalidate_database(database)
+        else:
+            self.invalidate_tables(database, tables)
+
     def invalidate_tables(self, database: str, tables: Iterable[Hashable]) -> None:
         """Nothing that was read from `tables` so far, nor any read in flight, may be served from now on."""
         self.clock += 1
@@ -341,6 +372,18 @@ class Store:
         Who takes it off because writes are seen again should invalidate the database: some were not seen.
         """
         self._epochs(database).limit(seconds)
+
+    def cap_tables(self, database: str, tables: frozenset[Hashable], seconds: float) -> None:
+        """From now on, store answers from any of `tables` for no longer than `seconds`, others as their policy says.
+
+        Who adds a table should invalidate it: what is stored already is not touched.
+        """
+        epochs = self._epochs(database)
+        epochs.uncovered, epochs.uncovered_cap = tables, seconds
+
+    def uncovered(self, database: str) -> frozenset[Hashable]:
+        """What `cap_tables` was given."""
+        return self._epochs(database).uncovered
 
     def sweep(self, now: float, budget: int) -> int:
         """Look at up to `budget` entries, going on where the last sweep ended, and free those that are dead.

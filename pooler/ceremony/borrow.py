@@ -17,13 +17,19 @@ from pooler.settings import DEFAULTS, Settings
 from pooler.transport import TransportClosed
 from protocol import errors
 from protocol.errors import PgError
+from protocol.framing import parameter_status
 
 
 class _Borrower:
     """A task in the pool's queue."""
 
-    def __init__(self, settings: Settings) -> None:
+    user = ""  # all of them take turns as one user would
+
+    def __init__(self, settings: Settings, patience: float) -> None:
         self.settings = settings
+        self.patience = patience
+        self.traces = settings.customs
+        self.insists = False
         self.origin: Origin | None = None
         self.error: PgError | None = None
         self.decided = trio.Event()
@@ -45,7 +51,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
     Raises:
       PgError: none was to be had in time, the settings cannot be made, or the origin does not answer.
     """
-    borrower = _Borrower(settings)
+    borrower = _Borrower(settings, pool.limits.pool_wait_timeout)
     origin = pool.acquire(borrower)
     if origin is None:
         try:
@@ -63,7 +69,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
         origin.leave_reactor()
     try:
         if origin.settings is not settings:
-            with trio.fail_after(pool.config.origin_connect_timeout):
+            with trio.fail_after(pool.limits.origin_connect_timeout):
                 await apply(origin, settings)
         yield origin
     except PgError:
@@ -74,7 +80,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
         raise errors.origin_lost(str(error)) from None
     except trio.TooSlowError:
         origin.close()
-        seconds = pool.config.origin_connect_timeout
+        seconds = pool.limits.origin_connect_timeout
         raise errors.origin_lost(f"it did not answer within {seconds:g} s (origin_connect_timeout)") from None
     except BaseException:
         origin.close()
@@ -101,6 +107,7 @@ async def apply(origin: Origin, settings: Settings) -> None:
     """
     await ask_origin(origin, origin.settings.difference_to(settings)[5:-1].decode())
     origin.settings = settings
+    origin.traces |= settings.customs
 
 
 async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:
@@ -113,6 +120,5 @@ async def ask_origin(origin: Origin, text: str) -> list[tuple[int, bytes]]:
     frames = await ask(origin.transport, text)
     for kind, body in frames:
         if kind == ord("S"):
-            name, value = body[:-1].split(b"\0")[:2]
-            origin.reports = origin.reports.with_value(name.decode(), value.decode(errors="replace"))
+            origin.reports = origin.reports.with_value(*parameter_status(body))
     return frames

@@ -36,13 +36,14 @@ async def greeting(pool: Pool, wanted: dict[str, str]) -> Reports:
     plain = bool(name) and len(name) <= _NAME_BYTES and name.isascii() and name.isprintable()
     tried = {key: value for key, value in wanted.items() if key != "application_name"} if plain else wanted
     settings = from_startup(tried)
-    known = pool.greetings.get(settings)
+    greetings = pool.greetings
+    known = greetings.get(settings)
     if known is None:
         async with borrowed(pool, settings) as origin:
             known = origin.reports
-        while len(pool.greetings) >= REMEMBERED:
-            pool.greetings.pop(next(iter(pool.greetings)))
-        pool.greetings[settings] = known
+        while len(greetings) >= REMEMBERED:
+            greetings.pop(next(iter(greetings)))
+        greetings[settings] = known
     return known.with_value("application_name", name) if plain else known
 
 

@@ -6,6 +6,7 @@ PostgreSQL documentation, "Message Flow", sections "Start-up", "SSL Session Encr
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -123,7 +124,7 @@ class _Login:
         if service.config.auth == "trust":
             return
         binding = service.tls.channel_binding if service.tls is not None and transport.tls is not None else None
-        server = ScramServer(service.verifiers.get(user), user, channel_binding=binding)
+        server = ScramServer(service.verifiers.of(user, time.monotonic()), user, binding)
         await transport.send_all(server.start())
         reader = FrameReader(PASSWORD_FRAME_LIMIT)
         reader.feed(self.buffer)
@@ -169,6 +170,7 @@ async def log_in(service: Service, transport: Transport) -> None:
             _admit(service, transport, request)
             await login.authenticate(login.user)
         if deadline.cancelled_caught:
+            service.stats.expired("client_login_timeout")
             raise errors.login_timeout(service.config.client_login_timeout)
         assert isinstance(request, startup.StartupMessage)
         if wants_replication(request.parameters):
@@ -234,8 +236,6 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
 
 
 def _has_room(service: Service) -> None:
-    if service.draining:
-        raise errors.admin_shutdown()
     if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
 
@@ -268,6 +268,8 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     pool = service.pools.get(database)
     if pool is None:
         raise errors.unknown_database(database)
+    if pool.disabled:
+        raise errors.disabled(database)
     wanted = wanted_settings(request.parameters)
     reports = await greeting(pool, wanted)
     _has_room(service)  # others may have come in meanwhile

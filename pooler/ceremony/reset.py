@@ -26,6 +26,7 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
             if origin.status != IDLE:
                 await ask_origin(origin, "ROLLBACK")
                 origin.status = IDLE
+                origin.block_since = 0.0
             await ask_origin(origin, "DISCARD ALL")
             origin.settings = DEFAULTS
             origin.prepared.clear()

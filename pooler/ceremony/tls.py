@@ -18,7 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from config import Config, Target
+from config.passwords import Stamp, stamp_of
+from pooler.logs import get_logger
 from protocol.auth import tls_server_end_point
+
+log = get_logger(__name__)
 
 ALPN = "postgresql"
 
@@ -122,7 +126,32 @@ def make_certificate() -> tuple[bytes, bytes]:
     )
 
 
+_contexts: dict[tuple[str, str | None], tuple[Stamp | None, ssl.SSLContext]] = {}
+
+
 def origin_context(target: Target) -> ssl.SSLContext:
+    """`_origin_context`, made anew when the file of root certificates has changed; a broken file keeps the old one.
+
+    Raises:
+      OSError, ssl.SSLError: as it does, the first time.
+    """
+    place = target.sslmode, target.sslrootcert
+    stamp = stamp_of(Path(target.sslrootcert)) if target.sslrootcert not in (None, "system") else None
+    known = _contexts.get(place)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    try:
+        context = _origin_context(target)
+    except (OSError, ssl.SSLError) as error:
+        if known is None:
+            raise
+        log.error("tls_reload_failed", setting="sslrootcert", file=target.sslrootcert, reason=str(error))
+        context = known[1]
+    _contexts[place] = stamp, context
+    return context
+
+
+def _origin_context(target: Target) -> ssl.SSLContext:
     """How certificates of the origin are judged, by libpq's sslmode words.
 
     `verify-full`: chain and name; `verify-ca`: chain; `require` verifies the chain too where a root certificate is
@@ -133,6 +162,7 @@ def origin_context(target: Target) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols([ALPN])
     context.check_hostname = target.sslmode == "verify-full"
     root = target.sslrootcert

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import re
 
+from pooler.sql.views import Edit
+
 _NAMED = re.compile(
     rb"""\b(execute | prepare | deallocate (?:\s+prepare\b)? ) \s+ ( "(?:[^"]|"")*" | [^\s(;"]+ )""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 
-def renamed(text: bytes, start: int, end: int, names: dict[bytes, bytes]) -> bytes:
-    """The statement from `start` to `end` in `text` with the first prepared statement that it names renamed."""
-    statement = text[start:end]
-    for found in _NAMED.finditer(statement):
+def renaming(text: bytes, start: int, end: int, names: dict[bytes, bytes]) -> list[Edit]:
+    """The edit that renames the first prepared statement that the statement from `start` to `end` in `text` names."""
+    for found in _NAMED.finditer(text, start, end):
         new = names.get(_folded(found[2]))
         if new is not None:
-            return statement[: found.start(2)] + new + statement[found.end(2) :]
-    return statement
+            return [(found.start(2), found.end(2), new)]
+    return []
 
 
 def _folded(name: bytes) -> bytes:

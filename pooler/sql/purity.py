@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from pooler.sql.functions import ARGUMENTS_DECIDE, LOOK_UP_TYPES, READ_ONLY, SAFE
-from pooler.sql.statement import Call, Change, Name
+from pooler.sql.statement import Call, Change, DefaultChange, Name
 
 TEMPORAL_WORD = r"(?<![a-z])(?:now|today|tomorrow|yesterday)(?![a-z])"
 """Where a literal has one of these words, as whole words, its value as a date or time depends on the current time."""
@@ -39,6 +39,7 @@ _DATA_ONLY = frozenset(
 )
 _TEMPORARY_MAKERS = frozenset("CreateStmt CreateTableAsStmt CreateSeqStmt ViewStmt SelectStmt".split())
 _UNSEEN = frozenset({"DoStmt", "CallStmt", "ExecuteStmt"})
+_SESSION_VIEWS = frozenset({"pg_prepared_statements", "pg_settings"})
 _ROW_VERSIONS = frozenset({"xmin", "xmax", "cmin", "cmax", "ctid"})
 _SEQUENCE_FUNCTIONS = frozenset({"nextval", "setval"})
 _WHO_ASKS = frozenset(
@@ -55,7 +56,8 @@ class Facts:
       node: the statement's own node, `name` its type.
       calls: every function call, as its node. temporary: it names a temporary relation; `makes_temporary`: as
         something to be made.
-      local_names: of its WITH queries. executes: the prepared statement that it executes.
+      shown: references to views that show a session, as their nodes. local_names: of its WITH queries.
+      executes: the prepared statement that it executes.
       called, written and the rest: `calls`, `writes` and so on of `Statement`.
     """
 
@@ -65,19 +67,22 @@ class Facts:
         self.begins = False
         self.isolation = ""
         self.changes_schema = False
-        self.changes_defaults = False
+        self.default_change: DefaultChange | None = None
         self.reads_only = False
         self.writes = False
         self.sequences = False
+        self.draws = False
         self.temporary = False
         self.makes_temporary = False
         self.makes_table = False
         self.unknown_reach = False
         self.locks_rows = False
+        self.selects = False
         self.executes = ""
         self.databases: set[str] = set()
         self.why_not = ""
         self.calls: list[Any] = []
+        self.shown: list[Any] = []
         self.relations: set[Name] = set()
         self.local_names: set[Name] = set()
         self.functions: set[str] = set()
@@ -100,6 +105,7 @@ def examine(raw: Any) -> Facts:
     name = facts.name
     if name == "SelectStmt":
         facts.reads_only = not facts.writes
+        facts.selects = not (facts.written or facts.makes_table)
     else:
         facts.refuse(f"it is no SELECT ({name})")
         _examine_command(statement, name, facts)
@@ -108,8 +114,10 @@ def examine(raw: Any) -> Facts:
         facts.reads_only or temporary or name in _DATA_ONLY or name == "SelectStmt"
     )
     facts.unknown_reach |= facts.changes_schema or name in _UNSEEN
-    facts.changes_defaults = name in ("AlterRoleSetStmt", "AlterDatabaseSetStmt")
-    facts.sequences = not facts.reads_only or bool(facts.functions & _SEQUENCE_FUNCTIONS)
+    if name in ("AlterRoleSetStmt", "AlterDatabaseSetStmt"):
+        facts.default_change = _default_change(statement, name)
+    facts.draws = bool(facts.functions & _SEQUENCE_FUNCTIONS)
+    facts.sequences = not facts.reads_only or facts.draws
     return facts
 
 
@@ -119,6 +127,24 @@ def _isolation(statement: Any) -> str:
         if option.def_elem.defname == "transaction_isolation":
             return str(option.def_elem.arg.a_const.sval.sval)
     return "default"
+
+
+def _default_change(statement: Any, name: str) -> DefaultChange:
+    """What an ALTER ROLE or ALTER DATABASE ... SET changes; a role that it does not name may be any."""
+    setting = statement.setstmt
+    value = _plain_value(setting.args[0].a_const) if len(setting.args) == 1 else None
+    return DefaultChange(
+        role=statement.role.rolename if name == "AlterRoleSetStmt" else "",
+        database=statement.database if name == "AlterRoleSetStmt" else statement.dbname,
+        name=setting.name.lower(),
+        value=value,
+    )
+
+
+def _plain_value(constant: Any) -> str | None:
+    if constant.HasField("ival"):
+        return str(constant.ival.ival)
+    return str(constant.sval.sval) if constant.HasField("sval") else None
 
 
 def _examine_command(statement: Any, name: str, facts: Facts) -> None:
@@ -266,6 +292,8 @@ def _visit_relation(relation: Any, facts: Facts) -> None:
         facts.refuse("it names a temporary relation")
         return
     facts.relations.add(_name(relation))
+    if relation.relname in _SESSION_VIEWS and relation.schemaname in ("", "pg_catalog") and relation.inh:
+        facts.shown.append(relation)
     if relation.schemaname in ("pg_catalog", "information_schema") or relation.relname.startswith("pg_"):
         facts.refuse("it reads a system catalog")
 

@@ -8,10 +8,13 @@ memory: `classifier`. `classify` fails closed: what cannot be understood pins, w
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import postgast
+
+if TYPE_CHECKING:
+    from pooler.sql.views import Reference
 
 Name = tuple[str | None, str]
 """(schema or None, name), both as the parser folds them."""
@@ -84,6 +87,23 @@ class SettingChange:
         return not self.name
 
 
+class DefaultChange(NamedTuple):
+    """ALTER ROLE or ALTER DATABASE ... SET or RESET: what `role` in `database` begins with ("" for every one).
+
+    Attributes:
+      name: of the setting, in lower case; "" for all. value: None where it is reset, or is no plain constant.
+    """
+
+    role: str
+    database: str
+    name: str
+    value: str | None
+
+    def concerns(self, user: str, database: str) -> bool:
+        """Whether connections of `user` to `database` may begin with something else now."""
+        return self.role in ("", user) and self.database in ("", database)
+
+
 @dataclass(frozen=True, slots=True)
 class SetConfig:
     """A call of set_config whose arguments are constants (text) or parameters (their numbers, from 1)."""
@@ -146,10 +166,13 @@ class Statement:
       has_effects: a part's completion must be noticed.
       begins: it opens a transaction block. isolation: the level that it asks for, or "default"; "" of other statements.
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
-      changes_defaults: it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
+      changes_defaults: how it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
+      draws: it calls nextval or setval, or nobody has looked and it may insert.
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
+      leaves: traces on a connection that nothing takes back (`sql.traces`). looks: it may look at such traces.
+      shows: where it refers to system views that would show it the connection instead of its session.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on, as far as names alone can tell.
       cacheable: its answer may be cached, if the catalog agrees about everything below.
@@ -161,6 +184,8 @@ class Statement:
       writes: what it does to which relations by itself. The catalog knows what follows from it.
       unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
       locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
+      selects: it is one SELECT, VALUES or TABLE that makes and modifies nothing by itself.
+      plain: nothing of it concerns its session or its connection: no effects, no transaction control, no DDL.
     """
 
     parts: tuple[Part, ...] = ()
@@ -168,10 +193,14 @@ class Statement:
     begins: bool = False
     isolation: str = ""
     changes_schema: bool = False
-    changes_defaults: bool = False
+    changes_defaults: tuple[DefaultChange, ...] = ()
     sequences: bool = False
+    draws: bool = False
     recalls_sequences: bool = False
     session_functions: frozenset[str] = frozenset()
+    leaves: frozenset[str] = frozenset()
+    looks: bool = False
+    shows: tuple[Reference, ...] = ()
     databases: frozenset[str] = frozenset()
     reads_only: bool = False
     cacheable: bool = False
@@ -186,6 +215,16 @@ class Statement:
     writes: frozenset[tuple[Name, Change]] = frozenset()
     unknown_reach: bool = False
     locks_rows: bool = False
+    selects: bool = False
+    plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        plain = not (
+            self.parts or self.has_effects or self.begins or self.isolation or self.changes_schema
+            or self.changes_defaults or self.recalls_sequences or self.session_functions or self.databases
+            or self.leaves or self.looks or self.shows
+        )  # fmt: skip
+        object.__setattr__(self, "plain", plain)
 
     @property
     def writes_to(self) -> frozenset[Name]:
@@ -201,6 +240,12 @@ class Statement:
 UNKNOWN = Statement(sequences=True, unknown_reach=True, why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
 
+UNKNOWN_DRAWING = replace(UNKNOWN, draws=True, looks=True)
+"""The same of one that may draw from sequences."""
+
+UNKNOWN_LOOKING = replace(UNKNOWN, looks=True)
+"""The same of one that may look at what others have left on its connection."""
+
 
 def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), suspicious: bool = True) -> Statement:
     """The exact meaning of `text`. Never raises.
@@ -209,7 +254,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
       session_functions: names of functions that have effects on the session which their call does not show.
       suspicious: whether an unparsable text may have session effects.
     """
-    from pooler.sql import effects, purity  # they speak this module's vocabulary
+    from pooler.sql import effects, purity, traces, views  # they speak this module's vocabulary
 
     try:
         decoded = text.decode()
@@ -237,10 +282,14 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         begins=any(fact.begins for fact in facts),
         isolation=facts[0].isolation if len(facts) == 1 else "",
         changes_schema=any(fact.changes_schema for fact in facts),
-        changes_defaults=any(fact.changes_defaults for fact in facts),
+        changes_defaults=tuple(fact.default_change for fact in facts if fact.default_change is not None),
         sequences=any(fact.sequences for fact in facts),
+        draws=any(fact.draws for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
+        leaves=traces.left_by(parts) if matters else traces.NO_TRACES,
+        looks=traces.looks(text) is not None,
+        shows=views.references(text, facts),
         databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,
@@ -255,6 +304,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         writes=frozenset().union(*(fact.written for fact in facts)),
         unknown_reach=any(fact.unknown_reach for fact in facts),
         locks_rows=any(fact.locks_rows for fact in facts),
+        selects=len(facts) == 1 and facts[0].selects,
     )
 
 

@@ -74,7 +74,8 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
         if not match:
             continue
         name = f"{lines[table].strip('#[]')}.{match[1]}" if table >= 0 else match[1]
-        known = re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name).replace("cache.policy.", "cache.policy[].")
+        known = re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name)
+        known = re.sub(r"^(cache\.policy|override)\.", r"\1[].", known)
         seen.add(known)
         switched = [
             text[1:] if index in (number, table) and text[0] == "#" else text for index, text in enumerate(lines)
@@ -86,8 +87,10 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
             switched.insert(number, 'password = "x"')
         if name.startswith("cache.policy.") and name != "cache.policy.name":
             switched.insert(number, 'name = "catalogue"')
-        if name in ("databases.replica.pool_size", "databases.replica.pooling"):
-            switched.insert(number, 'origin = "postgresql://app:secret@localhost"')
+        if name.startswith("databases.replica.") and name != "databases.replica.origin":
+            switched.insert(number, 'origin = "postgresql://app@localhost"')
+        if name in ("password_file", "password_command"):
+            switched = [text.replace("app:secret@", "app@") for text in switched]
         file = tmp_path / "pgnear.toml"
         file.write_text("\n".join(switched))
         settings = config.load(file=file, environ={})

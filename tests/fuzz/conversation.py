@@ -214,8 +214,9 @@ def _columns(body: bytes) -> list[str]:
     while position < len(body):
         end = body.index(b"\0", position)
         table, number, type_oid, _, modifier, form = unpack_from("!IhIhih", body, end + 1)
-        origin = "user table" if table >= _FIRST_USER_OID else str(table)
-        columns.append(f"{_text(body[position:end])}:{origin}:{number}:{type_oid}:{modifier}:{form}")
+        # A system view that shows a session is a query of pgnear's, whose columns are no table's.
+        origin = f"user table:{number}" if table >= _FIRST_USER_OID else "no user table"
+        columns.append(f"{_text(body[position:end])}:{origin}:{type_oid}:{modifier}:{form}")
         position = end + 19
     return columns
 

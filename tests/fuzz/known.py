@@ -8,35 +8,15 @@ from __future__ import annotations
 from tests.fuzz.referee import Known
 
 OFF: dict[str, str] = {
-    "catalog": "pg_prepared_statements shows pgnear's names; reset_val and source know nothing of startup options",
-    "defaults": "clients from before ALTER ROLE or ALTER DATABASE see the new defaults too",
     "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
     "sequence": "currval and lastval are not defined where others have used the connection since",
-    "unknown custom": "a connection on which a client has set app.x knows app.x, as '', for all later clients",
 }
 """Groups of actions that are off."""
 
-TOLERATED: dict[str, str] = {
-    "look:session: D implicit schemas *": "a connection that ever had a temporary object keeps its pg_temp schema",
-    "look:session: D app.*": "see the group unknown custom",
-    "* E 42601 -> E 42P05": "a Parse with a syntax error under a name that is taken: PostgreSQL sees the syntax first",
-    "* E 42P01 -> E 42P05": "the same for what the statement refers to",
-    "look:unnamed statement: t -> E 26000": "DISCARD ALL by the unnamed statement ends it where settings are restored",
-    "connection:terminate: E 08P01 -> closed": "Terminate during COPY is no error",
-}
+TOLERATED: dict[str, str] = {}
 """Signatures of differences that are passed over; * stands for anything."""
 
-OPEN: dict[str, str] = {
-    "terminate-in-copy": "closes without a word",
-    "parse-with-syntax-error-and-taken-name": "42P05 in place of 42601",
-    "implicit-schemas-of-another": "a connection keeps its own, emptied",
-    "alter-role-leaves-old-clients": "they see the new defaults too",
-    "custom-setting-of-another-is-unknown": "it is known and empty",
-    "alter-role-reaches-new-clients": "connections and greeting are from before",
-    "alter-database-reaches-new-clients": "connections are from before",
-    "prepared-statements-view": "pgnear's names, and other clients' statements",
-    "reset-value-of-startup-settings": "the server's default, session",
-}
+OPEN: dict[str, str] = {}
 """The scripts (in scripts/, each for one promise) that still differ, and how."""
 
 

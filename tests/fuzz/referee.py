@@ -20,7 +20,7 @@ from tests.fuzz.script import Message, Script, Step
 from tests.support.process import Pgnear
 from tests.support.waiting import until
 
-ANSWERS_WITHIN = 5.0
+ANSWERS_WITHIN = 8.0
 """Seconds; over pgnear's pool_wait_timeout."""
 
 GONE_WITHIN = 3.0
@@ -30,6 +30,9 @@ PLAIN = frozenset(
     "set reset local custom data transaction error look statement connection startup chain script".split()
 )
 """Groups of actions that pin nobody."""
+
+SEEDS = frozenset({"seed", "setseed", "seeded"})
+"""Names of actions that pin until the client leaves: not even DISCARD ALL takes a seed back."""
 
 _STRUCTURE = re.compile(r"\b(create|alter|drop|into)\b")
 
@@ -83,6 +86,7 @@ class Referee:
         self._pooled: dict[int, Conversation] = {}
         self._position = 0
         self._pinned: set[int] = set()
+        self._seeded: set[int] = set()
 
     def run(self) -> None:
         """Run it.
@@ -128,7 +132,9 @@ class Referee:
             if step.group not in PLAIN:
                 self._pinned.add(client)
             answers = self._say(step)
-            if ("C", "DISCARD ALL") in answers:
+            if step.name in SEEDS:
+                self._seeded.add(client)
+            if ("C", "DISCARD ALL") in answers and client not in self._seeded:
                 self._pinned.discard(client)
         if self._script.watch:
             for other in sorted(self._private):
@@ -168,6 +174,7 @@ class Referee:
             return
         private, pooled = self._private.pop(client), self._pooled.pop(client)
         self._pinned.discard(client)
+        self._seeded.discard(client)
         expected, got = private.close(how), pooled.close(how)
         self._compare(step, expected, got)
         self._rig.until_backend_is_gone(private.pid)

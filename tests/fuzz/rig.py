@@ -109,11 +109,13 @@ class Rig:
                     "auth": "trust",
                     "pool_size": pool_size,
                     "min_pool_size": 0,
-                    "pool_wait_timeout": "1500ms",
+                    "strict_custom_settings": True,
+                    "pool_wait_timeout": "4s",
                     "cache": {"enabled": cache},
                 },
             )
             self._stack.callback(_end, running)
+            running.wait_for_log("catalog_read")
         return running
 
     def refresh(self, pgnear: Pgnear) -> None:

@@ -126,7 +126,7 @@ def test_an_unknown_user_costs_the_same_work_as_a_wrong_password() -> None:
 
         sys.setprofile(count)
         try:
-            server = ScramServer(verifier, "user", None)
+            server = ScramServer([] if verifier is None else [verifier], "user", None)
             server.start()
             first = b"n,,n=,r=abcdefgh"
             reply, _ = server.feed(b"SCRAM-SHA-256\0" + pack("!I", len(first)) + first)

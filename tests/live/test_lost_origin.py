@@ -20,7 +20,7 @@ from tests.support.postgres import Server
 from tests.support.process import Pgnear
 from tests.support.proxy import Proxy
 from tests.support.waiting import Background, until
-from tests.support.wire import SYNC, WireClient, bind, error_fields, execute, parse, query, rows
+from tests.support.wire import SYNC, WireClient, bind, error_fields, execute, frame, parse, query, rows
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,14 @@ def stopped(server: Server) -> Iterator[None]:
     finally:
         for process in reversed(family):
             os.kill(process.pid, signal.SIGCONT)
+
+
+def test_what_the_origin_says_right_behind_its_login_is_not_lost(through: Callable[..., Pgnear], proxy: Proxy) -> None:
+    proxy.behind_login = frame("S", b"said_behind_login\0heard\0")
+    near = through(pool_size=1, cache={"enabled": False})  # without a stream, whose connection may be the first
+    with WireClient.logged_in(near.port) as client:
+        assert client.parameters["said_behind_login"] == "heard"
+        assert client.one("select 1") == b"1"
 
 
 def active(origin: Server, text: str) -> Callable[[], bool]:

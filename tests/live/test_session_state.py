@@ -207,6 +207,34 @@ def test_new_clients_begin_with_the_defaults_that_alter_role_gave(one: Pgnear, o
         assert third.one("show work_mem") == b"4MB"
 
 
+@pytest.mark.parametrize("how", ["through pgnear", "past pgnear"])
+def test_clients_from_before_keep_the_defaults_that_they_began_with(one: Pgnear, origin: Server, how: str) -> None:
+    one.wait_for_log("catalog_read")
+    with WireClient.logged_in(one.port) as before, WireClient.logged_in(one.port, options="-c work_mem=6MB") as own:
+        zone = before.one("show timezone")
+        before.query("set timezone to 'Asia/Tokyo'")
+        try:
+            for change in ("role postgres set work_mem to '9MB'", "database postgres set timezone to 'Europe/Paris'"):
+                if how == "through pgnear":
+                    before.query(f"alter {change}")
+                else:
+                    origin.execute(f"alter {change}")
+            before.query("create table public.look_again (); drop table public.look_again")  # the catalog is read anew
+            one.wait_for_log("defaults_changed", count=2 if how == "through pgnear" else 1)
+            with WireClient.logged_in(one.port) as behind:
+                assert behind.one("show work_mem") == b"9MB"
+                assert behind.one("show timezone") == b"Europe/Paris"
+                assert before.one("show work_mem") == b"4MB"
+                assert before.one("show timezone") == b"Asia/Tokyo"
+                before.query("reset timezone; set work_mem to '7MB'; reset work_mem")
+                assert before.one("show timezone") == zone
+                assert before.one("show work_mem") == b"4MB"
+                assert own.one("show work_mem") == b"6MB"
+        finally:
+            origin.execute("alter role postgres reset all")
+            origin.execute("alter database postgres reset all")
+
+
 # ---- pins ------------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +384,28 @@ def test_currval_and_lastval_are_never_somebody_elses(one: Pgnear, origin: Serve
             assert fields["M"] == "lastval is not yet defined in this session"
         assert client.one("select nextval('numbers')") == b"4"
         assert client.one("select lastval()") == b"4"
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, origin: Server, cached: str) -> None:
+    """Others take other connections, since a client of the same application has asked once."""
+    origin.execute("drop table if exists numbered")
+    origin.execute("create table numbered (id serial, v int)")
+    near = pgnear(pool_size=2, min_pool_size=2, cache={"enabled": cached})
+    near.wait_for_log("catalog_read")
+    with WireClient.logged_in(near.port, application_name="php") as first:
+        first.query("insert into numbered values (default, 1)")
+        assert first.one("select lastval()") == b"1"
+    until(lambda: near.metric("pool_idle") == 2)
+    with (
+        WireClient.logged_in(near.port, application_name="php") as client,
+        WireClient.logged_in(near.port, application_name="other") as other,
+    ):
+        for number in range(2, 20, 2):
+            client.ask(*extended("insert into numbered values (default, 3)"))
+            other.query("insert into numbered values (default, 4)")
+            assert client.one("select currval('numbered_id_seq')") == b"%d" % number
+            client.query("discard sequences")
 
 
 # ---- prepared statements ---------------------------------------------------------------------------------------------

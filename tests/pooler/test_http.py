@@ -12,6 +12,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from pooler.addresses import Addresses
 from pooler.admin.http import serve_http
 from pooler.stats import Stats
 from protocol import errors
@@ -25,7 +26,15 @@ def pool(*, ready: bool, last_failure: Any = None) -> Any:
 @pytest.fixture
 def service() -> Any:
     return SimpleNamespace(
-        stats=Stats(), pools={}, cache=None, sessions=set(), relays={}, streams={}, flights=None, draining=False
+        stats=Stats(),
+        addresses=Addresses(),
+        pools={},
+        cache=None,
+        sessions=set(),
+        relays={},
+        streams={},
+        flights=None,
+        draining=False,
     )
 
 

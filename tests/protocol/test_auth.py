@@ -47,7 +47,7 @@ def server(
     verifier: ScramVerifier | None = PENCIL, user: str = "user", channel_binding: bytes | None = None
 ) -> ScramServer:
     """One that has made its offer."""
-    started = ScramServer(verifier, user, channel_binding)
+    started = ScramServer([verifier] if verifier is not None else [], user, channel_binding)
     started.start()
     return started
 
@@ -135,7 +135,7 @@ def test_the_client_says_what_rfc_7677_says(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_both_sides_agree(at_server: bytes | None, at_client: bytes | None, mechanism: str) -> None:
-    said = exchange(ScramServer(PENCIL, "user", at_server), client(channel_binding=at_client))
+    said = exchange(ScramServer([PENCIL], "user", at_server), client(channel_binding=at_client))
     assert [each.message.name for each in said] == [
         "AuthenticationSASL",
         "SASLInitialResponse",
@@ -154,15 +154,15 @@ def test_both_sides_agree(at_server: bytes | None, at_client: bytes | None, mech
 @given(password=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
 def test_any_password_logs_in_and_another_does_not(password: str) -> None:
     verifier = ScramVerifier.from_password(password)
-    exchange(ScramServer(verifier, "user", None), client(password))
+    exchange(ScramServer([verifier], "user", None), client(password))
     with pytest.raises(PgError) as caught:
-        exchange(ScramServer(verifier, "user", None), client(password + "x"))
+        exchange(ScramServer([verifier], "user", None), client(password + "x"))
     assert caught.value.sqlstate == "28P01"
 
 
 def test_a_wrong_password_fails_as_postgresql_words_it() -> None:
     with pytest.raises(PgError, match='password authentication failed for user "user"') as caught:
-        exchange(ScramServer(PENCIL, "user", None), client("crayon"))
+        exchange(ScramServer([PENCIL], "user", None), client("crayon"))
     assert caught.value.sqlstate == "28P01"
 
 
@@ -194,7 +194,7 @@ def test_an_unknown_users_salt_stays_the_same() -> None:
 def test_nobody_logs_in_as_an_unknown_user() -> None:
     for password in ("", "ghost", "pencil"):
         with pytest.raises(PgError) as caught:
-            exchange(ScramServer(None, "ghost", None), client(password))
+            exchange(ScramServer([], "ghost", None), client(password))
         assert caught.value.sqlstate == "28P01"
 
 
@@ -202,7 +202,7 @@ def test_not_even_the_right_proof_logs_an_unknown_user_in(monkeypatch: pytest.Mo
     """The mock verifier's keys are random; should they ever be guessed, there is still no such user."""
     monkeypatch.setattr(ScramVerifier, "doomed", lambda user: PENCIL)
     with pytest.raises(PgError) as caught:
-        exchange(ScramServer(None, "ghost", None), client())
+        exchange(ScramServer([], "ghost", None), client())
     assert caught.value.sqlstate == "28P01"
 
 
@@ -237,7 +237,7 @@ def test_authentication_ok_in_the_middle_of_scram_is_not_believed() -> None:
 
 def test_a_man_in_the_middle_with_another_certificate_is_found_out() -> None:
     with pytest.raises(PgError) as caught:
-        exchange(ScramServer(PENCIL, "user", BINDING), client(channel_binding=b"m" * 32))
+        exchange(ScramServer([PENCIL], "user", BINDING), client(channel_binding=b"m" * 32))
     assert caught.value.sqlstate == "28P01"
 
 
@@ -511,3 +511,14 @@ def log_in(raw: WireClient, authenticator: OriginAuthenticator) -> None:
             raw.send(answer)
         elif data == body(AUTHENTICATION_OK):
             return
+
+
+def test_a_former_password_under_the_same_salt_will_do_and_no_third_one() -> None:
+    former = ScramVerifier.from_password("crayon")
+    current = ScramVerifier.from_password("pencil", salt=former.salt)
+    elsewhere = ScramVerifier.from_password("chalk")
+    for password in ("pencil", "crayon"):
+        exchange(ScramServer([current, former, elsewhere], "user", None), client(password))
+    for password in ("chalk", "pen"):
+        with pytest.raises(PgError, match="password authentication failed"):
+            exchange(ScramServer([current, former, elsewhere], "user", None), client(password))

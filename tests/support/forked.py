@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TextIO
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.support.forked", "pooler.cli", "pooler.service"])
+_context.set_forkserver_preload(["tests.support.preloaded"])
 
 
 def _run(arguments: Sequence[str], environment: Mapping[str, str], errors: Connection) -> None:

@@ -5,8 +5,11 @@ A `Server` adds to `EmbeddedPostgres` what only tests do: more roles, its own pg
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import signal
+import subprocess
+import tempfile
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -16,6 +19,10 @@ from pooler.embedded import EmbeddedPostgres
 
 PASSWORD = "s3cret of the origin"
 """The superuser's; has spaces, so that what forgets to quote it fails."""
+
+
+_clusters: dict[str, Path] = {}
+"""A data directory as initdb has made it, by the name of the installation."""
 
 
 class Server(EmbeddedPostgres):
@@ -78,6 +85,18 @@ class Server(EmbeddedPostgres):
     def restart(self) -> None:
         """Start it again on the same port with the same data."""
         self._launch()
+
+    def _initdb(self) -> None:
+        """As the first server of its installation, or by copying that one's, which is some ten times quicker."""
+        made = _clusters.get(self._installation.name)
+        if made is None:
+            super()._initdb()
+            made = Path(tempfile.mkdtemp(prefix="pgnear-initdb-"))
+            atexit.register(shutil.rmtree, made, ignore_errors=True)
+            subprocess.run(["cp", "-a", f"{self.data}/.", str(made)], check=True)
+            _clusters[self._installation.name] = made
+        else:
+            subprocess.run(["cp", "-a", f"{made}/.", str(self.data)], check=True)
 
     def _launch(self) -> None:
         if self._hba:

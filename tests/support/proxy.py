@@ -22,6 +22,7 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self.accepted = 0
         self.passed_from_origin = 0
+        self.behind_login = b""  # what the next connection's first ReadyForQuery is followed by, in the same write
         self._lock = threading.RLock()
         self._flowing = threading.Event()
         self._flowing.set()
@@ -106,6 +107,9 @@ class Proxy:
                     if not data:
                         return
                     if source is origin:
+                        if self.behind_login and data.endswith(b"Z\0\0\0\5I"):
+                            data += self.behind_login
+                            self.behind_login = b""
                         data, last = self._allowed(data)
                         self.passed_from_origin += len(data)
                         key.data.sendall(data)

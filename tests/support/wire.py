@@ -119,8 +119,8 @@ class WireClient:
       greeting: every frame of the login but those of authentication.
     """
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", timeout: float = 40.0) -> None:
-        self.socket: socket.socket = socket.create_connection((host, port), timeout=timeout)
+    def __init__(self, port: int, *, host: str = "127.0.0.1", timeout: float = 40.0, source: str = "") -> None:
+        self.socket: socket.socket = socket.create_connection((host, port), timeout=timeout, source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
         self.pid = 0

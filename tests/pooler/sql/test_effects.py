@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pooler.sql.classifier import Classifier
-from pooler.sql.names import renamed
+from pooler.sql.names import renaming
 from pooler.sql.statement import Part, PinKind, Transact, classify
+from pooler.sql.views import edited
 
 
 def part(text: str) -> Part:
@@ -162,4 +163,5 @@ def test_named_functions_pin_and_forgotten_ones_are_forgotten() -> None:
     ],
 )
 def test_prepared_statements_are_renamed_in_sql(text: str, expected: str) -> None:
-    assert renamed(text.encode(), 0, len(text), {b"s": b"pgnear_1"}) == expected.encode()
+    edits = renaming(text.encode(), 0, len(text), {b"s": b"pgnear_1"})
+    assert edited(text.encode(), edits) == expected.encode()

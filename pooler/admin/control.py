@@ -1,0 +1,127 @@
+"""The console's commands that change what the service does: RELOAD, PAUSE and its kind.
+
+Lives here: what each does. Not here: how they are read and answered (`commands`, `console`). Their names and meanings
+are PgBouncer's, where it has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import trio
+
+from pooler.ceremony.reload import reload
+from pooler.logs import get_logger
+from protocol import errors
+
+if TYPE_CHECKING:
+    from pooler.pool import Pool
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+LOOK_SECONDS = 0.01
+
+Rows: TypeAlias = Iterable[tuple[str, ...]]
+
+
+class Control(NamedTuple):
+    """A command; `database` says whether it is given one."""
+
+    help: str
+    database: Literal["none", "optional", "required"]
+    run: Callable[[Service, str | None], Awaitable[Rows]]
+    columns: tuple[str, ...] = ()
+
+    @property
+    def argument(self) -> str:
+        return {"none": "", "optional": " [database]", "required": " database"}[self.database]
+
+
+def _pools(service: Service, database: str | None) -> list[Pool]:
+    if database is None:
+        return list(service.pools.values())
+    pool = service.pools.get(database)
+    if pool is None:
+        raise errors.unknown_database(database)
+    return [pool]
+
+
+async def _reload(service: Service, database: str | None) -> Rows:
+    return await reload(service)
+
+
+async def _pause(service: Service, database: str | None) -> Rows:
+    """Returns when nothing is connected to the origin any more, or somebody has let the clients go on."""
+    pools = await _hold(service, database)
+    for pool in pools:
+        while pool.held_since is not None and (pool.origins or pool.connecting_count):  # noqa: ASYNC110 (no tasks)
+            await trio.sleep(LOOK_SECONDS)
+    return ()
+
+
+async def _suspend(service: Service, database: str | None) -> Rows:
+    await _hold(service, database)
+    return ()
+
+
+async def _hold(service: Service, database: str | None) -> list[Pool]:
+    pools = _pools(service, database)
+    for pool in pools:
+        log.warning("pool_paused", pool=pool.name, busy=pool.busy_count, waiting=pool.waiting_count)
+        pool.hold()
+    return pools
+
+
+async def _resume(service: Service, database: str | None) -> Rows:
+    for pool in _pools(service, database):
+        if pool.held_since is not None:
+            log.warning("pool_resumed", pool=pool.name, waiting=pool.waiting_count)
+            pool.let_go()
+    return ()
+
+
+async def _reconnect(service: Service, database: str | None) -> Rows:
+    for pool in _pools(service, database):
+        log.warning("pool_reconnects", pool=pool.name)
+        pool.renew()
+    return ()
+
+
+async def _kill(service: Service, database: str | None) -> Rows:
+    (pool,) = await _hold(service, database)
+    for session in [session for session in service.sessions if session.pool is pool]:
+        session.shutdown()
+    return ()
+
+
+async def _disable(service: Service, database: str | None) -> Rows:
+    for pool in _pools(service, database):
+        log.warning("pool_disabled", pool=pool.name)
+        pool.disabled = True
+    return ()
+
+
+async def _enable(service: Service, database: str | None) -> Rows:
+    for pool in _pools(service, database):
+        log.warning("pool_enabled", pool=pool.name)
+        pool.disabled = False
+    return ()
+
+
+CONTROLS = {
+    "RELOAD": Control("read the configuration again", "none", _reload, ("setting", "outcome")),
+    "PAUSE": Control(
+        "let clients wait; done when their transactions are over and the origin's connections closed",
+        "optional",
+        _pause,
+    ),
+    "SUSPEND": Control("the same, but done at once", "optional", _suspend),
+    "RESUME": Control("let clients go on", "optional", _resume),
+    "RECONNECT": Control("replace the origin's connections as they become idle", "optional", _reconnect),
+    "KILL": Control("disconnect a database's clients, and let those who come wait for RESUME", "required", _kill),
+    "DISABLE": Control("turn new clients of a database away", "required", _disable),
+    "ENABLE": Control("let them in again", "required", _enable),
+}
+"""By its first word."""

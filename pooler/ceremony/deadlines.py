@@ -1,0 +1,144 @@
+"""Who takes too long: queries, transactions, clients that say nothing inside a transaction or outside.
+
+Lives here: the look at every linked origin connection, several times a second, and now and then at every client; what
+each expiry does. Not here: waiting for a connection (`Pool.tick`), and the deadlines of ceremonies, which are cancel
+scopes where they wait.
+
+Traffic sets no timers. It notes when a ReadyForQuery was read (`Origin.ready_at`), when a transaction began
+(`Origin.block_since`), and that something came from a client (`Session.stirred`); everything else is seen from here. A
+deadline is exceeded by one look at most, and never comes early.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from config import Config
+from config.deadlines import Deadlines
+from pooler.logs import get_logger
+from pooler.origin import IDLE, Origin
+from protocol import errors
+from protocol.errors import PgError
+
+if TYPE_CHECKING:
+    from pooler.service import Service
+    from pooler.session import Session
+
+log = get_logger(__name__)
+
+LOOK_SECONDS = 0.1
+"""Between two looks at the origin connections; a tenth of the shortest deadline where that is less."""
+
+SHORTEST_LOOK_SECONDS = 0.01
+
+
+class DeadlineTable:
+    """What holds for each database and user, looked up once.
+
+    Attributes:
+      look_seconds: between two looks at what is linked. idle_look_seconds: at all clients; 0 where none may be idle for
+        too long.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Follow `config` from now on."""
+        self._config = config
+        self._known: dict[tuple[str, str], Deadlines] = {}
+        watched = config.shortest("query_timeout", "transaction_timeout", "idle_in_transaction_timeout")
+        self.look_seconds = max(SHORTEST_LOOK_SECONDS, min(LOOK_SECONDS, watched / 10 or LOOK_SECONDS))
+        idle = config.shortest("client_idle_timeout")
+        self.idle_look_seconds = max(self.look_seconds, idle / 10) if idle else 0.0
+
+    def __call__(self, database: str, user: str) -> Deadlines:
+        known = self._known.get((database, user))
+        if known is None:
+            known = self._known[database, user] = self._config.deadlines(database, user)
+        return known
+
+
+async def watch_deadlines(service: Service) -> None:
+    """Look again and again, for as long as the process lives."""
+    idle_look_at = 0.0
+    while True:
+        await trio.sleep(service.deadlines.look_seconds)
+        now = perf_counter()
+        for pool in service.pools.values():
+            for origin in list(pool.origins):
+                if origin.session is not None:
+                    _look_at(service, origin, origin.session, now)
+        wait = service.deadlines.idle_look_seconds
+        if wait and now >= idle_look_at:
+            idle_look_at = now + wait
+            for session in list(service.sessions):
+                _look_for_silence(service, session, now, wait)
+
+
+def _look_at(service: Service, origin: Origin, session: Session, now: float) -> None:
+    """A client has a connection: is it at work for too long, or the client silent, or the transaction open?"""
+    limits = service.deadlines(session.database, session.user)
+    working = origin.owes_answers
+    if working or session.stirred:
+        session.stirred = False
+        session.quiet_since = now
+    begun = next((unit.started for unit in origin.units if unit.started), 0.0)
+    since = origin.block_since if origin.status != IDLE else begun
+    if since and 0 < limits.transaction_timeout < now - since:
+        seconds = limits.transaction_timeout
+        _end(service, session, "transaction_timeout", seconds, errors.transaction_timeout(seconds))
+    elif working:
+        _look_at_query(service, origin, session, now - max(begun or now, origin.ready_at), limits)
+    elif since and 0 < limits.idle_in_transaction_timeout < now - max(session.quiet_since, origin.ready_at):
+        seconds = limits.idle_in_transaction_timeout
+        _end(service, session, "idle_in_transaction_timeout", seconds, errors.idle_in_transaction_timeout(seconds))
+    elif origin.overdue is not None and not origin.cancels:
+        origin.overdue = None
+
+
+def _look_at_query(service: Service, origin: Origin, session: Session, seconds: float, limits: Deadlines) -> None:
+    limit = limits.query_timeout
+    if not 0 < limit < seconds:
+        if origin.overdue is not None and not origin.cancels:
+            origin.overdue = None  # what was cancelled is over, and this is another query
+    elif origin.overdue is None or origin.overdue[0] is not session:
+        origin.overdue = session, errors.query_timeout(limit)
+        _note(service, session, "query_timeout", limit)
+        service.cancel_overdue(origin)
+    elif seconds > limit + limits.cancel_wait_timeout:
+        log.warning("cancel_not_obeyed", pool=origin.pool.name, origin_pid=origin.pid, seconds=round(seconds, 3))
+        session.fatal(errors.query_timeout(limit))
+
+
+def _look_for_silence(service: Service, session: Session, now: float, wait: float) -> None:
+    """Whether a client that does nothing has done so for too long; `wait`: since the last look, seconds."""
+    if session.stirred or (session.busy and session.origin is None):
+        session.stirred = False
+        session.quiet_since = now
+    if session.busy:  # the look at its connection says how long it is silent inside a transaction
+        return
+    limit = service.deadlines(session.database, session.user).client_idle_timeout
+    if 0 < limit < now - session.quiet_since - wait:  # it may have been busy until just after the last look
+        _end(service, session, "client_idle_timeout", limit, errors.client_idle_timeout(limit))
+
+
+def _end(service: Service, session: Session, deadline: str, seconds: float, error: PgError) -> None:
+    _note(service, session, deadline, seconds)
+    session.fatal(error)
+
+
+def _note(service: Service, session: Session, deadline: str, seconds: float) -> None:
+    service.stats.expired(deadline)
+    log.warning(
+        "deadline_exceeded",
+        deadline=deadline,
+        seconds=seconds,
+        user=session.user,
+        database=session.database,
+        client=session.transport.peer,
+        origin_pid=session.origin.pid if session.origin is not None else None,
+    )

@@ -1,0 +1,87 @@
+"""What a connection begins with: the defaults that ALTER ROLE and ALTER DATABASE give its settings.
+
+PostgreSQL reads them at login and never again: who connects later has the new ones, who was there before keeps the old
+ones. Behind pgnear origin connections from before are retired, and clients from before are given what they began with
+as if their startup packet had asked for it. Lives here: what the defaults are, as far as is known, and what follows
+from a change. Not here: retiring connections (`pool`), reading the rows (`service`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pooler.sql.effects import set_config_sql
+from pooler.sql.statement import DefaultChange
+
+DEFAULTS_QUERY = """
+SELECT pg_catalog.lower(name), reset_val, source OPERATOR(pg_catalog.=) ANY (ARRAY['user', 'database', 'database user',
+ 'global']) FROM pg_catalog.pg_settings WHERE context OPERATOR(pg_catalog.=) 'user'
+"""
+"""(name, value in the setting's own unit, "t" where a role's or database's own) of all that any role may set."""
+
+CONFIGURED_QUERY = """
+SELECT setdatabase, setrole, pg_catalog.unnest(setconfig) FROM pg_catalog.pg_db_role_setting
+ WHERE setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT oid FROM pg_catalog.pg_database
+ WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())])
+ AND setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, session_user::pg_catalog.regrole::pg_catalog.oid])
+"""
+"""What was configured by ALTER ROLE and ALTER DATABASE, one row a setting: (database, role, name=value)."""
+
+
+class Defaults:
+    """Of one pool's connections.
+
+    Attributes:
+      values: what new connections begin with, by name in lower case, of what is known.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self._unconfigured: dict[str, str] = {}  # what the server's own configuration says
+        self._configured: set[str] = set()  # names that a role or a database has a default of its own for
+        self._seen: frozenset[tuple[str, ...]] | None = None  # the rows of CONFIGURED_QUERY; None: they will differ
+
+    def changed_elsewhere(self, configured: Iterable[tuple[str, ...]]) -> dict[str, str]:
+        """What clients from before must be given, since somebody has changed it past pgnear (`CONFIGURED_QUERY`)."""
+        rows = frozenset(configured)
+        before, self._seen = self._seen, rows
+        names = {row[2].partition("=")[0].lower() for row in before ^ rows} if before is not None else set()
+        return {name: self.values[name] for name in names if name in self.values}
+
+    def read(self, rows: Iterable[tuple[str, ...]]) -> None:
+        """Take over what a new connection was seen to have (`DEFAULTS_QUERY`)."""
+        self.values.clear()
+        self._configured.clear()
+        for name, value, configured in rows:
+            self.values[name] = value
+            if configured == "t":
+                self._configured.add(name)
+            else:
+                self._unconfigured[name] = value
+
+    def change(self, changes: Iterable[DefaultChange], user: str, database: str) -> dict[str, str] | None:
+        """What clients from before must be given after `changes` that a client has made; None: they concern others.
+
+        Args:
+          user, database: whose connections these are.
+        """
+        mine = [change for change in changes if change.concerns(user, database)]
+        if not mine:
+            return None
+        self._seen = None
+        kept: dict[str, str] = {}
+        for change in mine:
+            for name in [change.name] if change.name else sorted(self._configured):
+                if name in self.values:
+                    kept.setdefault(name, self.values.pop(name))
+                value = change.value if change.value is not None else self._unconfigured.get(name)
+                if value is not None:
+                    self.values[name] = value
+                if change.name:
+                    self._configured.add(name)
+        return kept
+
+
+def as_settings(values: dict[str, str]) -> dict[str, str]:
+    """`values` as the statements that a session's settings are made of."""
+    return {name: set_config_sql(name, value) for name, value in values.items()}

@@ -1,0 +1,47 @@
+"""What a statement leaves on a connection that nothing takes back, not even DISCARD ALL, and which statements see it.
+
+A custom setting (`app.tenant`) that was ever set stays known, as ''; a temporary schema stays in the path, empty. Lives
+here: reading both off a text. Not here: who gets a connection with which traces (`pooler.pool`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pooler.sql.statement import Part, PinKind
+
+TEMPORARY_SCHEMA = "pg_temp"
+UNKNOWN = "?"
+"""Some custom setting, whose name did not show."""
+
+NO_TRACES: frozenset[str] = frozenset()
+
+looks = re.compile(
+    rb"\b(?:current_setting|current_schemas|pg_my_temp_schema|show\s+\"?\w+\"?\s*\.)", re.IGNORECASE
+).search
+"""Whether a text, or one of the same shape, may look at traces."""
+
+looks_closely = re.compile(
+    rb"""\bcurrent_setting\s*\(\s*+(?!'[^'.]*') | \b(?:current_schemas|pg_my_temp_schema)\b | \bshow\s+"?\w+"?\s*\.""",
+    re.IGNORECASE | re.VERBOSE,
+).search
+"""The same of one text, whose literals are there: settings without a dot are no custom ones."""
+
+
+def left_by(parts: Iterable[Part]) -> frozenset[str]:
+    """The traces that these statements may leave."""
+    traces = set()
+    for part in parts:
+        named = [change.name for change in part.changes]
+        for config in part.configs:
+            if isinstance(config.name, str):
+                named.append(config.name)
+            else:
+                traces.add(UNKNOWN)
+        traces.update(name for name in named if "." in name)
+        if PinKind.TEMPORARY in part.pins:
+            traces.add(TEMPORARY_SCHEMA)
+        if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE}):
+            traces.add(UNKNOWN)
+    return frozenset(traces)
