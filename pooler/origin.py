@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
@@ -27,11 +28,13 @@ from protocol.errors import PgError
 from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
+    from config import Target
     from pooler.pool import Pool
     from pooler.session import Session
     from pooler.statements import Prepared
 
 IDLE, IN_TRANSACTION, FAILED_TRANSACTION = b"ITE"
+_READ_ONLY = b"\0C25006\0"
 
 
 class Origin:
@@ -49,6 +52,7 @@ class Origin:
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       received: bytes since the last ReadyForQuery.
       asked_again: that session is likely to ask for them: others get this connection last.
       ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
@@ -80,12 +84,14 @@ class Origin:
         "ready_at",
         "received",
         "reports",
+        "retired",
         "secret",
         "sequence_client",
         "session",
         "settings",
         "spoiled",
         "status",
+        "target",
         "traces",
         "transport",
         "units",
@@ -93,12 +99,16 @@ class Origin:
         "verified",
     )
 
-    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports) -> None:
+    def __init__(
+        self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports, target: Target | None = None
+    ) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
         self.secret = secret
         self.reports = reports
+        self.target = target or pool.target
+        self.retired = False
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
         self.traces = NO_TRACES
@@ -120,7 +130,7 @@ class Origin:
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._missing = 0  # bytes until a buffered frame is whole
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
@@ -144,12 +154,13 @@ class Origin:
         """Handle bytes of the origin's, in order."""
         self.received += len(data)
         if self._missing > len(data):
-            self._partial += data
+            self._partial.append(data)
             self._missing -= len(data)
             return
         if self._partial:
-            data = self._partial + data
-            self._partial = b""
+            self._partial.append(data)
+            data = b"".join(self._partial)
+            self._partial.clear()
         self._missing = 0
         try:
             self._walk(data)
@@ -179,7 +190,7 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
-                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units and units[0].capture is not None:
                     units[0].give_up_capture()  # too large to keep, so it need not be whole
                     notable = units[0].notable
                     continue
@@ -191,6 +202,9 @@ class Origin:
             if start < position:
                 out.append(data[start:position])
             if kind == READY:
+                if length != 5:
+                    self.lost(f"the origin sent a ReadyForQuery of length {length}")
+                    return
                 forward = self._ready(data[position + 5])
                 if self.closed:
                     return
@@ -203,7 +217,7 @@ class Origin:
         if start < position:
             out.append(data[start:position])
         if position < end:
-            self._partial = data[position:]
+            self._partial.append(data[position:])
         self._deliver()
 
     def emit(self, frame: bytes) -> None:
@@ -216,6 +230,8 @@ class Origin:
         if kind == PARAMETER_STATUS:
             name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
+            if name in ROLE_REPORTS:
+                self._role_reported(name)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
@@ -233,6 +249,8 @@ class Origin:
             if made_up:
                 self._out.append(made_up)
         forward = unit.notice(self, kind, frame)
+        if kind == ERROR and _READ_ONLY in frame:
+            self.pool.found_read_only(self)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
             if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
@@ -242,6 +260,13 @@ class Origin:
                 self._out.append(session.in_its_words(frame, unit))
                 return False
         return forward
+
+    def _role_reported(self, name: str) -> None:
+        """The server may have another role now; or a client has set what looks like it, which says nothing."""
+        unit = self.units[0] if self.units else None
+        clients = self.session is not None and (self.session.state.watching or (unit is not None and unit.swallow))
+        if name == "in_hot_standby" or not clients:
+            self.pool.role_reported(self, name)
 
     def _ready(self, status: int) -> bool:
         """ReadyForQuery: the unit at the head is complete."""

@@ -217,8 +217,6 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
 
 
 def _has_room(service: Service) -> None:
-    if service.draining:
-        raise errors.admin_shutdown()
     if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
 
