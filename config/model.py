@@ -202,6 +202,12 @@ class Database(_Model):
         description="The database's own mode; unset, the top-level one. Set it where one database needs another.",
         examples=["session"],
     )
+    reuse_statements: bool | None = Field(
+        None,
+        description="Whether its connections keep statements that clients parse without a name; unset, as at the top "
+        "level. Set it where one database needs another.",
+        examples=[False],
+    )
 
 
 Ttl = Annotated[
@@ -765,6 +771,12 @@ class Config(_Model):
         description="Prepared statements kept on each origin connection; the least recently used goes. Raise it when "
         "clients use more distinct statements than that.",
     )
+    reuse_statements: bool = Field(
+        True,
+        description="Whether an origin connection keeps a statement that clients parse without a name again and again, "
+        "so that it need not parse and plan it each time. Switch it off where generic plans are bad plans and "
+        "plan_cache_mode cannot be set.",
+    )
     max_client_statements: Statements = Field(
         5000,
         ge=1,
@@ -886,6 +898,12 @@ class Config(_Model):
         """The pooling mode for a client: its user's, else its database's, else the general one."""
         mine, theirs = self.users.get(user), self.databases.get(database)
         return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
+
+    def reuses_statements(self, database: str) -> bool:
+        """`reuse_statements` of a database."""
+        theirs = self.databases.get(database)
+        own = theirs.reuse_statements if theirs is not None else None
+        return self.reuse_statements if own is None else own
 
     def deadlines(self, database: str, user: str | None) -> Deadlines:
         """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
+from pooler.cache.eviction import MAX_USES
 from pooler.cache.keys import in_formats, without_parameters
 from pooler.cache.policy import Policy
+from pooler.cache.ready import Ready, View
 from pooler.origin import IDLE, IN_TRANSACTION
 from pooler.sql.statement import PinKind, Statement
 from pooler.statements import Prepared
@@ -96,6 +98,56 @@ def _instead_of_an_error(session: Session, key: tuple[Any, ...], policy: Policy,
     if entry is not None:
         service.stats.stale_if_error_hits += 1
     return entry
+
+
+def has_told(session: Session, view: View, request: bytes) -> bool:
+    """Answer `request`, all that a client has sent, if that is ready; the client must be outside a transaction."""
+    ready = view.answers.get(request)
+    if (
+        ready is None
+        or view.catalog is not session.pool.catalog
+        or view.reports is not session.reports
+        or view.settings is not session.state.settings
+    ):
+        return False
+    entry = ready.entry
+    started = perf_counter()
+    if entry.expires <= started or entry.stamp < entry.epochs.barrier:
+        return False  # stale, or to be looked at more closely
+    if ready.prepares is not None:
+        if b"" not in session.statements:
+            return False
+        session.statements[b""] = ready.prepares
+    if entry.uses < MAX_USES:
+        entry.uses += 1
+    entry.hits += 1
+    ready.namespace.hits += 1
+    session.tell(ready.response)
+    session.service.stats.hit_latency.observe(perf_counter() - started)
+    return True
+
+
+def make_ready(
+    session: Session, request: bytes, response: bytes, entry: Entry, prepared: Prepared, *, prepares: bool = False
+) -> None:
+    """`request` was answered by `entry` with `response`: the next time it is found by its bytes.
+
+    `prepares`: it has made `prepared` the unnamed statement.
+    """
+    store, catalog = session.service.cache, session.pool.catalog
+    if store is None or catalog is None or prepared.asked is None or entry.queue is None:
+        return
+    view = session.view
+    if (
+        view is None
+        or view.catalog is not catalog
+        or view.reports is not session.reports
+        or view.settings is not session.state.settings
+    ):
+        view = session.view = store.shelf.view(
+            session.namespace, session.user, session.state.settings, session.reports, catalog
+        )
+    store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
 
 
 def _board(session: Session, capture: Capture) -> Capture | _Wait:

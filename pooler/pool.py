@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
 from pooler.breaker import Breaker
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-PEEK_AFTER_SECONDS = 0.02
+PEEK_AFTER_SECONDS: Final = 0.02
 """A connection that was idle for longer is looked at before it is trusted with a query."""
 
 ASIDE_SECONDS = 10.0
@@ -41,6 +41,10 @@ ASIDE_SECONDS = 10.0
 
 MATCH_DEPTH = 8
 """How many idle connections are compared with the session's settings before the latest one is taken."""
+
+
+EXPRESS_BYTES = 8192
+"""Longer requests are not looked at for the express lane."""
 
 
 class Waiter(Queued, Protocol):
@@ -134,6 +138,8 @@ class Pool:
         self.max_message_bytes: int = config.max_message_bytes
         self.high_water: int = config.buffer_high_water
         self.max_prepared: int = config.max_prepared_statements
+        self.express_bytes: int = min(EXPRESS_BYTES, config.max_message_bytes)
+        self.reuses_statements: bool = config.reuses_statements(self.name)
 
     # ---- what it looks like ------------------------------------------------------------------------------------------
 
@@ -180,6 +186,20 @@ class Pool:
         self.waiting.push(waiter, now)
         self._grow()
         return None
+
+    def at_hand(self, settings: Settings, traces: frozenset[str]) -> Origin | None:
+        """The connection that `acquire` would give, where that needs no thought: the last of `idle`, still in there."""
+        idle = self.idle
+        if not idle or self.waiting:
+            return None
+        origin = idle[-1]
+        if (
+            origin.settings is not settings
+            or origin.traces != traces
+            or monotonic() - origin.idle_since > PEEK_AFTER_SECONDS
+        ):
+            return None
+        return origin
 
     def _why_not_wait(self, waiter: Waiter, now: float) -> PgError | None:
         """Why `waiter` would wait in vain; None if it would not, or nobody knows."""
@@ -375,12 +395,11 @@ class Pool:
             origin.close()
             return
         origin.idle_since = now
-        if reserved:
-            self.reserve_idle.append(origin)
-        elif origin.asked_again:
-            self.idle.insert(0, origin)
+        idle = self.reserve_idle if reserved else self.idle
+        if origin.asked_again:
+            idle.insert(0, origin)
         else:
-            self.idle.append(origin)
+            idle.append(origin)
 
     def cancel_done(self, origin: Origin) -> None:
         """A cancel request for `origin` is over; if it waited for that, it is free now."""

@@ -165,6 +165,14 @@ async def accept_forever(service: Service, listener: socket.socket, nursery: tri
     With as many logins under way as there may be, those who come wait in the kernel's queue: a crowd that arrives at
     once gets in, a few at a time. If no login ends within `PATIENCE_SECONDS` somebody holds them, and they are refused.
     """
+    service.reactor.watch(listener.fileno())  # who comes is not to wait while the reactor waits for its next batch
+    try:
+        await _accept_on(service, listener, nursery)
+    finally:
+        service.reactor.unwatch(listener.fileno())
+
+
+async def _accept_on(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
     patient = True
     while True:
         await trio.lowlevel.wait_readable(listener)

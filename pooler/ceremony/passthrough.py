@@ -17,6 +17,7 @@ import trio
 from pooler.ceremony.connect import Connected
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
+from pooler.settings import Reports
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
 from protocol.errors import PgError
@@ -72,7 +73,7 @@ async def pass_through(
         try:
             if service.draining:
                 raise errors.admin_shutdown()
-            await transport.send_all(first_words(request, connected.parameters, relay.key))
+            await transport.send_all(first_words(request, Reports.of(connected.parameters), relay.key))
         except BaseException:
             connected.transport.close()
             raise

@@ -8,7 +8,7 @@ memory: `classifier`. `classify` fails closed: what cannot be understood pins, w
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import postgast
@@ -185,6 +185,7 @@ class Statement:
       unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
       locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
       selects: it is one SELECT, VALUES or TABLE that makes and modifies nothing by itself.
+      plain: nothing of it concerns its session or its connection: no effects, no transaction control, no DDL.
     """
 
     parts: tuple[Part, ...] = ()
@@ -215,6 +216,15 @@ class Statement:
     unknown_reach: bool = False
     locks_rows: bool = False
     selects: bool = False
+    plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        plain = not (
+            self.parts or self.has_effects or self.begins or self.isolation or self.changes_schema
+            or self.changes_defaults or self.recalls_sequences or self.session_functions or self.databases
+            or self.leaves or self.looks or self.shows
+        )  # fmt: skip
+        object.__setattr__(self, "plain", plain)
 
     @property
     def writes_to(self) -> frozenset[Name]:

@@ -54,7 +54,8 @@ def test_serve_has_a_flag_for_each_common_setting() -> None:
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"pgnear {pooler.__version__}\n"
+    about = " (accelerated)" if pooler.accelerated() else ""
+    assert run("--version").stdout == f"pgnear {pooler.__version__}{about}\n"
 
 
 def test_the_installed_command_is_this_one() -> None:
