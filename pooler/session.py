@@ -995,14 +995,8 @@ class Session:
             self.end(abrupt=True, linger=True)
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
-        """The linked connection broke."""
-        if origin.fatal is not None and self.leaving:
-            self.origin_lost(origin.fatal)
-            return
-        if origin.fatal is not None:
-            told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
-            reason = f"{reason}; it had said: {told}"
-        self.origin_lost(errors.origin_lost(reason))
+        """The linked connection broke. If the origin has said why, that is what a private connection would end with."""
+        self.origin_lost(origin.fatal or errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
         origin, self.origin = self.origin, None
