@@ -6,6 +6,7 @@ here by `python -m config.reference`. Rules that concern several settings at onc
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -73,6 +74,15 @@ def _several(value: Any) -> Any:
         value = [value]
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return [part.strip() for item in value for part in item.split(",") if part.strip()]
+    return value
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON: {error}") from None
     return value
 
 
@@ -400,6 +410,12 @@ class Cache(_Model):
         description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
         "is lost. Lower it where writes go past pgnear and readers must see them soon.",
     )
+    stale_if_error: Seconds = Field(
+        0.0,
+        ge=0,
+        description="How long after its time an answer is still served while the origin cannot be reached (its breaker "
+        "is open); 0 is never. Writes end it as ever. Set it where an old answer is better than none.",
+    )
     max_bytes: Size = Field(
         128 * 1024**2,
         ge=1024**2,
@@ -419,9 +435,10 @@ class Cache(_Model):
         examples=["app.price_class"],
     )
 
-    policy: tuple[CachePolicy, ...] = Field(
+    policy: Annotated[tuple[CachePolicy, ...], BeforeValidator(_json)] = Field(
         (),
-        description="How answers of some statements are cached. The first policy whose every condition holds counts.",
+        description="How answers of some statements are cached. The first policy whose every condition holds counts. "
+        "In the environment, PGNEAR_CACHE__POLICY holds them as a JSON list.",
     )
 
     max_advice_shapes: Statements = Field(
@@ -437,6 +454,14 @@ class Cache(_Model):
         description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
         "logical replication stream from the origin. auto uses one where the origin is ready for it; stream makes the "
         "publication, and warns where there is no stream. See docs/invalidation.md.",
+    )
+    notify_channel: Annotated[str, Field(json_schema_extra={"unit": "name"})] | None = Field(
+        None,
+        pattern=r"^.{1,63}$",
+        description="A channel that pgnear listens on at each origin, for NOTIFYs that say what to purge (table "
+        "orders, namespace catalogue, fingerprint 0a1b2c3d4e5f6071, all); unset, none. Set it where programs that "
+        "write past pgnear can tell it. See docs/invalidation.md.",
+        examples=["pgnear"],
     )
     publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
         "pgnear",
@@ -457,6 +482,35 @@ class Cache(_Model):
             if policy.max_bytes is not None and policy.max_bytes > self.max_bytes:
                 raise ValueError(f"the policy {policy.name} may have more memory (max_bytes) than the whole cache")
         return self
+
+
+class Breaker(_Model):
+    """When an origin that cannot be reached is left alone for a while."""
+
+    failures: Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "attempts"})] = Field(
+        5,
+        ge=0,
+        description="So many connections in a row that cannot be made open the breaker: then queries that need a new "
+        "one fail at once (57P03) and one probe at a time is made. Raise it for an unreliable network; 0 turns it off.",
+    )
+    timeout_rate: Annotated[float, BeforeValidator(_number), Field(json_schema_extra={"unit": "part"})] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
+        "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
+    )
+    retry_after: Seconds = Field(
+        1.0,
+        gt=0,
+        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
+        "attempts do harm.",
+    )
+    retry_at_most: Seconds = Field(
+        10.0,
+        gt=0,
+        description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
+    )
 
 
 class Log(_Model):
@@ -480,7 +534,8 @@ class Config(_Model):
     origin: Url | None = Field(
         None,
         description="The origin database. Required, unless there are only named databases; user and password are also "
-        "those of clients, unless there are users.",
+        "those of clients, unless there are users. Name several hosts (a,b:5433) and target_session_attrs for one that "
+        "fails over: see docs/faults.md.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
     password_file: Path | None = Field(
@@ -634,6 +689,20 @@ class Config(_Model):
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
     )
+    max_waiting: Connections = Field(
+        0,
+        ge=0,
+        description="Clients that may wait for a connection of one pool; more are refused at once with 53300. 0 is no "
+        "limit of its own. Set it to shed load earlier than by the expected wait, which may not pass "
+        "pool_wait_timeout.",
+    )
+    reserve_pool_size: Connections = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Connections per database, beyond pool_size, that only admin_users are given, when all others are "
+        "busy. Set it so that operators get in on an overloaded day.",
+    )
     query_timeout: Duration = Field(
         0.0,
         description="How long the origin may work on a query (a pipeline up to its Sync) before it is cancelled with "
@@ -713,6 +782,9 @@ class Config(_Model):
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
     )
+    breaker: Breaker = Field(
+        default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
+    )
     override: tuple[Override, ...] = Field(
         (),
         description="Deadlines for some clients. Of each, the first override counts whose conditions hold and that "
@@ -760,7 +832,7 @@ class Config(_Model):
                 problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
-                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
+                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
         if self.auth == "trust":

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
 from pooler.cache.eviction import MAX_USES
+from pooler.cache.keys import in_formats, without_parameters
 from pooler.cache.policy import Policy
 from pooler.cache.ready import Ready, View
 from pooler.origin import IDLE, IN_TRANSACTION
@@ -45,12 +46,13 @@ WAIT = _Wait()
 
 
 def ask(
-    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool
+    session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool, stated: bool = False
 ) -> Entry | Capture | _Wait | None:
     """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
 
     Args:
       now: seconds, as `perf_counter`. described: the client wants a RowDescription too.
+      stated: it wants the statement's ParameterDescription.
     """
     service = session.service
     cache = service.cache
@@ -73,10 +75,28 @@ def ask(
     if entry is None and session.landed is not None and session.landed.key == key:
         entry = session.landed
     session.landed = None
-    if entry is None or (described and entry.row_description is None):
+    if entry is None and not session.pool.breaker.closed:
+        entry = _instead_of_an_error(session, key, policy, now)
+    if (
+        entry is None
+        or (described and entry.row_description is None)
+        or (stated and entry.parameter_description is None and not without_parameters(tail))
+    ):
         return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
+    return entry
+
+
+def _instead_of_an_error(session: Session, key: tuple[Any, ...], policy: Policy, now: float) -> Entry | None:
+    """An answer whose time is over, while the origin cannot be reached and `cache.stale_if_error` allows it."""
+    service = session.service
+    cache = service.cache
+    if cache is None or not cache.stale_if_error:
+        return None
+    entry = cache.get_even_if_stale(key, now, policy.ttl + policy.stale_while_revalidate + cache.stale_if_error)
+    if entry is not None:
+        service.stats.stale_if_error_hits += 1
     return entry
 
 
@@ -225,6 +245,10 @@ def keep(service: Service, capture: Capture) -> None:
         tables=tuple(capture.tables),
         fingerprint=capture.prepared.fingerprint,
     )
+    if capture.parameter_description is not None:  # then the rows may have been described before they were bound
+        entry.parameter_description = capture.parameter_description
+        if entry.row_description is not None:
+            entry.row_description = in_formats(entry.row_description, capture.key[-1])
     cache.put(entry)
     flight, capture.flight = capture.flight, None
     if flight is not None and service.flights is not None:

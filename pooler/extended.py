@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pooler import views
 from pooler.cache.entry import Entry
-from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, normal_tail
+from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, in_formats, normal_tail
 from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.settings import DEFAULTS
@@ -44,6 +44,7 @@ _STATEMENT = ord("S")
 PARSE_COMPLETE = b"1\0\0\0\4"
 BIND_COMPLETE = b"2\0\0\0\4"
 CLOSE_COMPLETE = b"3\0\0\0\4"
+NO_PARAMETER_DESCRIPTION = b"t\0\0\0\6\0\0"
 _header = Struct("!ci").pack
 
 NOTHING = Statement()
@@ -283,13 +284,16 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Any:
     shape = _read_shape(session, data, operations)
     if shape is None:
         return None
-    prepared, tail, described = shape
+    prepared, tail, described, stated = shape
     if not prepared.statement.cacheable or has_temporal_parameter(tail):
         return None
     started = perf_counter()
-    found = ask(session, prepared, normal_tail(tail), started, described=described)
+    moved = prepared.epoch != session.pool.schema_epoch
+    found = ask(session, prepared, normal_tail(tail), started, described=described or stated or moved, stated=stated)
     if not isinstance(found, Entry):
         return found
+    if moved and in_formats(found.row_description or b"", ALL_TEXT) != prepared.row_description:
+        return None  # DDL has changed what the client was told of its rows: the origin refuses it, or not
     response = _answer(session, operations, found)
     first, last = operations[0], operations[-1]
     if session.origin is None:
@@ -301,39 +305,42 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Any:
     return True
 
 
-def _read_shape(session: Session, data: bytes, operations: list[Operation]) -> tuple[Prepared, bytes, bool] | None:
-    """(statement, Bind's tail, portal described?) of a batch that is one whole read."""
+def _read_shape(
+    session: Session, data: bytes, operations: list[Operation]
+) -> tuple[Prepared, bytes, bool, bool] | None:
+    """(statement, Bind's tail, portal described?, statement described?) of a batch that is one whole read."""
     prepared: Prepared | None = None
     tail: bytes | None = None
     parsed: bytes | None = None
+    bound = stated = None
     described = executed = False
     for operation in operations:
         kind = operation[0]
         if executed:
             return None
-        if kind == _PARSE and parsed is None and tail is None:
+        if kind == _PARSE and parsed is None and tail is None and stated is None:
             parsed = operation[3]
             if parsed and parsed in session.statements:
                 return None
             prepared = operation[4]
         elif kind == _BIND and tail is None and not operation[3]:
-            name = operation[4]
+            bound = operation[4]
             if parsed is None:
-                prepared = session.statements.get(name)
-            elif name != parsed:
+                prepared = session.statements.get(bound)
+            elif bound != parsed:
                 return None
             tail = data[operation[5] : operation[2]]
-        elif kind == _DESCRIBE:
-            if operation[3] == _STATEMENT or tail is None or operation[4]:
-                return None  # a statement's description has other format codes than a portal's
+        elif kind == _DESCRIBE and operation[3] == _STATEMENT and stated is None:
+            stated = operation[4]
+        elif kind == _DESCRIBE and operation[3] != _STATEMENT and tail is not None and not operation[4]:
             described = True
         elif kind == _EXECUTE and tail is not None and not operation[3] and operation[4] == b"\0\0\0\0":
             executed = True
         else:
             return None
-    if prepared is None or tail is None or not executed:
+    if prepared is None or tail is None or not executed or stated not in (None, bound):
         return None
-    return prepared, tail, described
+    return prepared, tail, described, stated is not None
 
 
 def _answer(session: Session, operations: list[Operation], entry: Entry) -> bytes:
@@ -347,7 +354,11 @@ def _answer(session: Session, operations: list[Operation], entry: Entry) -> byte
             parts.append(BIND_COMPLETE)
         elif kind == _DESCRIBE:
             assert entry.row_description is not None
-            parts.append(entry.row_description)
+            if operation[3] == _STATEMENT:
+                parts.append(entry.parameter_description or NO_PARAMETER_DESCRIPTION)
+                parts.append(in_formats(entry.row_description, ALL_TEXT))
+            else:
+                parts.append(entry.row_description)
     parts += (entry.answer, session.ready_now)
     response = b"".join(parts)
     session.answer(response)

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
+from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
@@ -41,6 +42,7 @@ from protocol.errors import PgError
 from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
+    from config import Target
     from pooler.pool import Pool
     from pooler.session import Session
     from pooler.statements import Prepared
@@ -52,6 +54,7 @@ FAILED_TRANSACTION: Final = 0x45
 
 PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 DESCRIBE_PORTAL = b"D\0\0\0\6P\0"
+_READ_ONLY = b"\0C25006\0"
 
 
 class Origin:
@@ -69,7 +72,9 @@ class Origin:
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       received: bytes since the last ReadyForQuery.
+      asked_again: that session is likely to ask for them: others get this connection last.
       ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
         transaction that is open came, else 0 (both by `perf_counter`).
       overdue: the session whose query took too long and is being cancelled, and what it is told; see
@@ -83,6 +88,7 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "asked_again",
         "block_since",
         "cancels",
         "client_pid",
@@ -99,6 +105,7 @@ class Origin:
         "ready_at",
         "received",
         "reports",
+        "retired",
         "secret",
         "sequence_client",
         "session",
@@ -106,6 +113,7 @@ class Origin:
         "spare",
         "spoiled",
         "status",
+        "target",
         "traces",
         "transport",
         "units",
@@ -113,12 +121,16 @@ class Origin:
         "verified",
     )
 
-    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports) -> None:
+    def __init__(
+        self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports, target: Target | None = None
+    ) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
         self.secret = secret
         self.reports = reports
+        self.target = target or pool.target
+        self.retired = False
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
         self.traces = NO_TRACES
@@ -137,10 +149,11 @@ class Origin:
         self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
+        self.asked_again = False
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._missing = 0  # bytes until a buffered frame is whole
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
@@ -164,12 +177,13 @@ class Origin:
         """Handle bytes of the origin's, in order."""
         self.received += len(data)
         if self._missing > len(data):
-            self._partial += data
+            self._partial.append(data)
             self._missing -= len(data)
             return
         if self._partial:
-            data = self._partial + data
-            self._partial = b""
+            self._partial.append(data)
+            data = b"".join(self._partial)
+            self._partial.clear()
         self._missing = 0
         try:
             self._walk(data)
@@ -204,7 +218,7 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
-                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units and units[0].capture is not None:
                     units[0].give_up_capture()  # too large to keep, so it need not be whole
                     notable = units[0].notable
                     continue
@@ -218,6 +232,9 @@ class Origin:
             if start < position:
                 out.append(data[start:position])
             if kind == READY:
+                if length != 5:
+                    self.lost(f"the origin sent a ReadyForQuery of length {length}")
+                    return
                 forward = self._ready(data[position + 5])
                 if self.closed:
                     return
@@ -230,7 +247,7 @@ class Origin:
         if start < position:
             out.append(data[start:position])
         if position < end:
-            self._partial = data[position:]
+            self._partial.append(data[position:])
         self._deliver()
 
     def _is_all(self, data: bytes) -> bool:
@@ -277,6 +294,8 @@ class Origin:
         if kind == PARAMETER_STATUS:
             name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
+            if name in ROLE_REPORTS:
+                self._role_reported(name)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
@@ -296,6 +315,8 @@ class Origin:
         if kind == ERROR and unit.again is not None and self._asks_again(unit, frame):
             return False
         forward = unit.notice(self, kind, frame)
+        if kind == ERROR and _READ_ONLY in frame:
+            self.pool.found_read_only(self)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
             if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
@@ -305,6 +326,13 @@ class Origin:
                 self._out.append(session.in_its_words(frame, unit))
                 return False
         return forward
+
+    def _role_reported(self, name: str) -> None:
+        """The server may have another role now; or a client has set what looks like it, which says nothing."""
+        unit = self.units[0] if self.units else None
+        clients = self.session is not None and (self.session.state.watching or (unit is not None and unit.swallow))
+        if name == "in_hot_standby" or not clients:
+            self.pool.role_reported(self, name)
 
     def _ready(self, status: int) -> bool:
         """ReadyForQuery: the unit at the head is complete."""

@@ -28,6 +28,7 @@ from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_
 from pooler.logs import get_logger
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
+from pooler.sequences import Kind
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
@@ -430,6 +431,10 @@ class Session:
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
+            recallers = self.service.recallers
+            self.origin.asked_again = bool(recallers) and recallers.will_ask(
+                self.kind, statement, self.pool.sequence_tables
+            )
         if statement.leaves and self.origin is not None:
             self.traces |= statement.leaves
             self.origin.traces |= statement.leaves
@@ -446,6 +451,8 @@ class Session:
 
     def go_home(self) -> None:
         """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+        if self.service.recallers.add(self.kind):
+            log.info("sequence_values_asked_for", user=self.user, database=self.database, application=self.kind[2])
         home = self.sequence_home
         if self.origin is None and home is not None and home.sequence_client == self.key[0] and self.pool.take(home):
             self._attach(home)
@@ -619,6 +626,11 @@ class Session:
             origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
             origin.unnamed = None
             origin.traces |= {name}
+
+    @property
+    def kind(self) -> Kind:
+        """Clients that are taken to behave as this one does."""
+        return self.pool.name, self.user, self.reports.values.get("application_name", "")
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -891,6 +903,9 @@ class Session:
                 origin.close()
             else:
                 self.pool.release(origin)
+        if self.service.draining and not self.closed and not self.busy:
+            self.transport.pause()  # it begins nothing new
+            self.service.depart_soon(self)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -899,7 +914,7 @@ class Session:
             return
 
         def done(own: Unit) -> None:
-            if own.error is None and len(own.rows) == 2:
+            if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
                 answers = own.rows[1]
                 present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
                 for kind in self.state.probe_answered(present):
@@ -1059,7 +1074,7 @@ class Session:
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin)
+                self.service.cancel_abandoned(origin, within_message=self._stream_begun)
             elif not origin.closed:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come

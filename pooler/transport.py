@@ -333,7 +333,7 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             else:
                 view = view[sent:]
-        await trio.lowlevel.checkpoint()
+        # No checkpoint: whoever has sent goes on to wait for an answer, and that is one.
 
     async def finish(self) -> None:
         """Say that nothing more comes and wait for the peer's end: a close before that may cost it our last words.

@@ -76,8 +76,8 @@ class Capture:
     """
 
     __slots__ = (
-        "database", "flight", "flights", "key", "policy", "prepared", "row_description", "rows", "sent_at", "size",
-        "stamp", "tables", "tag",
+        "database", "flight", "flights", "key", "parameter_description", "policy", "prepared", "row_description",
+        "rows", "sent_at", "size", "stamp", "tables", "tag",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,7 @@ class Capture:
         self.rows: list[bytes] = []
         self.size = 0
         self.row_description: bytes | None = None
+        self.parameter_description: bytes | None = None
         self.tag: bytes | None = None
 
     def fail(self) -> None:
@@ -297,7 +298,9 @@ class Unit:
             capture.row_description = frame
         elif kind == COMMAND_COMPLETE and capture.tag is None:
             capture.tag = frame
-        elif kind not in (PARSE_COMPLETE, BIND_COMPLETE, PARAMETER_DESCRIPTION):
+        elif kind == PARAMETER_DESCRIPTION:
+            capture.parameter_description = frame
+        elif kind not in (PARSE_COMPLETE, BIND_COMPLETE):
             self.give_up_capture()  # notices, COPY, a suspended portal: not only rows
 
     def drop_capture(self) -> None:

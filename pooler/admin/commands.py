@@ -21,6 +21,7 @@ from pooler.admin.advice import COLUMNS as ADVICE_COLUMNS
 from pooler.admin.advice import advise
 from pooler.admin.control import CONTROLS
 from pooler.admin.explain import explain
+from pooler.admin.purge import PART, Purge, carry_out, identifier, read_purge
 from pooler.stats import Histogram
 from protocol import errors
 
@@ -71,15 +72,15 @@ def read_command(service: Service, asker: Asker, text: str) -> Command | None:
     if not text:
         return None
     if found := _EXPLAIN.fullmatch(text):
-        database, statement = found["database"] and _name(found["database"]), found["statement"]
+        database, statement = found["database"] and identifier(found["database"]), found["statement"]
         return Command(_EXPLAINED, lambda: _shown(lambda: explain(service, *asker, database, statement), "EXPLAIN"))
     words = " ".join(text.split()).upper()
     if words.startswith("SHOW ") and (table := TABLES.get(words.removeprefix("SHOW "))):
         return Command(table.columns, lambda: _shown(lambda: table.rows(service), "SHOW"))
-    if purge := _PURGE.fullmatch(text):
+    if (found := _PURGE.fullmatch(text)) and (purge := read_purge(found[1])):
         return Command((), lambda: _purged(service, purge))
     if found := _CONTROL.fullmatch(text):
-        return _control(service, found["word"].upper(), found["database"] and _name(found["database"]))
+        return _control(service, found["word"].upper(), found["database"] and identifier(found["database"]))
     beginning = " ".join(text[:60].split())
     raise errors.unknown_command(beginning if len(text) <= 60 else f"{beginning}...")
 
@@ -88,8 +89,8 @@ async def _shown(rows: Callable[[], Iterable[Row]], tag: str) -> tuple[list[Row]
     return list(rows()), tag
 
 
-async def _purged(service: Service, found: re.Match[str]) -> tuple[list[Row], str]:
-    return [], f"PURGE {_purge(service, found)}"
+async def _purged(service: Service, purge: Purge) -> tuple[list[Row], str]:
+    return [], f"PURGE {carry_out(service, _store(service), purge)}"
 
 
 def _control(service: Service, word: str, database: str | None) -> Command:
@@ -103,60 +104,19 @@ def _control(service: Service, word: str, database: str | None) -> Command:
     return Command(tuple(map(Column, control.columns)), run)
 
 
-_PART = r'(?:"(?:[^"]|"")+"|[^\s;".]+)'
 _EXPLAIN = re.compile(
-    rf"explain\s+cache(?:\s+on\s+(?P<database>{_PART}))?(?:\s+|(?=/\*|--|\())(?P<statement>.+)",
+    rf"explain\s+cache(?:\s+on\s+(?P<database>{PART}))?(?:\s+|(?=/\*|--|\())(?P<statement>.+)",
     re.IGNORECASE | re.DOTALL,
 )
-_PURGE = re.compile(
-    rf"purge\s+(?:(?P<all>all)|table\s+(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})|namespace\s+(?P<namespace>{_PART})"
-    r"|fingerprint\s+'?(?P<fingerprint>[0-9a-f]{1,16})'?)",
-    re.IGNORECASE,
-)
-_CONTROL = re.compile(rf"(?P<word>{'|'.join(CONTROLS)})(?:\s+(?P<database>{_PART}))?", re.IGNORECASE)
+_PURGE = re.compile(r"purge\s+(.+)", re.IGNORECASE)
+_CONTROL = re.compile(rf"(?P<word>{'|'.join(CONTROLS)})(?:\s+(?P<database>{PART}))?", re.IGNORECASE)
 _EXPLAINED = (Column("property"), Column("value"))
-
-
-def _name(written: str) -> str:
-    """An identifier as it is meant: in lower case, unless it is quoted."""
-    return written[1:-1].replace('""', '"') if written.startswith('"') else written.lower()
-
-
-# ---- PURGE -----------------------------------------------------------------------------------------------------------
-
-
-def _purge(service: Service, found: re.Match[str]) -> int:
-    """Drop what is meant; how many entries that were."""
-    store = _store(service)
-    if found["all"]:
-        return store.purge(everything=True)
-    if found["table"]:
-        return _purge_table(service, store, found["schema"] and _name(found["schema"]), _name(found["table"]))
-    if found["fingerprint"]:
-        return store.purge(fingerprint=found["fingerprint"].lower())
-    name = found["namespace"].strip('"')
-    known = [namespace.name for namespace in store.namespaces]
-    if name not in known:
-        raise errors.unknown_namespace(name, known)
-    return store.purge(namespace=name)
 
 
 def _store(service: Service) -> Store:
     if service.cache is None:
         raise errors.cache_is_off()
     return service.cache
-
-
-def _purge_table(service: Service, store: Store, schema: str | None, name: str) -> int:
-    """Entries that were read from a table, its partitions or what it is a partition of, in every database."""
-    meant = []
-    for pool in service.pools.values():
-        if pool.catalog is None:
-            raise errors.catalog_unknown(pool.name)
-        meant += [(pool.name, oid) for oid in pool.catalog.tables((schema, name))]
-    if not meant:
-        raise errors.unknown_table(name if schema is None else f"{schema}.{name}")
-    return sum(store.purge(database=database, table=oid) for database, oid in meant)
 
 
 # ---- SHOW ------------------------------------------------------------------------------------------------------------
@@ -207,7 +167,7 @@ def _pools(service: Service) -> Iterator[Row]:
 
 def _place(pool: Pool) -> str:
     target = pool.target
-    return f"{target.user}@{target.host}:{target.port}/{target.dbname}"
+    return f"{target.user}@{target.place}/{target.dbname}"
 
 
 def _clients(service: Service) -> Iterator[Row]:
@@ -251,7 +211,7 @@ def _origins(service: Service) -> Iterator[Row]:
                 pool.name, origin.pid, "idle" if origin in idle else _origin_state(origin),
                 round(now - origin.created, 3), len(origin.settings.items), len(origin.prepared),
                 session.user if session is not None else None,
-                session.key[0] if session is not None else None,
+                session.key[0] if session is not None else None, origin.target.place,
             )  # fmt: skip
 
 
@@ -259,6 +219,17 @@ def _origin_state(origin: Origin) -> str:
     if origin.session is not None:
         return "linked"
     return "draining" if origin.draining else "borrowed"
+
+
+def _breakers(service: Service) -> Iterator[Row]:
+    now = time.monotonic()
+    for pool in service.pools.values():
+        breaker = pool.breaker
+        yield (
+            pool.name, breaker.state.value, breaker.failures_in_a_row, breaker.opened,
+            None if breaker.closed else round(breaker.retry_in(now), 3),
+            pool.last_failure.message if pool.last_failure is not None else None,
+        )  # fmt: skip
 
 
 def _stats(service: Service) -> Iterator[Row]:
@@ -325,7 +296,7 @@ def _masked(name: str, secret: SecretStr) -> str:
     if name.rpartition(".")[2] != "origin":
         return MASK
     target = url.parse(secret.get_secret_value())
-    return f"postgresql://{target.user}:{MASK}@{target.host}:{target.port}/{target.dbname}?sslmode={target.sslmode}"
+    return f"postgresql://{target.user}:{MASK}@{target.place}/{target.dbname}?sslmode={target.sslmode}"
 
 
 TABLES = {
@@ -346,8 +317,13 @@ TABLES = {
     ),
     "ORIGINS": Table(
         "origin connections",
-        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid#"),
+        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid# host"),
         _origins,
+    ),
+    "BREAKERS": Table(
+        "whether origins are tried, and when next",
+        _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure"),
+        _breakers,
     ),
     "STATS": Table("totals since the start", _columns("name value~"), _stats),
     "CONFIG": Table("every setting, without secrets", _columns("name value"), _config),

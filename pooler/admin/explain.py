@@ -68,6 +68,7 @@ def explain(service: Service, user: str, application_name: str, database: str | 
         ("functions", ", ".join(sorted(verdict.functions if verdict.cacheable else _suspects(understood, verdict)))),
         ("fingerprint", mark),
         *_policy(policy),
+        *_capped(service, store, pool, verdict),
         ("key", "database, user, settings except application_name, text, parameters and their types, result formats"),
     ]
     return lines + _entries(store, pool.name, user, text)
@@ -106,6 +107,18 @@ def _policy(policy: Policy) -> list[Line]:
         ("negative_ttl", f"{policy.negative_ttl:g} s"),
     ]
     return lines + ([("note", policy.ignored)] if policy.ignored else [])
+
+
+def _capped(service: Service, store: Store, pool: Pool, verdict: Verdict) -> list[Line]:
+    """Why the answer lives no longer than `ttl_without_stream`, where it does not."""
+    if not verdict.cacheable:
+        return []
+    reasons = [f"the {ear} that tells of writes past pgnear is lost" for ear in sorted(service.not_heard[pool.name])]
+    untold = verdict.tables & store.uncovered(pool.name)
+    if untold:
+        reasons.append(f"the stream does not tell of changes of {table_names(pool.catalog, untold)}")
+    seconds = service.config.cache.ttl_without_stream
+    return [("capped", f"{seconds:g} s: {'; '.join(reasons)}")] if reasons else []
 
 
 def _entries(store: Store, database: str, user: str, text: bytes) -> list[Line]:

@@ -21,10 +21,13 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from pooler import __version__, logs
+from pooler.breaker import State
 from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
+    from pooler.cache.entry import Namespace
     from pooler.cache.store import Store
+    from pooler.ceremony.notify import Listener
     from pooler.ceremony.stream import Stream
     from pooler.pool import Pool
     from pooler.service import Service
@@ -62,12 +65,19 @@ class ServiceCollector(Collector):
         yield from _origins(service)
         if service.cache is not None:
             yield from _cache(service.cache)
+            yield _counter(
+                "cache_writes_unsure",
+                "Writes whose client or connection was lost before their end was seen: followed until it has come.",
+                service.stats.writes_unsure,
+            )
         if service.flights is not None:
             flights = service.flights
             yield _counter("cache_flights_led", "Misses asked of the origin for all who want them.", flights.led)
             yield _counter("cache_flights_joined", "Misses that waited for somebody else's answer.", flights.joined)
         if service.streams:
             yield from _streams(service.streams)
+        if service.listeners:
+            yield from _listeners(service.listeners)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -182,12 +192,21 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             "Whether the last attempt to connect to the origin succeeded.",
             lambda pool: int(pool.ready),
         ),
+        (
+            "breaker_state",
+            "The origin's circuit breaker: 0 closed, 1 half-open, 2 open.",
+            lambda pool: {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}[pool.breaker.state],
+        ),
     )
     for name, text, read in gauges:
         family = GaugeMetricFamily(f"pgnear_{name}", text, labels=["pool"])
         for pool in pools:
             family.add_metric([pool.name], read(pool))
         yield family
+    opened = CounterMetricFamily("pgnear_breaker_opened", "Times the breaker has opened.", labels=["pool"])
+    for pool in pools:
+        opened.add_metric([pool.name], pool.breaker.opened)
+    yield opened
     waits = HistogramMetricFamily(
         "pgnear_pool_wait_seconds",
         "How long clients that had to wait for a connection waited.",
@@ -209,11 +228,27 @@ def _origins(service: Service) -> Iterator[Metric]:
     yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
     yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
+    yield _counter(
+        "pool_refusals", "Queries refused at once because the queue was full or too slow.", stats.pool_refusals
+    )
+    yield _counter(
+        "breaker_refusals", "Queries refused at once because the origin cannot be reached.", stats.breaker_refusals
+    )
+    yield _counter(
+        "stale_if_error_answers",
+        "Answers served beyond their time because the origin could not be reached.",
+        stats.stale_if_error_hits,
+    )
     yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
     yield _counter(
         "origin_connect_failures",
         "Connections to the origin that could not be made.",
         stats.origin_connect_failures,
+    )
+    yield _counter(
+        "origin_role_changes",
+        "Servers that were promoted or demoted, so that their connections drained.",
+        stats.origin_role_changes,
     )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
     yield _counter(
@@ -227,11 +262,6 @@ def _origins(service: Service) -> Iterator[Metric]:
         "Transactions rolled back because their client left.",
         stats.transactions_rolled_back,
     )
-    yield _counter(
-        "cache_writes_unsure",
-        "Writes whose client or connection was lost before their end was seen: followed until their backend has gone.",
-        stats.writes_unsure,
-    )
 
 
 def _cache(cache: Store) -> Iterator[Metric]:
@@ -243,7 +273,58 @@ def _cache(cache: Store) -> Iterator[Metric]:
     yield _counter("cache_stores", "Answers stored.", cache.stores)
     yield _counter("cache_evictions", "Answers dropped to make room.", cache.evictions)
     yield _counter("cache_expired", "Answers dropped because of their age or an invalidation.", cache.expired)
-    yield _counter("cache_invalidations", "Times a write emptied a database's entries.", cache.invalidations)
+    yield _counter(
+        "cache_invalidations",
+        "Tables and whole databases whose answers were ended by writes, through pgnear or told by the origin.",
+        cache.invalidations,
+    )
+    yield from _namespaces(cache.namespaces)
+
+
+def _namespaces(namespaces: list[Namespace]) -> Iterator[Metric]:
+    gauges = (
+        ("entries", "Answers in the cache, by policy (default: those without one)."),
+        ("bytes", "Bytes of these answers alone, without what they share."),
+    )
+    counters = (
+        ("hits", "Look-ups that found an answer, by policy."),
+        ("stale_hits", "Those of them that were past their ttl."),
+        ("misses", "Look-ups that found none."),
+        ("stores", "Answers stored."),
+        ("evictions", "Answers dropped to make room."),
+        ("expired", "Answers dropped because of their age."),
+        ("invalidated", "Answers dropped because of a write."),
+        ("purged", "Answers dropped by hand."),
+    )
+    families: list[GaugeMetricFamily | CounterMetricFamily] = []
+    for name, text in gauges:
+        families.append(GaugeMetricFamily(f"pgnear_cache_namespace_{name}", text, labels=["namespace"]))
+    for name, text in counters:
+        families.append(CounterMetricFamily(f"pgnear_cache_namespace_{name}", text, labels=["namespace"]))
+    for family, (name, _) in zip(families, gauges + counters, strict=True):
+        for namespace in namespaces:
+            family.add_metric([namespace.name], getattr(namespace, name))
+        yield family
+
+
+def _listeners(listeners: dict[str, Listener]) -> Iterator[Metric]:
+    heard = GaugeMetricFamily(
+        "pgnear_cache_notify_connected",
+        "Whether the origin's NOTIFYs are heard (cache.notify_channel).",
+        labels=["pool"],
+    )
+    for pool, listener in listeners.items():
+        heard.add_metric([pool], int(listener.connected))
+    yield heard
+    for name, text in (
+        ("received", "NOTIFYs that arrived."),
+        ("rejected", "Those of them that were not understood, or named what does not exist."),
+        ("losses", "Times the listening connection was lost."),
+    ):
+        counter = CounterMetricFamily(f"pgnear_cache_notify_{name}", text, labels=["pool"])
+        for pool, listener in listeners.items():
+            counter.add_metric([pool], getattr(listener, name))
+        yield counter
 
 
 def _streams(streams: dict[str, Stream]) -> Iterator[Metric]:

@@ -62,6 +62,7 @@ class Entry(Evictable):
 
     Attributes:
       answer: DataRow frames and the CommandComplete frame. row_description: that frame, or None where nobody asked.
+      parameter_description: that frame of its statement, or None where nobody asked.
       row_count: DataRow frames in it.
       stored_at: seconds, when its query was sent. expires: it is fresh until then. stale_until: served until then.
       stamp: the clock up to which its tables are known not to have changed.
@@ -72,8 +73,8 @@ class Entry(Evictable):
     """
 
     __slots__ = (
-        "answer", "epochs", "expires", "fingerprint", "hits", "key", "namespace", "ready", "refreshing", "row_count",
-        "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
+        "answer", "epochs", "expires", "fingerprint", "hits", "key", "namespace", "parameter_description", "ready",
+        "refreshing", "row_count", "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +95,7 @@ class Entry(Evictable):
         self.tag_size = len(tag)
         self.row_count = len(rows)
         self.row_description = row_description
+        self.parameter_description: bytes | None = None
         self.key = key
         self.epochs = epochs
         self.stamp = stamp
@@ -113,6 +115,11 @@ class Entry(Evictable):
         self.mark = hash(key)
         self.queue = self.newer = self.older = None
         self.size = 0
+
+    def end_after(self, seconds: float) -> None:
+        """Serve it no longer than `seconds` after its query was sent, not even stale."""
+        end = self.stored_at + seconds
+        self.expires, self.stale_until = min(self.expires, end), min(self.stale_until, end)
 
     @property
     def rows(self) -> bytes:

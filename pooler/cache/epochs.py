@@ -26,9 +26,11 @@ class Epochs:
       latest: clock of the last invalidation of anything.
       barrier: entries stamped at it or later need no closer look; infinite while a cap asks for one.
       cap: seconds after which no entry is served.
+      uncovered: tables whose changes past pgnear are not told; what is read from them lives for
+        `uncovered_cap` seconds.
     """
 
-    __slots__ = ("barrier", "cap", "everything", "floor", "latest", "name", "tables")
+    __slots__ = ("barrier", "cap", "everything", "floor", "latest", "name", "tables", "uncovered", "uncovered_cap")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,6 +40,8 @@ class Epochs:
         self.barrier: float = float(NEVER)
         self.cap = UNCAPPED
         self.tables: dict[Hashable, int] = {}
+        self.uncovered: frozenset[Hashable] = frozenset()
+        self.uncovered_cap = UNCAPPED
 
     def invalidate_tables(self, tables: Iterable[Hashable], clock: int) -> int:
         """What was read from `tables` before `clock` is dead. Returns how many they are."""

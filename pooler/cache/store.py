@@ -237,10 +237,14 @@ class Store:
           stamp: from `begin`. sent_at: seconds, when the query was sent: what was read may be as old as that.
           tables: any ids by which they are invalidated.
         """
-        return Entry(
-            rows, row_description, tag, key=key, epochs=self._epochs(database), stamp=stamp, stored_at=sent_at,
-            tables=tables, policy=policy, fingerprint=fingerprint,
+        epochs = self._epochs(database)
+        entry = Entry(
+            rows, row_description, tag, key=key, epochs=epochs, stamp=stamp, stored_at=sent_at, tables=tables,
+            policy=policy, fingerprint=fingerprint,
         )  # fmt: skip
+        if not epochs.uncovered.isdisjoint(tables):
+            entry.end_after(epochs.uncovered_cap)
+        return entry
 
     def put(self, entry: Entry) -> bool:
         """Keep an entry and make room for it. False, and it is not kept, where it is too large or out of date.
@@ -310,7 +314,8 @@ class Store:
 
     @staticmethod
     def _size(entry: Entry) -> int:
-        return ENTRY_BYTES + 8 * len(entry.key) + _heap_bytes(entry.answer) + _heap_bytes(entry.key[-1])
+        own = (entry.answer, entry.key[-1], entry.parameter_description)
+        return ENTRY_BYTES + 8 * len(entry.key) + sum(map(_heap_bytes, own))
 
     def _share(self, entry: Entry) -> None:
         if entry.row_description is not None:
@@ -367,6 +372,18 @@ class Store:
         Who takes it off because writes are seen again should invalidate the database: some were not seen.
         """
         self._epochs(database).limit(seconds)
+
+    def cap_tables(self, database: str, tables: frozenset[Hashable], seconds: float) -> None:
+        """From now on, store answers from any of `tables` for no longer than `seconds`, others as their policy says.
+
+        Who adds a table should invalidate it: what is stored already is not touched.
+        """
+        epochs = self._epochs(database)
+        epochs.uncovered, epochs.uncovered_cap = tables, seconds
+
+    def uncovered(self, database: str) -> frozenset[Hashable]:
+        """What `cap_tables` was given."""
+        return self._epochs(database).uncovered
 
     def sweep(self, now: float, budget: int) -> int:
         """Look at up to `budget` entries, going on where the last sweep ended, and free those that are dead.

@@ -26,7 +26,7 @@ log = get_logger(__name__)
 
 RESTART = (
     "listen", "http", "reuse_port", "session_functions", "cache.enabled", "cache.max_bytes", "cache.invalidation",
-    "cache.publication", "cache.ttl_without_stream",
+    "cache.publication", "cache.ttl_without_stream", "cache.notify_channel", "cache.max_advice_shapes",
 )  # fmt: skip
 """Settings that only a restart changes. Databases that come or go need one, too."""
 

@@ -26,7 +26,8 @@ import trio
 
 from config import Target
 from pooler.ceremony import publication as publications
-from pooler.ceremony.connect import Connected, ask, connect, open_transport
+from pooler.ceremony.connect import Connected, ask, open_transport
+from pooler.ceremony.origins import connect
 from pooler.ceremony.publication import Ask, Missing
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
@@ -84,6 +85,7 @@ class Stream:
     """The stream of one database.
 
     Args:
+      on_uncovered: these tables' changes are not told, those of all others are.
       on_invalidate, on_change (the same, once for each commit), on_schema (what is known of the origin's catalog may be
         old), on_lost (nothing is told any more; the reason), on_recovered (every commit is told of from now on): none
         of them may await, block or raise.
@@ -110,6 +112,7 @@ class Stream:
         on_invalidate: OnInvalidate,
         on_change: OnInvalidate = lambda tables: None,
         on_schema: Callable[[], None] = lambda: None,
+        on_uncovered: Callable[[frozenset[int]], None] = lambda tables: None,
         on_lost: Callable[[str], None] = lambda reason: None,
         on_recovered: Callable[[], None] = lambda: None,
         name: str = "",
@@ -134,6 +137,7 @@ class Stream:
         self._on_invalidate = on_invalidate
         self._on_change = on_change
         self._on_schema = on_schema
+        self._on_uncovered = on_uncovered
         self._on_lost = on_lost
         self._on_recovered = on_recovered
         self._publication = publication
@@ -212,8 +216,7 @@ class Stream:
     async def _connect(self) -> Connected:
         self._reactor.ceremonies += 1
         try:
-            with trio.fail_after(self._connect_timeout):
-                return await connect(self._target, self._reactor, _PARAMETERS)
+            return await connect(self._target, self._reactor, _PARAMETERS, timeout=self._connect_timeout)
         except trio.TooSlowError:
             raise TransportClosed(f"no answer within {self._connect_timeout:g} s (origin_connect_timeout)") from None
         except PgError as error:
@@ -245,6 +248,7 @@ class Stream:
         slot = f"pgnear_{secrets.token_hex(6)}"
         await self._make_slot(connected, slot)
         self.uncovered = await publications.uncovered(asked, self._publication)
+        self._on_uncovered(self.uncovered)
         await self._start(transport, slot, standing.version)
 
     async def _make_slot(self, connected: Connected, slot: str) -> None:
@@ -265,7 +269,7 @@ class Stream:
         finally:
             if not made:
                 with trio.move_on_after(2.0, shield=True):
-                    await _cancel(self._target, self._reactor, connected)
+                    await _cancel(connected.target, self._reactor, connected)
 
     async def _start(self, transport: Transport, slot: str, version: int) -> None:
         name = publications.identifier(self._publication).replace("'", "''")
@@ -320,6 +324,7 @@ class Stream:
             except PgError:  # no connection was free, say; the stream itself is well
                 continue
             more, self.uncovered = uncovered - self.uncovered, uncovered
+            self._on_uncovered(uncovered)
             if more:
                 self._on_invalidate(more)
 

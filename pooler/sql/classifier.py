@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from pooler.sql.shape import separates, shape
-from pooler.sql.statement import UNKNOWN, UNKNOWN_LOOKING, Statement, classify
+from pooler.sql.statement import UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, Statement, classify
 from pooler.sql.traces import looks
 
 _SCREEN = re.compile(
@@ -26,6 +26,9 @@ _SCREEN = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+
+
+_MAY_DRAW = re.compile(rb"\b(?:insert|merge|copy|nextval|setval)\b", re.IGNORECASE)
 
 
 class Classifier:
@@ -117,7 +120,14 @@ class Classifier:
             return classify(text, session_functions=self._session_functions)
         if self._parse_always:
             return classify(text, suspicious=False)
-        return UNKNOWN if looks(text) is None else UNKNOWN_LOOKING
+        return _unexamined(text)
+
+
+def _unexamined(text: bytes) -> Statement:
+    """What is known of a text without parsing it."""
+    if _MAY_DRAW.search(text) is not None:
+        return UNKNOWN_DRAWING
+    return UNKNOWN if looks(text) is None else UNKNOWN_LOOKING
 
 
 def _make_room(memory: dict[Any, Any], limit: int) -> None:

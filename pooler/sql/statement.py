@@ -168,6 +168,7 @@ class Statement:
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: how it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
+      draws: it calls nextval or setval, or nobody has looked and it may insert.
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
       leaves: traces on a connection that nothing takes back (`sql.traces`). looks: it may look at such traces.
@@ -194,6 +195,7 @@ class Statement:
     changes_schema: bool = False
     changes_defaults: tuple[DefaultChange, ...] = ()
     sequences: bool = False
+    draws: bool = False
     recalls_sequences: bool = False
     session_functions: frozenset[str] = frozenset()
     leaves: frozenset[str] = frozenset()
@@ -238,6 +240,9 @@ class Statement:
 UNKNOWN = Statement(sequences=True, unknown_reach=True, why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
 
+UNKNOWN_DRAWING = replace(UNKNOWN, draws=True, looks=True)
+"""The same of one that may draw from sequences."""
+
 UNKNOWN_LOOKING = replace(UNKNOWN, looks=True)
 """The same of one that may look at what others have left on its connection."""
 
@@ -279,6 +284,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         changes_schema=any(fact.changes_schema for fact in facts),
         changes_defaults=tuple(fact.default_change for fact in facts if fact.default_change is not None),
         sequences=any(fact.sequences for fact in facts),
+        draws=any(fact.draws for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
         leaves=traces.left_by(parts) if matters else traces.NO_TRACES,

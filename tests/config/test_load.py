@@ -341,3 +341,14 @@ def test_a_problem_in_a_policy_names_its_line_and_hides_no_other(tmp_path: Path)
     assert f"{file} line 9: cache.policy.1.bogus: there is no such setting" in said
     assert f"{file} line 11: log.level: " in said
     assert f"{file} line 1: origin: sslmode=disable" in said
+
+
+def test_policies_are_json_in_the_environment() -> None:
+    text = '[{"name": "catalogue", "tables": ["products"], "ttl": "10min"}, {"name": "live", "enabled": false}]'
+    settings = load(environ={"PGNEAR_CACHE__POLICY": text}, origin=URL)
+    assert [(policy.name, policy.ttl, policy.enabled) for policy in settings.cache.policy] == [
+        ("catalogue", 600.0, True),
+        ("live", None, False),
+    ]
+    (problem,) = problems(environ={"PGNEAR_CACHE__POLICY": "[{"}, flags={"origin": URL})
+    assert problem.startswith("environment PGNEAR_CACHE__POLICY: cache.policy: is no JSON: ")

@@ -3,7 +3,7 @@
 A row has one writer, which counts its version up. The writer publishes a version as *done* behind the completion of
 its commit; a reader takes note of what is done, asks, and must not get less:
 
-    own        the writer reads its row behind its write: less than it wrote is a violation
+    own        the writer reads its row behind its write, over and over: another version than it wrote is a violation
     others     a reader of the same pgnear, whose query begins behind the completion: the same
     past       versions written past pgnear: how long an older one is still served is measured, from the completion on
                to the first answer that has it
@@ -24,6 +24,7 @@ import psycopg
 
 from tests.support.postgres import Server
 from tests.support.process import Pgnear
+from tests.support.wire import SYNC, Frame, Refused, WireClient, bind, describe, execute, parse, query
 
 TABLES = ("able", "baker", "charlie", "dog")
 """Row number n is in one of these; a write to one leaves what was read from the others."""
@@ -54,7 +55,17 @@ ROLLED_BACK = 1000000000
 SETTLED_SECONDS = 0.15
 """Before a write past pgnear, so that the repetition of the invalidation before (`stream.ECHO_SECONDS`) is over."""
 
+AT_ONCE = 16
+"""Connections of a thread that read at the same time."""
+
+MOST_ROUNDS = 20
+"""A writer's row is read by all of them up to so many times before it writes again."""
+
 WRITES = ("update", "transaction", "rollback first", "cte", "savepoint", "pipeline", "prepared")
+
+
+class Broken(Exception):
+    """A read has failed."""
 
 
 @dataclass
@@ -127,7 +138,7 @@ class Workload:
                     with self.near.connect() as client:
                         assert callable(loop)
                         loop(client, number)
-                except psycopg.Error:  # a fault; the next connection goes on
+                except (psycopg.Error, Broken, Refused, OSError, EOFError):  # a fault; the next connection goes on
                     self.seen.add(failures=1)
                     self.stopped.wait(0.05)
         except BaseException as error:
@@ -137,6 +148,10 @@ class Workload:
 
     def write(self, client: psycopg.Connection, row: int) -> None:
         """Count the version of `row` up, in all ways, and read it."""
+        with Several(self.near, AT_ONCE) as several:
+            self._write(client, row, several)
+
+    def _write(self, client: psycopg.Connection, row: int, several: Several) -> None:
         chance = random.Random(f"{self.seed} {row}")
         version = self._true_version(row)
         self.done[row] = version
@@ -148,19 +163,34 @@ class Workload:
             self.seen.add(writes=1, own_reads=1)
             if got is None or got[0] != version:
                 self.seen.violations.append(f"row {row}: its writer got {got} behind its write of {version}")
+            for _ in range(chance.randrange(1, MOST_ROUNDS)):
+                versions = several.versions([(form, row) for form in chance.choices(READS, k=AT_ONCE)])
+                self.seen.add(own_reads=AT_ONCE)
+                if wrong := set(versions) - {version}:
+                    self.seen.violations.append(f"row {row}: {wrong} was read behind the completion of {version}")
             self.stopped.wait(chance.random() ** 4 * 0.1)  # so that readers find something to keep
 
     def read(self, client: psycopg.Connection, number: int) -> None:
         """Ask for rows of others."""
         chance = random.Random(f"{self.seed} reader {number}")
-        while not self.stopped.is_set():
-            row = chance.choice(list(self.done))
-            query = reading(chance.choice(READS), row)
-            done = self.done[row]
-            got = client.execute(query, prepare=chance.random() < 0.5).fetchone()
-            self.seen.add(other_reads=1)
-            if got is None or not done <= got[0] < ROLLED_BACK:
-                self.seen.violations.append(f"row {row}: a reader got {got} behind the completion of {done}")
+        rows = list(self.done)
+        with Several(self.near, AT_ONCE) as several:
+            while not self.stopped.is_set():
+                asked = list(zip(chance.choices(READS, k=AT_ONCE), chance.choices(rows, k=AT_ONCE), strict=True))
+                done = [self.done[row] for _, row in asked]
+                versions = several.versions(asked)
+                self.seen.add(other_reads=AT_ONCE)
+                for (_, row), least, got in zip(asked, done, versions, strict=True):
+                    self._check_other(row, least, got)
+                row = chance.choice(rows)
+                query, least = reading(chance.choice(READS), row), self.done[row]
+                one = client.execute(query, prepare=chance.random() < 0.5).fetchone()
+                self.seen.add(other_reads=1)
+                self._check_other(row, least, one[0] if one is not None else None)
+
+    def _check_other(self, row: int, done: int, got: int | None) -> None:
+        if got is None or not done <= got < ROLLED_BACK:
+            self.seen.violations.append(f"row {row}: a reader got {got} behind the completion of {done}")
 
     # ---- past pgnear -------------------------------------------------------------------------------------------------
 
@@ -195,6 +225,50 @@ class Workload:
             else:
                 assert isinstance(version, int)
                 return version
+
+
+class Several:
+    """Connections of one thread that ask at the same time: cheaper than a thread each, and just as concurrent.
+
+    Each is a client of its own to pgnear, so that each may be answered from the cache or wait for another's answer.
+    """
+
+    def __init__(self, near: Pgnear, count: int) -> None:
+        self._clients: list[WireClient] = []
+        try:
+            for _ in range(count):
+                self._clients.append(WireClient.logged_in(near.port))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Several:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.hang_up()
+
+    def versions(self, asked: list[tuple[str, int]]) -> list[int | None]:
+        """The answers to reads (form, row), one for each connection, half of them by the extended protocol.
+
+        Raises:
+          Broken: one of them has failed.
+        """
+        for place, (client, (form, row)) in enumerate(zip(self._clients, asked, strict=True)):
+            text = reading(form, row).decode()
+            client.send(*((query(text),) if place % 2 else (parse(text), bind(), describe(), execute(), SYNC)))
+        return [_version(client.receive_until("Z")) for client in self._clients]
+
+
+def _version(frames: list[Frame]) -> int | None:
+    got = None
+    for kind, body in frames:
+        if kind == "D":
+            got = int(body[6:])
+        elif kind == "E":
+            raise Broken
+    return got
 
 
 def write_one(client: psycopg.Connection, how: str, row: int, version: int) -> None:

@@ -193,6 +193,49 @@ def test_a_commit_past_pgnear_ends_what_it_made_old_within_milliseconds(
     assert max(took) < 5
 
 
+# ---- what it does not tell -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["unlogged table", "materialized view", "view of an unlogged table"])
+def test_what_the_stream_does_not_tell_of_is_served_no_longer_than_without_a_stream(
+    logical: Server, name: str, kind: str
+) -> None:
+    """Also while the stream is well, and although the ttl is ten minutes; other tables' answers live on."""
+    read = f"{name}_u" if kind != "view of an unlogged table" else f"{name}_w"
+    if kind == "materialized view":
+        logical.execute(f"create unlogged table {name}_x as select 1 as id, 10 as v")
+        logical.execute(f"create materialized view {name}_u as select * from {name}_x")
+    else:
+        logical.execute(f"create unlogged table {name}_u (id int primary key, v int)")
+        logical.execute(f"insert into {name}_u values (1, 10)")
+        logical.execute(f"create view {name}_w as select * from {name}_u")
+    cache = {"ttl": "600s", "ttl_without_stream": "1s"}
+    with running(logical.url(), cache=cache) as near, near.connect() as client:
+        near.wait_for_log("cache_stream_connected")
+        keep(near, client, f"select v from {name}", for_seconds=4 * ECHO_SECONDS[0])
+        query = f"select max(v) from {read}"
+        keep(near, client, query)
+        asked = time.monotonic()
+        if kind == "materialized view":
+            logical.execute(f"update {name}_x set v = 11")
+            logical.execute(f"refresh materialized view {name}_u")
+        else:
+            logical.execute(f"update {name}_u set v = 11")
+        becomes(client, query, 11)
+        assert time.monotonic() < asked + 3
+        hits = near.metric("cache_hits_total")
+        client.execute(f"select v from {name}".encode())
+        assert near.metric("cache_hits_total") == hits + 1
+        with near.connect(dsn={"dbname": "pgnear"}) as console:
+            explained = dict(console.execute(f"explain cache {query}".encode()).fetchall())
+            assert explained["capped"] == f"1 s: the stream does not tell of changes of public.{name}_u"
+            assert "capped" not in dict(console.execute(f"explain cache select v from {name}".encode()).fetchall())
+    if kind == "materialized view":
+        logical.execute(f"drop table {name}_x cascade")
+    else:
+        logical.execute(f"drop table {name}_u cascade")
+
+
 # ---- lost and found --------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,8 @@ class _NoCeremonies:
 
     def reset(self, pool: Pool, origin: object) -> None: ...
 
+    def soon(self, function: object) -> None: ...
+
 
 @pytest.fixture
 def service() -> Any:
@@ -44,6 +47,7 @@ def service() -> Any:
         sessions=set(),
         relays={},
         streams={},
+        listeners={},
         flights=None,
         draining=False,
     )
@@ -118,6 +122,27 @@ def test_the_cache_shows_its_bytes_and_its_hits(service: Any) -> None:
     assert samples["pgnear_cache_entries", ()] == 1
     assert 0 < samples["pgnear_cache_bytes", ()] < samples["pgnear_cache_max_bytes", ()] == 1 << 20
     assert samples["pgnear_cache_hits_total", ()] == samples["pgnear_cache_misses_total", ()] == 1
+
+
+def test_each_policy_has_its_own_counters(service: Any) -> None:
+    cache: Store = service.cache
+    catalogue = cache.namespace("catalogue")
+    policy = replace(Policies(service.config.cache, cache).default, namespace=catalogue)
+    cache.put(cache.make(("shop", b"key"), [b"rows"], None, b"tag", database="shop", stamp=0, sent_at=0, policy=policy))
+    cache.get(("shop", b"key"), 1.0, catalogue)
+    cache.get(("shop", b"another"), 1.0, cache.default)
+    cache.purge(namespace="catalogue")
+    samples = scrape(service)
+    for name, ours, others in (
+        ("hits_total", 1, 0),
+        ("misses_total", 0, 1),
+        ("stores_total", 1, 0),
+        ("purged_total", 1, 0),
+        ("entries", 0, 0),
+        ("bytes", 0, 0),
+    ):
+        assert samples[f"pgnear_cache_namespace_{name}", ("catalogue",)] == ours, name
+        assert samples[f"pgnear_cache_namespace_{name}", ("default",)] == others, name
 
 
 def test_without_a_cache_there_are_no_cache_metrics(service: Any) -> None:
