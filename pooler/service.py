@@ -25,7 +25,6 @@ from pooler.admin.console import Console
 from pooler.admin.http import serve_http
 from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
-from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
@@ -33,9 +32,10 @@ from pooler.cache.store import Store
 from pooler.ceremony import supervisor
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
-from pooler.ceremony.connect import Connected, text_rows
+from pooler.ceremony.connect import Connected
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
+from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.origins import connect
@@ -48,16 +48,15 @@ from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow
 from pooler.ceremony.verifiers import Verifiers
-from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY, as_settings
+from pooler.defaults import as_settings
 from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
 from pooler.replicas import Replica, Replicas
-from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
+from pooler.sequences import Recallers
 from pooler.session import Session
 from pooler.settings import Reports
-from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
@@ -69,10 +68,6 @@ from protocol.errors import PgError
 log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
-CATALOG_SECONDS = 30.0
-IDLE_CATALOG_SECONDS = 600.0
-"""How often the tables are looked up where the cache is off, and they only serve SHOW CACHE ADVICE."""
-
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
 
@@ -136,7 +131,7 @@ class Service:
         self.listen_addresses: list[str] = []
         self.listens_for_others = False  # the sockets were passed to us, and outlive us: who has connected can wait
         self.http_address: str | None = None
-        self._catalog_stale = {name: trio.Event() for name in self.pools}
+        self.catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
         self.not_heard: dict[str, set[str]] = {name: set() for name in self.pools}
         streamed = cache.enabled and cache.invalidation != "writes"
@@ -296,15 +291,16 @@ class Service:
         for pool in self.pools.values():
             kept = pool.defaults.change(changes, pool.target.user, pool.target.dbname)
             if kept is not None:
-                self._keep_defaults(pool, kept)
+                self.keep_defaults(pool, kept)
 
-    def _keep_defaults(self, pool: Pool, kept: dict[str, str]) -> None:
+    def keep_defaults(self, pool: Pool, kept: dict[str, str]) -> None:
+        """New connections of `pool` begin with other settings: who is here keeps `kept`, what it began with."""
         settings = as_settings(kept)
         clients = [session for session in self.sessions if session.pool is pool]
         for session in clients:
             session.state.keep(settings)
         pool.renew()
-        self._catalog_stale[pool.name].set()
+        self.catalog_stale[pool.name].set()
         log.info("defaults_changed", pool=pool.name, settings=sorted(kept), clients_kept=len(clients))
 
     def leave_later(self, session: Session) -> None:
@@ -486,61 +482,10 @@ class Service:
                 self.flights.expire(time.perf_counter())
             await trio.sleep(TICK_SECONDS)
 
-    async def keep_catalog(self, pool: Pool) -> None:
-        """What must be known of the database's functions, and for the cache of its tables, looked up from time to time.
-
-        Until the first look-up succeeds nothing is cached, and a failed one empties the cache's knowledge.
-        """
-        read_at = 0.0
-        known = False
-        while True:
-            try:
-                async with borrowed(pool) as origin:
-                    with trio.fail_after(pool.limits.origin_connect_timeout):
-                        default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
-                        pool.reads_committed = default == [("read committed",)]
-                        configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
-                        defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
-                        sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
-                        found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
-                        due = self.cache is not None or (
-                            self.observes
-                            and (pool.catalog is None or time.monotonic() >= read_at + IDLE_CATALOG_SECONDS)
-                        )
-                        frames = await ask_origin(origin, CATALOG_QUERY) if due else None
-                kept = pool.defaults.changed_elsewhere(configured)
-                if kept:
-                    self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
-                else:
-                    pool.defaults.read(defaults)
-                pool.sequence_tables = frozenset(name for (name,) in sequenced)
-                self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
-                if frames is not None:
-                    safe = self.config.cache.safe_functions or ()
-                    pool.catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
-                    read_at = time.monotonic()
-                wait = CATALOG_SECONDS
-                if not known:
-                    log.info("catalog_read", pool=pool.name)
-                known = True
-            except (PgError, trio.TooSlowError) as error:
-                if pool.breaker.closed or not self.config.cache.stale_if_error:
-                    pool.catalog = None
-                known = False
-                wait = 1.0
-                log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
-            except Exception as error:  # without a catalog nothing is cached, and that is all
-                pool.catalog = None
-                wait = CATALOG_SECONDS
-                log.exception("internal_error", where="catalog", error=str(error))
-            with trio.move_on_after(wait):
-                await self._catalog_stale[pool.name].wait()
-            self._catalog_stale[pool.name] = trio.Event()
-
     def catalog_changed(self, pool: Pool) -> None:
         """DDL passed: nothing of `pool` is cached until its catalog has been read anew."""
         pool.catalog = None
-        self._catalog_stale[pool.name].set()
+        self.catalog_stale[pool.name].set()
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -601,7 +546,7 @@ async def serve(
             for rotation in service.rotations.values():
                 nursery.start_soon(rotation.run)
             for pool in service.pools.values():
-                nursery.start_soon(service.keep_catalog, pool)
+                nursery.start_soon(keep_catalog, service, pool)
             nursery.start_soon(service.follow_replicas)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)

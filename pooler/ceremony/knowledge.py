@@ -1,0 +1,103 @@
+"""What pgnear must know of an origin database, read from it again and again.
+
+Lives here: when it is read, and where each part goes. Not here: the queries, and what follows from their answers
+(`cache.catalog`, `defaults`, `sequences`, `sql.bodies`).
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import trio
+
+from pooler.cache.catalog import CATALOG_QUERY, Catalog
+from pooler.ceremony.borrow import ask_origin, borrowed
+from pooler.ceremony.connect import text_rows
+from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY
+from pooler.logs import get_logger
+from pooler.sequences import SEQUENCE_TABLES_QUERY
+from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
+from protocol.errors import PgError
+
+if TYPE_CHECKING:
+    from pooler.pool import Pool
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+CATALOG_SECONDS = 30.0
+"""How old the knowledge may become where nothing tells of a change."""
+
+IDLE_CATALOG_SECONDS = 600.0
+"""The same for the tables where the cache is off, and they only serve SHOW CACHE ADVICE."""
+
+RETRY_SECONDS = 1.0
+
+REST = 4
+"""Behind a reading comes a rest of so many times its length, so that a migration's DDL does not make it read at each
+step: it takes a fifth of the time at most."""
+
+
+async def keep_catalog(service: Service, pool: Pool) -> None:
+    """Read at the start, behind DDL, and from time to time, for as long as the process lives.
+
+    Until the first reading succeeds nothing is cached, and a failed one empties the cache's knowledge.
+    """
+    read_at = 0.0
+    known = False
+    while True:
+        begun = monotonic()
+        wait = CATALOG_SECONDS
+        try:
+            due = service.cache is not None or (
+                service.observes and (pool.catalog is None or begun >= read_at + IDLE_CATALOG_SECONDS)
+            )
+            await _read(service, pool, tables=due)
+            if due:
+                read_at = monotonic()
+            if not known:
+                log.info("catalog_read", pool=pool.name)
+            known = True
+        except (PgError, trio.TooSlowError) as error:
+            if pool.breaker.closed or not service.config.cache.stale_if_error:
+                pool.catalog = None
+            known = False
+            wait = RETRY_SECONDS
+            log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
+        except Exception as error:  # without a catalog nothing is cached, and that is all
+            pool.catalog = None
+            log.exception("internal_error", where="catalog", error=str(error))
+        await trio.sleep(min(REST * (monotonic() - begun), RETRY_SECONDS))
+        with trio.move_on_after(wait):
+            await service.catalog_stale[pool.name].wait()
+        service.catalog_stale[pool.name] = trio.Event()
+
+
+async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
+    """One reading, with the catalog of `tables` or without.
+
+    Raises:
+      PgError: the origin's, or the pool's. trio.TooSlowError: it did not answer in time.
+    """
+    async with borrowed(pool) as origin:
+        with trio.fail_after(pool.limits.origin_connect_timeout):
+            isolation = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
+            configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
+            defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
+            sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
+            found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY))
+            frames = await ask_origin(origin, CATALOG_QUERY) if tables else None
+    pool.reads_committed = isolation == [("read committed",)]
+    kept = pool.defaults.changed_elsewhere(configured)
+    if kept:
+        service.keep_defaults(pool, kept)  # what was read is from before, and is read again at once
+    else:
+        pool.defaults.read(defaults)
+    pool.sequence_tables = frozenset(name for (name,) in sequenced)
+    service.classifier.found_functions(pool.name, frozenset(name for (name,) in found))
+    if frames is not None:
+        safe = service.config.cache.safe_functions or ()
+        catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
+        if not service.catalog_stale[pool.name].is_set():  # otherwise DDL has passed since, and it is read again
+            pool.catalog = catalog
