@@ -5,12 +5,17 @@ FROM python:3.12-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/pgnear
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+# The hot path is compiled (setup.py); --build-arg ACCELERATE=0 leaves it as it is, and needs no compiler.
+ARG ACCELERATE=1
+RUN if [ "$ACCELERATE" != 0 ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
+COPY pyproject.toml setup.py accelerate.ini README.md LICENSE ./
 COPY protocol protocol
 COPY config config
 COPY pooler pooler
-# Every dependency comes as a wheel, so neither stage needs a compiler.
-RUN /opt/pgnear/bin/pip install .
+# Every dependency comes as a wheel.
+RUN ACCELERATE="$ACCELERATE" /opt/pgnear/bin/pip install .
 
 FROM python:3.12-slim-bookworm
 LABEL org.opencontainers.image.title="pgnear" \

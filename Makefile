@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DURATION ?= 300
+WORKERS ?= 2
 
-.PHONY: demo test fuzz cache-check lint types check bench bench-far profile regress driver-suites reference clean
+.PHONY: demo test accelerate pure test-accelerated fuzz cache-check lint types check bench bench-far profile regress
+.PHONY: driver-suites reference clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -19,8 +21,17 @@ $(BIN)/.installed: pyproject.toml
 demo: $(BIN)/.installed ## A PostgreSQL, some data and a pgnear in front of them
 	@exec $(BIN)/pgnear demo $(ARGS)
 
-test: $(BIN)/.installed ## The whole test suite (ARGS='-k name' for a part of it)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(BIN)/.installed ## The whole test suite, in WORKERS processes (ARGS='-k name' for a part of it, in one)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(WORKERS) --dist loadfile)
+
+accelerate: $(BIN)/.installed ## Compile the hot path in place (needs a C compiler); the sources stay what they are
+	PATH=$(CURDIR)/$(BIN):$$PATH ACCELERATE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+pure: ## Remove what accelerate made
+	rm -f pgnear__mypyc*.so pooler/*.so pooler/*/*.so protocol/*.so
+
+test-accelerated: accelerate ## The whole test suite on the compiled hot path, which is removed afterwards
+	$(BIN)/python -m pytest $(ARGS); status=$$?; $(MAKE) pure; exit $$status
 
 fuzz: $(BIN)/.installed ## Scripts of many clients, pooled beside private, for DURATION seconds (ARGS='--replay FILE')
 	$(BIN)/python -m tests.fuzz --duration $(DURATION) $(ARGS)
@@ -38,7 +49,7 @@ types: $(BIN)/.installed ## mypy --strict
 
 check: lint types test ## Everything that CI runs
 
-bench: $(BIN)/.installed ## pgbench: direct, PgBouncer, Pgpool-II, pgnear; some five minutes (ARGS=--quick: one); bench/results/
+bench: $(BIN)/.installed ## Everything that bench/RESULTS.md says (ARGS=--goals: six minutes; ARGS=--quick: one)
 	$(BIN)/python -m bench $(ARGS)
 
 bench-far: $(BIN)/.installed ## Round trips and time of a far-away database: direct, PgBouncer, pgnear; some four minutes

@@ -1,4 +1,4 @@
-"""`python -m bench`: one command, one table.
+"""`python -m bench`: one command, every table of bench/RESULTS.md but that of `bench.far`.
 
 For each workload, query mode and number of clients the rigs take turns, several rounds over, so that a noisy machine
 is noisy to all of them alike. Only ratios within one run of this command mean anything.
@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import load, report, rigs
+from bench import goals, growth, heavy, idle, load, rates, report, rigs
 from bench.report import Run
-from bench.rigs import PASSWORD
-from pooler.embedded import EmbeddedPostgres
 
-CLIENTS = {"hot": (1, 16), "rows": (16,), "aggregate": (16,), "select": (16,), "tpcb": (16,)}
-"""Numbers of clients of each workload where none are asked for: three rounds of all take less than six minutes."""
+CLIENTS = {"hot": (1, 16, 64), "rows": (16,), "aggregate": (16,), "select": (16,), "tpcb": (16,)}
+"""Numbers of clients of each workload where none are asked for."""
+
+FEWER = {"hot": (1, 16, 64), "tpcb": (16,)}
+"""Of --goals: what the goals are about."""
+
+SECTIONS = ("throughput", "heavy", "rates", "idle", "growth")
 
 QUICK = {"hot": (16,), "rows": (16,), "aggregate": (16,), "tpcb": (16,)}
 """Of --quick, which makes one round of them, in less than 90 s."""
@@ -27,12 +30,44 @@ QUICK = {"hot": (16,), "rows": (16,), "aggregate": (16,), "tpcb": (16,)}
 def main(argv: list[str] | None = None) -> int:
     """0, or 1 where a run or a transaction failed; the results are written then too."""
     arguments = _arguments(argv)
+    errors = _throughput(arguments) if "throughput" in arguments.sections else []
+    for section in SECTIONS[1:]:
+        if section in arguments.sections:
+            print(f"\n{section}:", flush=True)
+            _SECTIONS[section](arguments)
+    print(goals.write(arguments.results))
+    return 1 if errors else 0
+
+
+def _heavy(arguments: argparse.Namespace) -> None:
+    heavy.main(["--rounds", str(arguments.rounds), "--results", str(arguments.results)])
+
+
+def _rates(arguments: argparse.Namespace) -> None:
+    rates.main(["--seconds", "2", "--results", str(arguments.results)])
+
+
+def _idle(arguments: argparse.Namespace) -> None:
+    fewer = ["--rigs", "pgbouncer,pgnear+cache"] if arguments.goals else []
+    idle.main([*fewer, "--rounds", str(arguments.rounds), "--results", str(arguments.results)])
+
+
+def _growth(arguments: argparse.Namespace) -> None:
+    fewer = ["--entries", "1,1000,100000"] if arguments.goals else []
+    growth.main([*fewer, "--results", str(arguments.results)])
+
+
+_SECTIONS = {"heavy": _heavy, "rates": _rates, "idle": _idle, "growth": _growth}
+
+
+def _throughput(arguments: argparse.Namespace) -> list[str]:
+    """Measure it and write its section; what went wrong."""
     plan = list(_plan(arguments))
     runs: list[Run] = []
     notes: list[str] = []
     errors: list[str] = []
     most = max(clients for _, clients, _ in plan)
-    with EmbeddedPostgres(password=PASSWORD, installation=rigs.system_postgres()) as postgres:
+    with rigs.origin() as postgres:
         load.initialize(postgres, arguments.scale)
         with rigs.running(arguments.rigs, postgres, most) as started, tempfile.TemporaryDirectory() as scripts:
             load.write_scripts(Path(scripts))
@@ -61,15 +96,17 @@ def main(argv: list[str] | None = None) -> int:
     notes = list(dict.fromkeys([*notes, *errors]))
     about = report.machine(versions) | {"rounds": str(arguments.rounds), "seconds": str(arguments.seconds)}
     print(report.write(arguments.results, arguments.name, runs, names, about, notes, abouts))
-    return 1 if errors else 0
+    return errors
 
 
 def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
     """What is measured: (workload, clients, mode)."""
-    usual = QUICK if arguments.quick else CLIENTS
+    usual = FEWER if arguments.goals else QUICK if arguments.quick else CLIENTS
     for workload in arguments.workloads or usual:
         for clients in arguments.clients or usual.get(workload, CLIENTS[workload]):
             for mode in arguments.modes:
+                if arguments.goals and mode != "simple" and (workload == "tpcb" or clients != 16):
+                    continue
                 yield workload, clients, mode
 
 
@@ -94,6 +131,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of fewer workloads, in less than 90 s")
+    parser.add_argument("--goals", action="store_true", help="what the table of goals needs, in some six minutes")
+    parser.add_argument("--sections", type=among(*SECTIONS), help=f"of {', '.join(SECTIONS)} (default all)")
     parser.add_argument("--rounds", type=int, help="how often each figure is measured (default 3)")
     parser.add_argument("--seconds", type=int, default=1, help="how long one run takes (default 1)")
     parser.add_argument("--scale", type=int, default=10, help="pgbench's scale factor (default 10)")
@@ -105,6 +144,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where they go")
     arguments = parser.parse_args(argv)
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    # Whoever asks for a workload, or wants it quick, wants the first table.
+    narrow = arguments.quick or arguments.workloads or arguments.clients or arguments.name
+    arguments.sections = arguments.sections or (SECTIONS[:1] if narrow else SECTIONS)
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 

@@ -18,6 +18,8 @@ COLOURS = {
     "pgnear+cache": "#2f9e67",
 }
 
+TITLES = {"direct": "direct", "pgbouncer": "PgBouncer", "pgpool": "Pgpool-II"}
+
 BASES = ("pgbouncer", "direct", "pgpool")
 """What pgnear is compared to."""
 
@@ -179,9 +181,8 @@ def write(
         )
         + "\n"
     )
-    (directory / f"{name}.md").write_text(
-        f"Medians of interleaved runs ({words}). Only ratios within one table mean anything.\n\n{CAPTION}\n\n{text}"
-        f"\n\nVersions and settings:\n\n{below}\n"
-    )
+    top = f"Medians of interleaved runs ({words}). Only ratios within one table mean anything."
+    parts = [top, CAPTION, f"![Throughput](results/{name}.svg)", text, "Versions and settings:", below]
+    (directory / f"{name}.md").write_text("\n\n".join(parts) + "\n")
     (directory / f"{name}.svg").write_text(plot(made, rigs))
     return text

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,12 +50,14 @@ class Manner:
       tls: whether it offers TLS to clients. Its certificate has a P-256 key, at every rig.
       origin_port: where it finds PostgreSQL, if that is not the server's own port.
       origin_tls: whether it encrypts there.
+      pgnear: more settings of pgnear by name, like `cache__max_bytes`.
     """
 
     password: bool = False
     tls: bool = False
     origin_port: int | None = None
     origin_tls: bool = False
+    pgnear: Mapping[str, str] = field(default_factory=dict)
 
 
 PLAIN = Manner()
@@ -217,6 +219,7 @@ def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, *, cache: 
         "cache__enabled": "true" if cache else "false",
         **({"cache__invalidation": "writes"} if manner.origin_port else {}),  # a stream has round trips of its own
         **({"max_client_connections": str(clients + 100)} if clients > ROOM else {}),
+        **manner.pgnear,
     }
     settings = {
         "PGNEAR_ORIGIN": f"postgresql://postgres:{postgres.password}@127.0.0.1:{origin_port}/postgres"

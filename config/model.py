@@ -202,6 +202,12 @@ class Database(_Model):
         description="The database's own mode; unset, the top-level one. Set it where one database needs another.",
         examples=["session"],
     )
+    reuse_statements: bool | None = Field(
+        None,
+        description="Whether its connections keep statements that clients parse without a name; unset, as at the top "
+        "level. Set it where one database needs another.",
+        examples=[False],
+    )
 
 
 Ttl = Annotated[
@@ -404,6 +410,12 @@ class Cache(_Model):
         description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
         "is lost. Lower it where writes go past pgnear and readers must see them soon.",
     )
+    stale_if_error: Seconds = Field(
+        0.0,
+        ge=0,
+        description="How long after its time an answer is still served while the origin cannot be reached (its breaker "
+        "is open); 0 is never. Writes end it as ever. Set it where an old answer is better than none.",
+    )
     max_bytes: Size = Field(
         128 * 1024**2,
         ge=1024**2,
@@ -472,6 +484,35 @@ class Cache(_Model):
         return self
 
 
+class Breaker(_Model):
+    """When an origin that cannot be reached is left alone for a while."""
+
+    failures: Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "attempts"})] = Field(
+        5,
+        ge=0,
+        description="So many connections in a row that cannot be made open the breaker: then queries that need a new "
+        "one fail at once (57P03) and one probe at a time is made. Raise it for an unreliable network; 0 turns it off.",
+    )
+    timeout_rate: Annotated[float, BeforeValidator(_number), Field(json_schema_extra={"unit": "part"})] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
+        "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
+    )
+    retry_after: Seconds = Field(
+        1.0,
+        gt=0,
+        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
+        "attempts do harm.",
+    )
+    retry_at_most: Seconds = Field(
+        10.0,
+        gt=0,
+        description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
+    )
+
+
 class Log(_Model):
     """What is written to standard error."""
 
@@ -493,7 +534,8 @@ class Config(_Model):
     origin: Url | None = Field(
         None,
         description="The origin database. Required, unless there are only named databases; user and password are also "
-        "those of clients, unless there are users.",
+        "those of clients, unless there are users. Name several hosts (a,b:5433) and target_session_attrs for one that "
+        "fails over: see docs/faults.md.",
         examples=["postgresql://app:secret@db.example.com:5432/shop"],
     )
     password_file: Path | None = Field(
@@ -647,6 +689,20 @@ class Config(_Model):
         description="How long a query waits for a free connection before it fails with 53300. Lower it to fail fast, "
         "raise it to ride out bursts.",
     )
+    max_waiting: Connections = Field(
+        0,
+        ge=0,
+        description="Clients that may wait for a connection of one pool; more are refused at once with 53300. 0 is no "
+        "limit of its own. Set it to shed load earlier than by the expected wait, which may not pass "
+        "pool_wait_timeout.",
+    )
+    reserve_pool_size: Connections = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Connections per database, beyond pool_size, that only admin_users are given, when all others are "
+        "busy. Set it so that operators get in on an overloaded day.",
+    )
     query_timeout: Duration = Field(
         0.0,
         description="How long the origin may work on a query (a pipeline up to its Sync) before it is cancelled with "
@@ -715,10 +771,19 @@ class Config(_Model):
         description="Prepared statements kept on each origin connection; the least recently used goes. Raise it when "
         "clients use more distinct statements than that.",
     )
+    reuse_statements: bool = Field(
+        True,
+        description="Whether an origin connection keeps a statement that clients parse without a name again and again, "
+        "so that it need not parse and plan it each time. Switch it off where generic plans are bad plans and "
+        "plan_cache_mode cannot be set.",
+    )
     max_client_statements: Statements = Field(
         5000,
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
+    )
+    breaker: Breaker = Field(
+        default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
     )
     override: tuple[Override, ...] = Field(
         (),
@@ -767,7 +832,7 @@ class Config(_Model):
                 problems.append(f"{key}: sslrootcert: {problem}")
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
-                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.host}; "
+                    f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
         if self.auth == "trust":
@@ -833,6 +898,12 @@ class Config(_Model):
         """The pooling mode for a client: its user's, else its database's, else the general one."""
         mine, theirs = self.users.get(user), self.databases.get(database)
         return (mine and mine.pooling) or (theirs and theirs.pooling) or self.pooling
+
+    def reuses_statements(self, database: str) -> bool:
+        """`reuse_statements` of a database."""
+        theirs = self.databases.get(database)
+        own = theirs.reuse_statements if theirs is not None else None
+        return self.reuse_statements if own is None else own
 
     def deadlines(self, database: str, user: str | None) -> Deadlines:
         """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""

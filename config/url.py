@@ -10,21 +10,23 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _PLAINTEXT_MODES = ("disable", "allow", "prefer")
 
-_TAKEN = ("host", "port", "user", "password", "dbname", "sslmode", "sslrootcert")
+_TAKEN = (
+    "host", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "target_session_attrs",
+    "load_balance_hosts",
+)  # fmt: skip
+SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 _STARTUP = {
     name.lower(): name for name in ("application_name", "options", "client_encoding", "TimeZone", "search_path")
 }
 _ALREADY_SO = {
     "channel_binding": ("prefer",),
     "gssencmode": ("disable", "prefer"),
-    "load_balance_hosts": ("disable",),
     "sslnegotiation": ("postgres",),
-    "target_session_attrs": ("any",),
 }
 """libpq's parameters that ask, with these values, for what pgnear does anyway."""
 
@@ -57,9 +59,12 @@ class Target:
 
     Attributes:
       database: the name that clients ask for.
-      host: a host name, an address, or the directory of a unix socket (begins with /).
+      host: a host name, an address, or the directory of a unix socket (begins with /); of several, the first.
       sslmode: one of libpq's words. sslrootcert: a file, "system", or None.
       options: startup parameters for every connection.
+      hosts: (host, port) of each where there are several; see `each`.
+      session_attrs: which of them will do, one of libpq's words. load_balance: whether they are tried in random order.
+      address: where the host was found; unset, its name is resolved.
     """
 
     database: str
@@ -72,11 +77,33 @@ class Target:
     sslrootcert: str | None = None
     options: dict[str, str] = field(default_factory=dict)
     pool_size: int = 20
+    hosts: tuple[tuple[str, int], ...] = ()
+    session_attrs: str = "any"
+    load_balance: bool = False
+    address: str | None = None
+
+    def each(self) -> list[Target]:
+        """One target for each host, in the URL's order."""
+        return [replace(self, host=host, port=port, hosts=()) for host, port in self.hosts] or [self]
+
+    def at(self, address: str) -> Target:
+        """The same host, at one of its addresses."""
+        return replace(self, address=address, hosts=())
+
+    @property
+    def picky(self) -> bool:
+        """Whether there is a choice to be made between servers."""
+        return bool(self.hosts) or self.session_attrs != "any" or self.load_balance
+
+    @property
+    def place(self) -> str:
+        """Where it leads, in words: host:port, and others behind commas."""
+        return ",".join(f"{host}:{port}" for host, port in self.hosts or ((self.host, self.port),))
 
     @property
     def is_local(self) -> bool:
         """Whether the origin is this machine: nothing crosses a network."""
-        return is_local(self.host)
+        return all(is_local(each.host) for each in self.each())
 
     @property
     def may_be_plaintext(self) -> bool:
@@ -103,12 +130,8 @@ def parse(url: str, *, database: str | None = None, pool_size: int = 20) -> Targ
       ValueError: the URL cannot be used; the message never repeats a part that could be of the password.
     """
     parameters = _split(url.strip())
-    port = _port(parameters.pop("port", "5432"))
-    host = parameters.pop("host", "")
-    if not host:
-        raise ValueError("names no host")
-    if "," in host:
-        raise ValueError("names several hosts; pgnear connects to one")
+    hosts = _hosts(parameters.pop("host", ""), parameters.pop("port", ""))
+    host, port = hosts[0]
     user = parameters.pop("user", "")
     if not user:
         raise ValueError("names no user")
@@ -119,17 +142,39 @@ def parse(url: str, *, database: str | None = None, pool_size: int = 20) -> Targ
         del parameters["ssl"]
         sslmode = sslmode or "require"
     sslrootcert = parameters.pop("sslrootcert", "") or None
-    sslmode = sslmode or ("prefer" if is_local(host) and sslrootcert != "system" else "verify-full")
+    local = all(is_local(each) for each, _ in hosts)
+    sslmode = sslmode or ("prefer" if local and sslrootcert != "system" else "verify-full")
     if sslmode not in SSLMODES:
         raise ValueError(f"sslmode must be one of {', '.join(SSLMODES)}")
     if sslrootcert == "system" and sslmode != "verify-full":
         raise ValueError("sslrootcert=system needs sslmode=verify-full")
+    session_attrs = parameters.pop("target_session_attrs", "any")
+    if session_attrs not in SESSION_ATTRS:
+        raise ValueError(f"target_session_attrs must be one of {', '.join(SESSION_ATTRS)}")
+    balance = parameters.pop("load_balance_hosts", "disable")
+    if balance not in ("disable", "random"):
+        raise ValueError("load_balance_hosts must be disable or random")
     options = {}
     for name in list(parameters):
         if name.lower() in _STARTUP:
             options[_STARTUP[name.lower()]] = parameters.pop(name)
     _refuse_the_rest(parameters)
-    return Target(database or dbname, host, port, user, password, dbname, sslmode, sslrootcert, options, pool_size)
+    return Target(
+        database or dbname, host, port, user, password, dbname, sslmode, sslrootcert, options, pool_size,
+        hosts if len(hosts) > 1 else (), session_attrs, balance == "random",
+    )  # fmt: skip
+
+
+def _hosts(hosts: str, ports: str) -> tuple[tuple[str, int], ...]:
+    """Each host with its port: one port is that of all, and an empty one is 5432."""
+    names, numbers = hosts.split(","), ports.split(",")
+    if not all(names):
+        raise ValueError("names no host" if len(names) == 1 else "has an empty place in its list of hosts")
+    if len(numbers) == 1:
+        numbers *= len(names)
+    if len(numbers) != len(names):
+        raise ValueError("has another number of ports than of hosts")
+    return tuple((name, _port(number or "5432")) for name, number in zip(names, numbers, strict=True))
 
 
 def _split(url: str) -> dict[str, str]:
@@ -158,6 +203,13 @@ def _split(url: str) -> dict[str, str]:
 
 
 def _split_place(place: str) -> dict[str, str]:
+    """The hosts and the ports, each with commas between them where there are several."""
+    places = [_split_one(each) for each in place.split(",")]
+    ports = [port for _, port in places]
+    return {"host": ",".join(host for host, _ in places), "port": ",".join(ports) if any(ports) else ""}
+
+
+def _split_one(place: str) -> tuple[str, str]:
     if place.startswith("["):
         host, bracket, port = place[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
@@ -166,13 +218,11 @@ def _split_place(place: str) -> dict[str, str]:
             ipaddress.IPv6Address(_decoded(host))
         except ValueError:
             raise ValueError("has no IPv6 address between its brackets") from None
-        return {"host": host, "port": port[1:]}
-    if "," in place:
-        raise ValueError("names several hosts; pgnear connects to one")
+        return host, port[1:]
     host, _, port = place.partition(":")
     if ":" in port:
         raise ValueError("has a second : behind its host; an IPv6 address is written [address]:port")
-    return {"host": host, "port": port}
+    return host, port
 
 
 def _decoded(text: str) -> str:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.cache.entry import Entry
+from pooler.cache.eviction import MAX_USES
 from pooler.cache.keys import in_formats, without_parameters
 from pooler.cache.policy import Policy
+from pooler.cache.ready import Ready, View
 from pooler.origin import IDLE, IN_TRANSACTION
 from pooler.sql.statement import PinKind, Statement
 from pooler.statements import Prepared
@@ -64,15 +66,19 @@ def ask(
     else:
         verdict = verdict_on(session, prepared)
         if verdict is None or not verdict.cacheable:
+            _not_for_all(session)
             return None
         policy, tables = _policy(session, prepared), verdict.tables
         prepared.asked = (catalog, reports, user, policy, tables)
     if not policy.enabled:
+        _not_for_all(session)
         return None
     key = (session.namespace, user, session.settings.label, prepared.text, prepared.types, tail)
     entry = cache.get(key, now, policy.namespace)
     if entry is None and landed is not None and landed.key == key:
         entry = landed
+    if entry is None and not session.pool.breaker.closed:
+        entry = _instead_of_an_error(session, key, policy, now)
     if (
         entry is None
         or (described and entry.row_description is None)
@@ -82,6 +88,75 @@ def ask(
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
     return entry
+
+
+def _instead_of_an_error(session: Session, key: tuple[Any, ...], policy: Policy, now: float) -> Entry | None:
+    """An answer whose time is over, while the origin cannot be reached and `cache.stale_if_error` allows it."""
+    service = session.service
+    cache = service.cache
+    if cache is None or not cache.stale_if_error:
+        return None
+    entry = cache.get_even_if_stale(key, now, policy.ttl + policy.stale_while_revalidate + cache.stale_if_error)
+    if entry is not None:
+        service.stats.stale_if_error_hits += 1
+    return entry
+
+
+def has_told(session: Session, view: View, request: bytes) -> bool:
+    """Answer `request`, all that a client has sent, if that is ready; the client must be outside a transaction."""
+    ready = view.answers.get(request)
+    if (
+        ready is None
+        or view.catalog is not session.pool.catalog
+        or view.reports is not session.reports
+        or view.settings is not session.state.settings
+    ):
+        return False
+    entry = ready.entry
+    started = perf_counter()
+    if entry.expires <= started or entry.stamp < entry.epochs.barrier:
+        return False  # stale, or to be looked at more closely
+    if ready.prepares is not None:
+        if b"" not in session.statements:
+            return False
+        session.statements[b""] = ready.prepares
+    if entry.uses < MAX_USES:
+        entry.uses += 1
+    entry.hits += 1
+    ready.namespace.hits += 1
+    session.tell(ready.response)
+    session.service.stats.hit_latency.observe(perf_counter() - started)
+    return True
+
+
+def make_ready(
+    session: Session, request: bytes, response: bytes, entry: Entry, prepared: Prepared, *, prepares: bool = False
+) -> None:
+    """`request` was answered by `entry` with `response`: the next time it is found by its bytes.
+
+    `prepares`: it has made `prepared` the unnamed statement.
+    """
+    store, catalog = session.service.cache, session.pool.catalog
+    if store is None or catalog is None or prepared.asked is None or entry.queue is None:
+        return
+    view = session.view
+    if (
+        view is None
+        or view.catalog is not catalog
+        or view.reports is not session.reports
+        or view.settings is not session.state.settings
+    ):
+        view = session.view = store.shelf.view(
+            session.namespace, session.user, session.state.settings, session.reports, catalog
+        )
+    store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
+
+
+def _not_for_all(session: Session) -> None:
+    """What is asked is not for the cache, any more perhaps: others must not wait for it."""
+    flight, session.flight = session.flight, None
+    if flight is not None and session.service.flights is not None:
+        session.service.flights.leave(flight, session)
 
 
 def _board(session: Session, capture: Capture) -> Capture | _Wait:

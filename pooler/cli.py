@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import config
-from pooler import __version__, command_line, logs
+from pooler import __version__, accelerated, command_line, logs
 
 app = typer.Typer(
     name="pgnear",
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"pgnear {__version__}")
+        typer.echo(f"pgnear {__version__}{' (accelerated)' if accelerated() else ''}")
         raise typer.Exit
 
 

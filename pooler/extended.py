@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, in_formats, normal_tail
-from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked, study
-from pooler.origin import FAILED_TRANSACTION
+from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
+from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.names import renaming
@@ -48,6 +48,12 @@ NO_PARAMETER_DESCRIPTION = b"t\0\0\0\6\0\0"
 _header = Struct("!ci").pack
 
 NOTHING = Statement()
+
+MAX_REMEMBERED_PARSE = 2048
+"""Longer Parse messages, in bytes, are read each time."""
+
+KEPT_AFTER = 2
+"""So many times a client must have parsed a text without a name before a connection keeps it as a statement."""
 
 Operation = tuple[Any, ...]
 
@@ -97,10 +103,14 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         session.forget_others_sequences(origin)
     if session.schema_moved and _verify(session, origin, operations):
         return False
+    alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []
     translation = _Translation(session, origin, unit, data)
+    if alone and terminator == _SYNC and _is_worth_keeping(session, operations):
+        translation.keeps = operations[0][4]
+        translation.request = data[start : end + 5]
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
@@ -124,6 +134,23 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if translation.discards_all and unit.synced and session.state.startup is not DEFAULTS:
         session.send_later(session.restore_startup(unit))
     return True
+
+
+def _is_worth_keeping(session: Session, operations: list[Operation]) -> bool:
+    """Whether the batch is an unnamed Parse with its Bind and Execute, of a text that comes again and again.
+
+    Then the connection keeps it under pgnear's name, and `express` need not send the Parse next time. Only outside a
+    transaction, where a plan that has become outdated can be made anew unseen, and only where all that decides its
+    meaning is in the scope: not beside temporary objects.
+    """
+    if not session.pool.reuses_statements or session.state.pins or not 3 <= len(operations) <= 4:
+        return False
+    parse, bind, *between, execute = operations
+    return (
+        parse[0] == _PARSE and not parse[3] and parse[4].parses >= KEPT_AFTER and parse[4].statement.plain
+        and parse[4].needs is None and bind[0] == _BIND and not bind[3] and not bind[4] and execute[0] == _EXECUTE
+        and all(each[0] == _DESCRIBE and each[3] != _STATEMENT for each in between)
+    )  # fmt: skip
 
 
 def _statement_of(session: Session, operation: Operation) -> Statement:
@@ -209,6 +236,11 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
     if kind == _PARSE:
         name_end = data.index(b"\0", body, end)
         text_end = data.index(b"\0", name_end + 1, end)
+        scope = session.scope
+        known = scope.parses.get(data[start:end])
+        if known is not None:
+            known.parses += 1
+            return kind, start, end, b"", known
         text = data[name_end + 1 : text_end]
         service = session.service
         types = data[text_end + 1 : end]
@@ -218,7 +250,9 @@ def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operati
         elif statement.shows:
             prepared = _showing(session, text, types, statement)
         else:
-            prepared = service.prepared.intern(text, types, statement, session.scope)
+            prepared = service.prepared.intern(text, types, statement, scope)
+            if name_end == body and statement.plain and end - start <= MAX_REMEMBERED_PARSE:
+                scope.remember(data[start:end], prepared)
         return kind, start, end, data[body:name_end], prepared
     if body >= end:
         raise ValueError
@@ -260,7 +294,13 @@ def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Any:
         return found
     if moved and in_formats(found.row_description or b"", ALL_TEXT) != prepared.row_description:
         return None  # DDL has changed what the client was told of its rows: the origin refuses it, or not
-    _answer(session, operations, found)
+    response = _answer(session, operations, found)
+    first, last = operations[0], operations[-1]
+    if session.origin is None:
+        if first[0] == _PARSE and not first[3]:
+            make_ready(session, data[first[1] : last[2] + 5], response, found, prepared, prepares=True)
+        elif first[0] == _BIND and first[4]:
+            make_ready(session, prepared.name + data[first[5] - 1 : last[2] + 5], response, found, prepared)
     session.service.stats.hit_latency.observe(perf_counter() - started)
     return True
 
@@ -303,7 +343,7 @@ def _read_shape(
     return prepared, tail, described, stated is not None
 
 
-def _answer(session: Session, operations: list[Operation], entry: Entry) -> None:
+def _answer(session: Session, operations: list[Operation], entry: Entry) -> bytes:
     parts = []
     for operation in operations:
         kind = operation[0]
@@ -320,7 +360,9 @@ def _answer(session: Session, operations: list[Operation], entry: Entry) -> None
             else:
                 parts.append(entry.row_description)
     parts += (entry.answer, session.ready_now)
-    session.answer(b"".join(parts))
+    response = b"".join(parts)
+    session.answer(response)
+    return response
 
 
 # ---- without an origin -----------------------------------------------------------------------------------------------
@@ -362,11 +404,13 @@ class _Translation:
       messages: what to send. changed: whether that differs from what the client sent.
       scripted: whether the answers must be followed one by one. hides_rows: rows among them are not the client's.
       discards_all: it executes a DISCARD ALL.
+      keeps: the statement that it parses without a name and the connection keeps under pgnear's. request: the whole
+        batch then.
     """
 
     __slots__ = (
-        "bound", "changed", "data", "discards_all", "hides_rows", "messages", "origin", "scripted", "session", "steps",
-        "unit",
+        "bound", "changed", "data", "discards_all", "hides_rows", "keeps", "messages", "origin", "request", "scripted",
+        "session", "steps", "unit",
     )  # fmt: skip
 
     def __init__(self, session: Session, origin: Origin, unit: Unit, data: bytes) -> None:
@@ -381,6 +425,8 @@ class _Translation:
         self.scripted = False
         self.hides_rows = False
         self.discards_all = False
+        self.keeps: Prepared | None = None
+        self.request = b""
 
     def add(self, operation: Operation) -> None:
         kind = operation[0]
@@ -410,6 +456,9 @@ class _Translation:
                 self.scripted = True
             undo = self._remember(name, prepared)
             session.unnamed_doubted = False
+            if self.keeps is not None and prepared is self.keeps:
+                self._keep(prepared, undo)
+                return
             before, origin.unnamed = origin.unnamed, prepared
             if prepared.said is None:
                 self.messages.append(self.data[operation[1] : operation[2]])
@@ -458,6 +507,17 @@ class _Translation:
         if prepared.row_description is None:  # to be compared with after DDL
             self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
             self.steps.append((DESCRIBE, False, prepared, None))
+
+    def _keep(self, prepared: Prepared, undo: Any) -> None:
+        """The client parses without a name what the connection has, or will have, under pgnear's."""
+        self.changed = True
+        if prepared in self.origin.prepared:
+            self.unit.prefix = PARSE_COMPLETE
+            self.unit.again = prepared, self.request
+            self._have_needed(prepared)
+        else:
+            self._have_needed(prepared)
+            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
 
     def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
         """Ask the origin about `prepared` without leaving it there."""
@@ -556,14 +616,14 @@ class _Translation:
         session, origin = self.session, self.origin
         if origin.verified and self._is_outdated(name):
             return
-        prepared = self._have(name)
+        prepared = self.keeps if self.keeps is not None else self._have(name)
         if prepared is None:
             if name in session.state.sql_statements:
                 self._pass(operation, BIND)
             else:
                 self._missing(name)
             return
-        if name:
+        if name or self.keeps is not None:
             body = portal + b"\0" + prepared.name + b"\0" + self.data[rest:end]
             self.messages.append(_header(b"B", len(body) + 4) + body)
             self.changed = True

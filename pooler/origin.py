@@ -14,24 +14,47 @@ States of an origin connection:
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from time import monotonic
-from typing import TYPE_CHECKING
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Final
 
+from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
+from pooler.unit import (
+    ALL,
+    BIND,
+    CLOSE,
+    DATA_ROW,
+    DESCRIBE,
+    ERROR,
+    EXECUTE,
+    NOTIFICATION,
+    PARAMETER_STATUS,
+    PARSE,
+    READY,
+    Step,
+    Unit,
+)  # fmt: skip
 from protocol import errors
 from protocol.errors import PgError
 from protocol.framing import length_at, parameter_status
 
 if TYPE_CHECKING:
+    from config import Target
     from pooler.pool import Pool
     from pooler.session import Session
     from pooler.statements import Prepared
 
-IDLE, IN_TRANSACTION, FAILED_TRANSACTION = b"ITE"
+IDLE: Final = 0x49
+IN_TRANSACTION: Final = 0x54
+FAILED_TRANSACTION: Final = 0x45
+"""What a ReadyForQuery says: I, T and E, as numbers."""
+
+PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
+DESCRIBE_PORTAL = b"D\0\0\0\6P\0"
+_READ_ONLY = b"\0C25006\0"
 
 
 class Origin:
@@ -49,12 +72,15 @@ class Origin:
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
       sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       received: bytes since the last ReadyForQuery.
+      asked_again: that session is likely to ask for them: others get this connection last.
       ready_at: when its last ReadyForQuery for a client was read. block_since: when the first statement of the
         transaction that is open came, else 0 (both by `perf_counter`).
       overdue: the session whose query took too long and is being cancelled, and what it is told; see
         `ceremony.deadlines`.
       cancels: cancel requests under way; it is not handed on while there are any.
+      spare: a unit that is owed no more, to be used again.
     """
 
     __slots__ = (
@@ -62,6 +88,7 @@ class Origin:
         "_out",
         "_partial",
         "_stream",
+        "asked_again",
         "block_since",
         "cancels",
         "client_pid",
@@ -78,12 +105,15 @@ class Origin:
         "ready_at",
         "received",
         "reports",
+        "retired",
         "secret",
         "sequence_client",
         "session",
         "settings",
+        "spare",
         "spoiled",
         "status",
+        "target",
         "traces",
         "transport",
         "units",
@@ -91,12 +121,16 @@ class Origin:
         "verified",
     )
 
-    def __init__(self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports) -> None:
+    def __init__(
+        self, transport: Transport, pool: Pool, pid: int, secret: bytes, reports: Reports, target: Target | None = None
+    ) -> None:
         self.transport = transport
         self.pool = pool
         self.pid = pid
         self.secret = secret
         self.reports = reports
+        self.target = target or pool.target
+        self.retired = False
         self.settings: Settings = DEFAULTS
         self.prepared: OrderedDict[Prepared, None] = OrderedDict()
         self.traces = NO_TRACES
@@ -106,6 +140,7 @@ class Origin:
         self.unnamed: Prepared | None = None
         self.session: Session | None = None
         self.units: deque[Unit] = deque()
+        self.spare: Unit | None = None
         self.status = IDLE
         self.created = self.idle_since = monotonic()
         self.ready_at = self.block_since = 0.0
@@ -114,10 +149,11 @@ class Origin:
         self.received = 0
         self.client_pid = 0
         self.sequence_client = 0
+        self.asked_again = False
         self.draining = False
         self.closed = False
         self.fatal: PgError | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._missing = 0  # bytes until a buffered frame is whole
         self._stream = 0  # bytes left of a frame that passes without being looked at
         self._out: list[bytes] = []
@@ -141,12 +177,13 @@ class Origin:
         """Handle bytes of the origin's, in order."""
         self.received += len(data)
         if self._missing > len(data):
-            self._partial += data
+            self._partial.append(data)
             self._missing -= len(data)
             return
         if self._partial:
-            data = self._partial + data
-            self._partial = b""
+            self._partial.append(data)
+            data = b"".join(self._partial)
+            self._partial.clear()
         self._missing = 0
         try:
             self._walk(data)
@@ -160,7 +197,12 @@ class Origin:
         start = 0  # of the run that passes to the client unchanged
         out = self._out
         units = self.units
-        notable = units[0].notable if units else ALL
+        notable = ALL
+        if units:
+            notable = units[0].notable
+            if units[0].prefix:
+                out.append(units[0].prefix)
+                units[0].prefix = b""
         while end - position >= 5:
             kind = data[position]
             length = length_at(data, position + 1)[0]
@@ -176,7 +218,7 @@ class Origin:
                 position = frame_end
                 continue
             if frame_end > end:
-                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units:
+                if kind == DATA_ROW and length > self.pool.max_entry_bytes and units and units[0].capture is not None:
                     units[0].give_up_capture()  # too large to keep, so it need not be whole
                     notable = units[0].notable
                     continue
@@ -185,9 +227,14 @@ class Origin:
                     return
                 self._missing = frame_end - end
                 break
+            if kind == READY and frame_end == end and not start and self._is_all(data):
+                return
             if start < position:
                 out.append(data[start:position])
             if kind == READY:
+                if length != 5:
+                    self.lost(f"the origin sent a ReadyForQuery of length {length}")
+                    return
                 forward = self._ready(data[position + 5])
                 if self.closed:
                     return
@@ -200,8 +247,42 @@ class Origin:
         if start < position:
             out.append(data[start:position])
         if position < end:
-            self._partial = data[position:]
+            self._partial.append(data[position:])
         self._deliver()
+
+    def _is_all(self, data: bytes) -> bool:
+        """The express lane: `data` ends the only unit. If all of that is the client's and nothing else is to be done,
+        the client gets it, and they part.
+        """
+        units, session, status = self.units, self.session, data[-1]
+        if len(units) != 1 or session is None or status != IDLE or self.spoiled or self.outdated:
+            return False
+        unit = units[0]
+        if (
+            unit.swallow or unit.silent or unit.failed or unit.steps is not None or unit.parts is not None
+            or unit.capture is not None or not session.has_nothing_to_do(self)
+        ):  # fmt: skip
+            return False
+        units.clear()
+        self.status = status
+        self.ready_at = perf_counter()
+        self.block_since = 0.0
+        if unit.latency is not None:
+            unit.latency.observe(self.ready_at - unit.started)
+            if unit.study is not None:
+                study, mark = unit.study
+                study.add(mark, self.ready_at - unit.started, self.received)
+                unit.study = None
+        self.received = 0
+        unit.again = None
+        self.spare = unit
+        out = self._out
+        if out:
+            out.append(data)
+            data = b"".join(out)
+            out.clear()
+        session.part(self, data)
+        return True
 
     def emit(self, frame: bytes) -> None:
         """Put a frame of pgnear's own among those of the origin, at the place the walk has reached."""
@@ -213,6 +294,8 @@ class Origin:
         if kind == PARAMETER_STATUS:
             name, value = parameter_status(frame[5:])
             self.reports = self.reports.with_value(name, value)
+            if name in ROLE_REPORTS:
+                self._role_reported(name)
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
@@ -229,7 +312,11 @@ class Origin:
             made_up = unit.take_made_up()
             if made_up:
                 self._out.append(made_up)
+        if kind == ERROR and unit.again is not None and self._asks_again(unit, frame):
+            return False
         forward = unit.notice(self, kind, frame)
+        if kind == ERROR and _READ_ONLY in frame:
+            self.pool.found_read_only(self)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
             if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
@@ -240,6 +327,13 @@ class Origin:
                 return False
         return forward
 
+    def _role_reported(self, name: str) -> None:
+        """The server may have another role now; or a client has set what looks like it, which says nothing."""
+        unit = self.units[0] if self.units else None
+        clients = self.session is not None and (self.session.state.watching or (unit is not None and unit.swallow))
+        if name == "in_hot_standby" or not clients:
+            self.pool.role_reported(self, name)
+
     def _ready(self, status: int) -> bool:
         """ReadyForQuery: the unit at the head is complete."""
         self.status = status
@@ -248,6 +342,9 @@ class Origin:
             return False
         unit = self.units.popleft()
         session = self.session
+        if unit.failed and unit.again is not None and unit.silent:
+            self._ask_again(*unit.again)
+            return False
         if unit.swallow:
             if unit.done is not None:
                 unit.done(unit)
@@ -263,6 +360,29 @@ class Origin:
             session.completed(unit, status)
         self.received = 0
         return not unit.silent
+
+    def _asks_again(self, unit: Unit, frame: bytes) -> bool:
+        """Whether `unit` failed because its statement's plan was outdated, in a request that parses it: to be repeated.
+
+        Nothing was executed then. Where more was sent behind it, it is too late for that.
+        """
+        if PLAN_OUTDATED not in frame or len(self.units) != 1 or self.session is None:
+            return False
+        unit.failed = unit.silent = True
+        unit.drop_capture()
+        return True
+
+    def _ask_again(self, prepared: Prepared, request: bytes) -> None:
+        """Send `request` as its client has sent it; that has its ParseComplete already."""
+        self.prepared.pop(prepared, None)
+        self.unnamed = prepared
+        unit = Unit(perf_counter(), None)
+        steps: list[Step] = [(CLOSE, False, None, None), (PARSE, False, None, None), (BIND, True, b"", None)]
+        if DESCRIBE_PORTAL in request:
+            steps.append((DESCRIBE, True, None, None))
+        unit.script([*steps, (EXECUTE, True, None, None)])
+        self.units.append(unit)
+        self.send_or_lose(prepared.close_frame() + request)
 
     def _settings_failed(self, error: PgError) -> None:
         """The settings this session wants could not be made: it must not go on with other ones."""

@@ -3,19 +3,24 @@
 Lives here: every decision about them (idle, busy, waiting, limits, ageing), in plain synchronous code with no I/O of
 its own. Opening and resetting connections is ceremony, which the pool only asks for through `PoolCeremonies`.
 
-A waiter is granted a connection in the order it asked (first in, first out); a connection that becomes free goes to
-the waiter at the head before anybody else can see it.
+Users take turns (`queue`); a connection that becomes free goes to the waiter whose turn it is before anybody else can
+see it. Who would wait in vain is refused at once: the queue is full or too slow, or the origin is down (`breaker`).
+Administrators have connections in reserve that nobody else is given.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
+from pooler.breaker import Breaker
 from pooler.defaults import Defaults
 from pooler.logs import get_logger
+from pooler.queue import Queued, WaitQueue
+from pooler.roles import fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.errors import PgError
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-PEEK_AFTER_SECONDS = 0.02
+PEEK_AFTER_SECONDS: Final = 0.02
 """A connection that was idle for longer is looked at before it is trusted with a query."""
 
 ASIDE_SECONDS = 10.0
@@ -38,7 +43,11 @@ MATCH_DEPTH = 8
 """How many idle connections are compared with the session's settings before the latest one is taken."""
 
 
-class Waiter(Protocol):
+EXPRESS_BYTES = 8192
+"""Longer requests are not looked at for the express lane."""
+
+
+class Waiter(Queued, Protocol):
     """Somebody who waits for a connection."""
 
     @property
@@ -70,6 +79,9 @@ class PoolCeremonies(Protocol):
     def reset(self, pool: Pool, origin: Origin) -> None:
         """Roll back and discard what a session left; ends in `pool.release` or a closed connection."""
 
+    def soon(self, function: Callable[[], None]) -> None:
+        """Run `function` when whoever called the pool is done."""
+
 
 class Pool:
     """Up to `size` origin connections.
@@ -83,6 +95,7 @@ class Pool:
         self.name = name
         self.target = target
         self.stats = stats
+        self.breaker = Breaker(0, 1.0, 1.0, 1.0)
         self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
         self.advice: Advice | None = None
@@ -95,10 +108,15 @@ class Pool:
         self._released_at = 0.0
         self._aside_until = 0.0
         self.defaults = Defaults()
+        self.sequence_tables: frozenset[str] = frozenset()  # whose rows get values of sequences by themselves
         self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
-        self.waiting: deque[tuple[float, Waiter]] = deque()
+        self.waiting: WaitQueue[Waiter] = WaitQueue(self.size)
+        self.reserve: set[Origin] = set()  # of `origins`, those for administrators alone
+        self.reserve_idle: list[Origin] = []
+        self._reserve_connecting = 0  # of `connecting_count`
+        self._refusals: dict[Waiter, PgError] = {}  # to be told soon
         self.connecting_count = 0
         self.wait_histogram = Histogram()
         self.connects = 0
@@ -113,34 +131,40 @@ class Pool:
         self.limits = config.deadlines(self.name, None)
         self.shortest_wait = config.shortest("pool_wait_timeout")
         self.size: int = size
+        self.administrators = config.administrators() if config.reserve_pool_size else frozenset()
+        breaker = config.breaker
+        self.breaker.limit(breaker.failures, breaker.timeout_rate, breaker.retry_after, breaker.retry_at_most)
         self.max_entry_bytes: int = config.cache.max_entry_bytes
         self.max_message_bytes: int = config.max_message_bytes
         self.high_water: int = config.buffer_high_water
         self.max_prepared: int = config.max_prepared_statements
+        self.express_bytes: int = min(EXPRESS_BYTES, config.max_message_bytes)
+        self.reuses_statements: bool = config.reuses_statements(self.name)
 
     # ---- what it looks like ------------------------------------------------------------------------------------------
 
     @property
     def idle_count(self) -> int:
-        return len(self.idle)
+        return len(self.idle) + len(self.reserve_idle)
 
     @property
     def busy_count(self) -> int:
-        return len(self.origins) - len(self.idle)
+        return len(self.origins) - self.idle_count
 
     @property
     def waiting_count(self) -> int:
         return len(self.waiting)
 
     def oldest_wait_seconds(self, now: float) -> float:
-        """Seconds that the waiter at the head has waited, at `now` (monotonic)."""
-        return now - self.waiting[0][0] if self.waiting else 0.0
+        """Seconds that whoever has waited longest has, at `now` (monotonic)."""
+        oldest = self.waiting.oldest()
+        return now - oldest if oldest is not None else 0.0
 
     # ---- asking for a connection -------------------------------------------------------------------------------------
 
     def acquire(self, waiter: Waiter) -> Origin | None:
         """A connection now, or None: then `waiter` is in the queue and is granted one or refused later."""
-        if not self.waiting:
+        if not self.waiting.users:
             while self.idle:
                 origin = self._take_idle(waiter.settings, waiter.traces)
                 if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
@@ -152,20 +176,84 @@ class Pool:
                         self.stats.retries += 1
                         continue
                 return origin
-        self.waiting.append((monotonic(), waiter))
+        if self.reserve_idle and waiter.user in self.administrators:
+            return self.reserve_idle.pop()
+        now = monotonic()
+        error = self._why_not_wait(waiter, now)
+        if error is not None:
+            self._refuse_soon(waiter, error)
+            return None
+        self.waiting.push(waiter, now)
         self._grow()
         return None
 
+    def at_hand(self, settings: Settings, traces: frozenset[str]) -> Origin | None:
+        """The connection that `acquire` would give, where that needs no thought: the last of `idle`, still in there."""
+        idle = self.idle
+        if not idle or self.waiting:
+            return None
+        origin = idle[-1]
+        if (
+            origin.settings is not settings
+            or origin.traces != traces
+            or monotonic() - origin.idle_since > PEEK_AFTER_SECONDS
+        ):
+            return None
+        return origin
+
+    def _why_not_wait(self, waiter: Waiter, now: float) -> PgError | None:
+        """Why `waiter` would wait in vain; None if it would not, or nobody knows."""
+        if self.held_since is not None:
+            return None
+        if self.paused(now):
+            return self._paused_error(now)
+        if waiter.user in self.administrators:
+            return None
+        limit = self.config.max_waiting
+        if limit and len(self.waiting) >= limit:
+            self.stats.pool_refusals += 1
+            return errors.queue_full(self.name, limit)
+        expected, patience = self.waiting.expected_wait(waiter.user, now), waiter.patience
+        if expected > patience:
+            self.stats.pool_refusals += 1
+            return errors.queue_too_slow(self.name, expected, patience)
+        return None
+
+    def paused(self, now: float) -> bool:
+        """Whether there is no connection, and the breaker lets none be opened now."""
+        return not self.breaker.closed and not self._usable and not self.breaker.may_try(now)
+
+    @property
+    def _usable(self) -> bool:
+        """Whether there is a connection that may become free for somebody."""
+        return any(not origin.retired for origin in self.origins)
+
+    def _paused_error(self, now: float) -> PgError:
+        self.stats.breaker_refusals += 1
+        reason = self.last_failure.message if self.last_failure is not None else "it was lost"
+        return errors.origin_paused(reason, self.breaker.failures_in_a_row, self.breaker.retry_in(now))
+
+    def _refuse_soon(self, waiter: Waiter, error: PgError) -> None:
+        """`waiter` hears of `error` when it is ready to: not while it is still asking."""
+        if not self._refusals:
+            self._ceremonies.soon(self._refuse_now)
+        self._refusals[waiter] = error
+
+    def _refuse_now(self) -> None:
+        while self._refusals:  # one at a time: what one is told may make another leave
+            waiter = next(iter(self._refusals))
+            waiter.refused(self._refusals.pop(waiter))
+
     def take(self, origin: Origin) -> bool:
         """Take this very connection, if it is idle and nobody waits."""
-        if self.waiting or origin not in self.idle:
+        if self.waiting.users or origin not in self.idle:
             return False
         self.idle.remove(origin)
         return True
 
     def acquire_spare(self, settings: Settings) -> Origin | None:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
-        if self.waiting or len(self.idle) + self.size - len(self.origins) - self.connecting_count < 2 or not self.idle:
+        if self.waiting.users or not self.idle or len(self.idle) + self.size - self._ordinary < 2:
             return None
         return self._take_idle(settings, settings.customs)
 
@@ -201,22 +289,39 @@ class Pool:
 
     def withdraw(self, waiter: Waiter) -> None:
         """`waiter` no longer waits: it left, or was cancelled."""
-        for index, (_, queued) in enumerate(self.waiting):
-            if queued is waiter:
-                del self.waiting[index]
-                return
+        if not self.waiting.withdraw(waiter):
+            self._refusals.pop(waiter, None)
+
+    @property
+    def _ordinary(self) -> int:
+        """Connections that are not in reserve, those being opened included."""
+        return len(self.origins) - len(self.reserve) + self.connecting_count - self._reserve_connecting
 
     def _grow(self) -> None:
-        """Ask for as many new connections as there are waiters without one coming, within `size`."""
-        while (
-            not self.closing
-            and self.held_since is None
-            and self.connecting_count < len(self.waiting)
-            and len(self.origins) + self.connecting_count < self.size
-        ):
+        """Ask for as many new connections as there are waiters without one coming, within the limits."""
+        if self.closing or self.held_since is not None or not self.waiting.users:
+            return
+        now = monotonic()
+        while self.connecting_count < len(self.waiting) and self._ordinary < self.size and self.breaker.may_try(now):
+            self.open_one()
+        if self._ordinary >= self.size and self.waiting.head(self.administrators) is not None:
+            self._open_reserve(now)
+        if not self.connecting_count and self.paused(now):
+            self.waiting_hear(self._paused_error(now))
+
+    def _open_reserve(self, now: float) -> None:
+        taken = len(self.reserve) + self._reserve_connecting
+        if not self._reserve_connecting and taken < self.config.reserve_pool_size and self.breaker.may_try(now):
+            self._reserve_connecting += 1
             self.open_one()
 
+    def waiting_hear(self, error: PgError) -> None:
+        """Everybody who waits is refused."""
+        for waiter in self.waiting.clear():
+            self._refuse_soon(waiter, error)
+
     def open_one(self) -> None:
+        self.breaker.begin()
         self.connecting_count += 1
         self._ceremonies.connect(self)
 
@@ -229,19 +334,39 @@ class Pool:
         self.stats.origin_connections_opened += 1
         self.ready = True
         self.last_failure = None
+        if self.breaker.succeeded():
+            log.warning("origin_breaker_closed", pool=self.name)
         self.origins.add(origin)
+        if self._reserve_connecting and self._ordinary >= self.size:
+            self._reserve_connecting -= 1
+            self.reserve.add(origin)
         self.release(origin)
+        self._grow()
 
-    def connect_failed(self, error: PgError) -> None:
-        """A new connection could not be made. With no other left that could serve them, the waiters hear it."""
+    def connect_failed(self, error: PgError, *, timed_out: bool = False) -> None:
+        """A new connection could not be made. With no other left that could serve them, the waiters hear it.
+
+        Otherwise they wait on, and `tick` tries again as the breaker allows.
+        """
         self.connecting_count -= 1
+        self._reserve_connecting = min(self._reserve_connecting, self.connecting_count)
         self.stats.origin_connect_failures += 1
         self.last_failure = error
-        if not self.origins and not self.connecting_count and self.held_since is None:
+        now, breaker = monotonic(), self.breaker
+        was_closed = breaker.closed
+        if breaker.failed(now, timed_out=timed_out):
             self.ready = False
-            waiting, self.waiting = self.waiting, deque()
-            for _, waiter in waiting:
-                waiter.refused(error)
+            log.log(
+                logging.ERROR if was_closed else logging.WARNING,
+                "origin_breaker_open",
+                pool=self.name,
+                failures=breaker.failures_in_a_row,
+                retry_in_seconds=round(breaker.retry_in(now), 3),
+                reason=error.message,
+            )
+        if not self.connecting_count and not self._usable and self.held_since is None:
+            self.ready = False
+            self.waiting_hear(error)
 
     def release(self, origin: Origin) -> None:
         """`origin` is clean: idle, outside a transaction, every answer read."""
@@ -257,20 +382,24 @@ class Pool:
             origin.close()
             self._grow()
             return
-        if self.waiting:
-            since, waiter = self.waiting[0]
+        reserved = origin in self.reserve
+        waiter = self.waiting.head(self.administrators if reserved else None) if self.waiting.users else None
+        if waiter is not None:
             if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
                 self._replace(origin)
                 return
-            self.waiting.popleft()
-            self.wait_histogram.observe(now - since)
+            self.wait_histogram.observe(now - self.waiting.serve(waiter, now))
             waiter.granted(origin)
             return
         if now < self._aside_until:
             origin.close()
             return
         origin.idle_since = now
-        self.idle.append(origin)
+        idle = self.reserve_idle if reserved else self.idle
+        if origin.asked_again:
+            idle.insert(0, origin)
+        else:
+            idle.append(origin)
 
     def cancel_done(self, origin: Origin) -> None:
         """A cancel request for `origin` is over; if it waited for that, it is free now."""
@@ -325,8 +454,10 @@ class Pool:
     def remove(self, origin: Origin) -> None:
         """`origin` is closed: forget it."""
         self.origins.discard(origin)
-        if origin in self.idle:
-            self.idle.remove(origin)
+        self.reserve.discard(origin)
+        for idle in (self.idle, self.reserve_idle):
+            if origin in idle:
+                idle.remove(origin)
         self.closes += 1
         self._grow()
 
@@ -335,8 +466,9 @@ class Pool:
     def _too_old(self, origin: Origin, now: float) -> bool:
         lifetime = self.limits.origin_lifetime
         return (
-            origin.created < self._renewed_at
-            or len(self.origins) > self.size
+            origin.retired
+            or origin.created < self._renewed_at
+            or (len(self.origins) - len(self.reserve) > self.size and origin not in self.reserve)
             or (lifetime > 0 and now - origin.created > lifetime)
         )
 
@@ -344,19 +476,50 @@ class Pool:
         """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
         self._renewed_at = monotonic()
         self.greetings = {}  # who is just asking for one may still add to the old ones
-        for origin in list(self.idle):
+        self._close_idle()
+
+    def role_reported(self, origin: Origin, name: str) -> None:
+        """A server was promoted or demoted. If it is not what is wanted any more, its connections drain."""
+        wanted = self.target.session_attrs
+        promoted = name == "in_hot_standby" and origin.reports.values[name] == "off"
+        if not (promoted and wanted == "prefer-standby") and fits(origin.reports.values, wanted) is not False:
+            return
+        place = origin.target.place
+        leaving = [each for each in self.origins if each.target.place == place and not each.retired]
+        log.warning("origin_role_changed", pool=self.name, host=place, wanted=wanted, connections=len(leaving))
+        self.stats.origin_role_changes += 1
+        for each in leaving:
+            each.retired = True
+        self._close_retired()
+
+    def found_read_only(self, origin: Origin) -> None:
+        """A statement was refused as in a read-only transaction: before PostgreSQL 14 only that tells of a demotion."""
+        if self.target.session_attrs in ("read-write", "primary") and fits(origin.reports.values, "primary") is None:
+            origin.retired = True
+
+    def _close_retired(self) -> None:
+        for origin in (*self.idle, *self.reserve_idle):
+            if origin.retired:
+                origin.close()
+
+    def _close_idle(self) -> None:
+        for origin in (*self.idle, *self.reserve_idle):
             origin.close()
 
     def tick(self, now: float) -> None:
-        """Housekeeping, several times a second: waits that took too long, connections that are too old."""
+        """Housekeeping, several times a second: waits that took too long, connections that are too old or lacking."""
         if self.held_since is not None:
             self._refuse_held(now, self.held_since)
-        elif self.waiting and now - self.waiting[0][0] > self.shortest_wait:
-            self._refuse_overdue(now)
+        else:
+            if self.oldest_wait_seconds(now) > self.shortest_wait:
+                self._refuse_overdue(now)
+            if not self.breaker.closed and self.breaker.may_try(now) and self._ordinary < self.size:
+                self.open_one()
+            self._grow()
         idle_limit = self.limits.origin_idle_timeout
-        for origin in list(self.idle):
+        for origin in (*self.idle, *self.reserve_idle):
             aged = self._too_old(origin, now)
-            surplus = len(self.origins) > self.config.min_pool_size
+            surplus = origin in self.reserve or len(self.origins) > self.config.min_pool_size
             if aged or (surplus and 0 < idle_limit < now - origin.idle_since):
                 origin.close()
 
@@ -366,8 +529,7 @@ class Pool:
         """No connection is handed out or opened, and each is closed as it becomes idle; who wants one waits."""
         if self.held_since is None:
             self.held_since = monotonic()
-        for origin in list(self.idle):
-            origin.close()
+        self._close_idle()
 
     def let_go(self) -> None:
         """The opposite of `hold`. Who waited meanwhile has its whole patience again."""
@@ -399,22 +561,19 @@ class Pool:
     def step_aside(self) -> None:
         """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""
         self._aside_until = monotonic() + ASIDE_SECONDS
-        for origin in list(self.idle):
-            origin.close()
+        self._close_idle()
 
     @property
     def missing(self) -> int:
         """How many connections are lacking to `min_pool_size`."""
-        if self.held_since is not None or monotonic() < self._aside_until:
+        if self.held_since is not None or not self.breaker.closed or monotonic() < self._aside_until:
             return 0
-        wanted = min(self.config.min_pool_size, self.size)
-        return max(0, wanted - len(self.origins) - self.connecting_count)
+        return max(0, min(self.config.min_pool_size, self.size) - self._ordinary)
 
     def close(self) -> None:
         """Close every connection and refuse every waiter: the process ends."""
         self.closing = True
-        waiting, self.waiting = self.waiting, deque()
-        for _, waiter in waiting:
+        for waiter in self.waiting.clear():
             waiter.refused(errors.admin_shutdown())
         for origin in list(self.origins):
             origin.close()

@@ -15,7 +15,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -23,10 +23,10 @@ from pooler.logs import get_logger
 
 log = get_logger(__name__)
 
-TURN_SECONDS = 0.004
+TURN_SECONDS: Final = 0.004
 """How long the reactor keeps the thread before trio's other tasks get their turn."""
 
-LINGER_SECONDS = 0.001
+LINGER_SECONDS: Final = 0.001
 """How long it waits in epoll for the next batch before it goes to sleep in trio."""
 
 
@@ -50,6 +50,7 @@ class _Epoll:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self.register = self._epoll.register
+        self.watch = lambda fd: self._epoll.register(fd, self.READ | select.EPOLLET)
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
         self.poll = self._epoll.poll
@@ -84,6 +85,11 @@ class _Kqueue:
         if changes:
             self._kqueue.control(changes, 0)
 
+    def watch(self, fd: int) -> None:
+        flags = select.KQ_EV_ADD | select.KQ_EV_CLEAR  # type: ignore[attr-defined,unused-ignore]
+        self._masks[fd] = self.READ
+        self._kqueue.control([select.kevent(fd, select.KQ_FILTER_READ, flags)], 0)  # type: ignore[attr-defined,unused-ignore]
+
     def unregister(self, fd: int) -> None:
         self.modify(fd, 0)
         del self._masks[fd]
@@ -103,6 +109,8 @@ class Reactor:
         self._poller = _Epoll() if sys.platform == "linux" else _Kqueue()
         self._handlers: dict[int, Handler] = {}
         self._soon: list[Callable[[], None]] = []
+        self._watched: set[int] = set()
+        self._rung = False
         self._wakeup = trio.Event()
         self.ceremonies = 0
         """How many ceremonies are under way; while there are any, polling does not block."""
@@ -110,6 +118,16 @@ class Reactor:
     def add(self, fd: int, handler: Handler) -> None:
         self._handlers[fd] = handler
         self._poller.register(fd, self._poller.READ)
+
+    def watch(self, fd: int) -> None:
+        """`fd` is one that trio waits for: while this waits for the next batch, news of it end the wait, once each."""
+        self._poller.watch(fd)
+        self._watched.add(fd)
+
+    def unwatch(self, fd: int) -> None:
+        if fd in self._watched:
+            self._watched.discard(fd)
+            self._poller.unregister(fd)
 
     def remove(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
@@ -138,7 +156,8 @@ class Reactor:
                     self._dispatch(events)
                     if self._soon:
                         self._run_soon()
-                    if time.monotonic() > turn_ends:
+                    if self._rung or time.monotonic() > turn_ends:
+                        self._rung = False
                         break
                     events = poller.poll(0 if self.ceremonies else LINGER_SECONDS)
 
@@ -161,7 +180,8 @@ class Reactor:
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)
-            if handler is None:  # closed earlier in this batch
+            if handler is None:  # closed earlier in this batch, or trio's
+                self._rung = self._rung or fd in self._watched
                 continue
             try:
                 if mask & ~4:  # readable, hung up or in error: reading tells which

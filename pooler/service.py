@@ -29,10 +29,12 @@ from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
+from pooler.ceremony import supervisor
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.connect import Connected, text_rows
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.passthrough import Relay
@@ -48,6 +50,7 @@ from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
+from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
 from pooler.session import Session
 from pooler.settings import Reports
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
@@ -68,9 +71,6 @@ IDLE_CATALOG_SECONDS = 600.0
 
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
-
-FAREWELL_SECONDS = 1.0
-"""How long a shutdown waits for the end of frames that replication clients are being sent."""
 
 
 class Service:
@@ -94,7 +94,16 @@ class Service:
         self.tls = server_tls(config)
         self._tls_stamps = self._stamps_of_tls()
         cache = config.cache
-        self.cache = Store(cache.max_bytes, cache.max_entry_bytes, on_drop=self._dropped) if cache.enabled else None
+        self.cache = (
+            Store(
+                cache.max_bytes,
+                cache.max_entry_bytes,
+                stale_if_error=cache.stale_if_error,
+                on_drop=self._dropped,
+            )
+            if cache.enabled
+            else None
+        )
         self.observes = cache.enabled or cache.max_advice_shapes > 0
         """Whether it matters what statements read and write."""
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
@@ -103,6 +112,7 @@ class Service:
             parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
+        self.recallers = Recallers()
         targets = config.targets(passwords)
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in targets.items()}
         if cache.max_advice_shapes:
@@ -116,7 +126,10 @@ class Service:
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
         self.draining = False
+        self.stays_until: dict[Session, float] = {}
+        """During the drain: whom not to disconnect before when (trio's clock), though it does nothing."""
         self.listen_addresses: list[str] = []
+        self.listens_for_others = False  # the sockets were passed to us, and outlive us: who has connected can wait
         self.http_address: str | None = None
         self._catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
@@ -141,7 +154,7 @@ class Service:
 
         async def ask(text: str) -> list[tuple[int, bytes]]:
             async with borrowed(pool) as origin:
-                with trio.fail_after(self.config.origin_connect_timeout):
+                with trio.fail_after(pool.limits.origin_connect_timeout):
                     return await ask_origin(origin, text)
 
         return Stream(
@@ -157,7 +170,7 @@ class Service:
             publication=self.config.cache.publication,
             create=self.config.cache.invalidation == "stream",
             ask_elsewhere=ask,
-            connect_timeout=self.config.origin_connect_timeout,
+            connect_timeout=pool.limits.origin_connect_timeout,
         )
 
     def _dropped(self, entry: Entry) -> None:
@@ -201,10 +214,13 @@ class Service:
 
     def remember(self, session: Session) -> None:
         self.sessions.add(session)
+        if self.draining:
+            self.stays_until[session] = trio.current_time() + LATE_SECONDS
         self._by_pid[session.key[0]] = session
 
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
+        self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
 
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
@@ -227,6 +243,13 @@ class Service:
         for pool in self.pools.values():
             if pool.target.dbname in names:
                 pool.step_aside()
+
+    def depart_soon(self, session: Session) -> None:
+        """`session` has finished a transaction during the drain.
+
+        It is told to go a moment later: libpq takes an error that it reads together with an answer for a notice.
+        """
+        self.stays_until[session] = trio.current_time() + PARTING_SECONDS
 
     def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
         """A client has changed what new connections begin with: those who are here keep what they began with."""
@@ -256,10 +279,13 @@ class Service:
         """What `origin` works on takes too long."""
         self.nursery.start_soon(self._contained, origin, cancel_origin, self, origin)
 
-    def cancel_abandoned(self, origin: Origin) -> None:
-        """The client of `origin` vanished while the origin worked for it: stop that work, then close."""
+    def cancel_abandoned(self, origin: Origin, *, within_message: bool) -> None:
+        """The client of `origin` vanished while the origin worked for it: stop that work, then close.
+
+        `within_message`: the client was in the middle of a CopyData message.
+        """
         origin.leave_reactor()
-        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin)
+        self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin, within_message)
 
     def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
         """What `origin` worked on may still be committed, and nobody will see it."""
@@ -280,27 +306,21 @@ class Service:
     def connect(self, pool: Pool) -> None:
         self.nursery.start_soon(self._connect, pool)
 
+    def soon(self, function: Callable[[], None]) -> None:
+        self.reactor.call_soon(function)
+
     async def _connect(self, pool: Pool) -> None:
         self.reactor.ceremonies += 1
         begun = time.monotonic()
         try:
-            connected = None
-            with trio.move_on_after(pool.limits.origin_connect_timeout):
-                connected = await self.rotations[pool.name].connect()
-            if connected is None:
-                self.stats.expired("origin_connect_timeout")
-                raise errors.origin_unreachable(
-                    f"no answer within {pool.limits.origin_connect_timeout:g} s (origin_connect_timeout)"
-                )
+            connected = await self.rotations[pool.name].connect()
+        except trio.TooSlowError:
+            self.stats.expired("origin_connect_timeout")
+            seconds = pool.limits.origin_connect_timeout
+            failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
+            self._connect_failed(pool, failure, timed_out=True)
         except PgError as error:
-            log.error(
-                "origin_connect_failed",
-                pool=pool.name,
-                sqlstate=error.sqlstate,
-                reason=error.message,
-                detail=error.detail,
-            )
-            pool.connect_failed(error)
+            self._connect_failed(pool, error)
         except Exception as error:  # a bug here costs one connection, not the process
             log.exception("internal_error", where="connect", error=str(error))
             pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
@@ -314,7 +334,8 @@ class Service:
 
     def take_in(self, pool: Pool, connected: Connected, begun: float) -> None:
         """A connection of `pool`, `begun` at that time, is authenticated: it is the reactor's and the pool's now."""
-        origin = Origin(connected.transport, pool, connected.pid, connected.secret, Reports.of(connected.parameters))
+        reports = Reports.of(connected.parameters)
+        origin = Origin(connected.transport, pool, connected.pid, connected.secret, reports, connected.target)
         origin.created = begun  # what it begins with may be from then
         connected.transport.register(origin)
         log.debug(
@@ -330,6 +351,12 @@ class Service:
         else:
             pool.connected(origin)
 
+    def _connect_failed(self, pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
+        log.error(
+            "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
+        )
+        pool.connect_failed(error, timed_out=timed_out)
+
     def reset(self, pool: Pool, origin: Origin) -> None:
         self.nursery.start_soon(self._contained, origin, reset, pool, origin, pool.limits.origin_connect_timeout)
 
@@ -344,6 +371,7 @@ class Service:
             self.catalog_changed(self.pools[name])  # other functions may be safe now
         if self.cache is not None:
             self.cache.max_entry_bytes = config.cache.max_entry_bytes
+            self.cache.stale_if_error = config.cache.stale_if_error
             self.policies = Policies(config.cache, self.cache)
         if self.flights is not None:
             self.flights.wait = config.pool_wait_timeout
@@ -352,7 +380,7 @@ class Service:
     def target_changed(self, pool: Pool, old: Target) -> None:
         """`pool` connects with other credentials now, or to another place."""
         new = pool.target
-        if (old.user, old.host, old.port, old.dbname) != (new.user, new.host, new.port, new.dbname):
+        if (old.user, old.place, old.dbname) != (new.user, new.place, new.dbname):
             pool.schema_epoch += 1
             if self.cache is not None:
                 self.cache.invalidate_database(pool.name)
@@ -425,11 +453,12 @@ class Service:
         while True:
             try:
                 async with borrowed(pool) as origin:
-                    with trio.fail_after(self.config.origin_connect_timeout):
+                    with trio.fail_after(pool.limits.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
                         defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
+                        sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
                         found = await ask_origin(origin, SESSION_FUNCTIONS_QUERY)
                         due = self.cache is not None or (
                             self.observes
@@ -441,6 +470,7 @@ class Service:
                     self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
                 else:
                     pool.defaults.read(defaults)
+                pool.sequence_tables = frozenset(name for (name,) in sequenced)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
                     safe = self.config.cache.safe_functions or ()
@@ -451,7 +481,8 @@ class Service:
                     log.info("catalog_read", pool=pool.name)
                 known = True
             except (PgError, trio.TooSlowError) as error:
-                pool.catalog = None
+                if pool.breaker.closed or not self.config.cache.stale_if_error:
+                    pool.catalog = None
                 known = False
                 wait = 1.0
                 log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
@@ -469,23 +500,6 @@ class Service:
         self._catalog_stale[pool.name].set()
 
     # ---- the end -----------------------------------------------------------------------------------------------------
-
-    async def drain(self) -> None:
-        """Let transactions finish for `drain_timeout`, then say goodbye to every client."""
-        self.draining = True
-        with trio.move_on_after(self.config.drain_timeout):
-            while any(session.busy for session in self.sessions):  # noqa: ASYNC110 (sessions are not tasks)
-                await trio.sleep(0.02)
-        for session in list(self.sessions):
-            session.shutdown()
-        for relay in list(self.relays.values()):
-            relay.shutdown()
-        self.console.shutdown()
-        with trio.move_on_after(FAREWELL_SECONDS):
-            while self.relays or self.console.conversations:  # noqa: ASYNC110 (neither are these)
-                await trio.sleep(0.02)
-        for relay in list(self.relays.values()):
-            relay.end("pgnear is shutting down")
 
     def close_pools(self) -> None:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
@@ -523,12 +537,19 @@ async def serve(
     passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
     listeners: list[socket.socket] = []
     try:
-        listeners += (open_listener(address) for address in config.listen)
+        inherited = supervisor.inherited_sockets()
+        http_socket = next(iter(inherited.pop("http", [])), None)
+        listeners += (each for sockets in inherited.values() for each in sockets)
+        if not listeners:
+            listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
             service = Service(config, nursery, passwords, load)
+            service.listens_for_others = bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
-            if config.http:
-                service.http_address = await nursery.start(serve_http, service, config.http)
+            if http_socket is not None or config.http:
+                service.http_address = await nursery.start(
+                    serve_http, service, http_socket or config.http, config.reuse_port
+                )
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
@@ -557,14 +578,13 @@ async def serve(
                     )
                 if started is not None:
                     started(service)
+                supervisor.ready()
                 if stop is not None:
                     await stop.wait()
-                    accepting.cancel_scope.cancel()
+                    await hand_over(service, listeners, accepting.cancel_scope)
                 else:
                     await trio.sleep_forever()
-            for listener in listeners:
-                close_listener(listener)
-            await service.drain()
+            await drain(service)
             nursery.cancel_scope.cancel()
         service.close_pools()
     finally:

@@ -20,13 +20,15 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import extended, simple
+from pooler import express, extended, simple
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
+from pooler.cache.ready import View
 from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_of
 from pooler.logs import get_logger
-from pooler.origin import IDLE, Origin
+from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
+from pooler.sequences import Kind
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
@@ -53,7 +55,6 @@ _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
 _POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
-_PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARTIAL_BATCH_BYTES = 65536
@@ -80,15 +81,17 @@ class Session:
       stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
         something had come, or was under way.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
+      view: the cached answers that are ready for it, and for others like it.
+      walk_from: where in the data that is being walked the link was made; -1 once the origin was sent something.
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_stream", "_stream_begun",
-        "_to_origin", "_walk_from", "alone", "began", "bound", "closed", "copying", "database", "defaults_change",
-        "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
-        "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes", "sequence_home",
-        "service", "skipping", "state", "statements", "stirred", "traces", "transport", "unnamed_doubted", "user",
-        "waiting", "writes", "wrote",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_scope", "_scope_label",
+        "_stream", "_stream_begun", "_to_origin", "alone", "began", "bound", "closed", "copying", "database",
+        "defaults_change", "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace",
+        "only_reads", "origin", "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes",
+        "sequence_home", "service", "skipping", "state", "statements", "stirred", "traces", "transport",
+        "unnamed_doubted", "user", "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -149,7 +152,10 @@ class Session:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._to_origin: list[bytes] = []
-        self._walk_from = 0
+        self.walk_from = 0
+        self.view: View | None = None
+        self._scope_label = self.state.current.label
+        self._scope = service.prepared.scope(pool.name, pool.schema_epoch, self._scope_label)
 
     @property
     def settings(self) -> Settings:
@@ -187,7 +193,18 @@ class Session:
         if not data:
             self.end(abrupt=True)
             return
+        self.stirred = True
+        if self._is_clear and express.submit(self, data):
+            return
         self._take(data)
+
+    @property
+    def _is_clear(self) -> bool:
+        """Whether what comes now is a new request, with nothing before it that is incomplete, waits or is skipped."""
+        return not (
+            self.waiting or self.holding or self.leaving or self.skipping or self._inbox or self._missing
+            or self._discard or self._stream
+        )  # fmt: skip
 
     def _take(self, data: bytes) -> None:
         self.stirred = True
@@ -414,6 +431,10 @@ class Session:
         if statement.sequences and self.origin is not None:
             self.sequence_home = self.origin
             self.origin.sequence_client = self.key[0]
+            recallers = self.service.recallers
+            self.origin.asked_again = bool(recallers) and recallers.will_ask(
+                self.kind, statement, self.pool.sequence_tables
+            )
         if statement.leaves and self.origin is not None:
             self.traces |= statement.leaves
             self.origin.traces |= statement.leaves
@@ -430,6 +451,8 @@ class Session:
 
     def go_home(self) -> None:
         """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+        if self.service.recallers.add(self.kind):
+            log.info("sequence_values_asked_for", user=self.user, database=self.database, application=self.kind[2])
         home = self.sequence_home
         if self.origin is None and home is not None and home.sequence_client == self.key[0] and self.pool.take(home):
             self._attach(home)
@@ -509,7 +532,11 @@ class Session:
     @property
     def scope(self) -> Scope:
         """What decides, beside its text, what a statement means that this client prepares now."""
-        return self.pool.name, self.pool.schema_epoch, self.state.current.label
+        scope, label, epoch = self._scope, self.state.current.label, self.pool.schema_epoch
+        if label is not self._scope_label or epoch != scope.epoch:
+            self._scope_label = label
+            scope = self._scope = self.service.prepared.scope(self.pool.name, epoch, label)
+        return scope
 
     def send_later(self, data: bytes) -> None:
         """Bytes for the linked origin, sent when the walk is over."""
@@ -538,7 +565,7 @@ class Session:
             self._pending = capture
             return False
         self._attach(origin)
-        self._walk_from = position
+        self.walk_from = position
         return True
 
     def take_pending(self) -> Capture | None:
@@ -600,6 +627,11 @@ class Session:
             origin.unnamed = None
             origin.traces |= {name}
 
+    @property
+    def kind(self) -> Kind:
+        """Clients that are taken to behave as this one does."""
+        return self.pool.name, self.user, self.reports.values.get("application_name", "")
+
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
         self.origin.units.append(unit)
@@ -608,7 +640,7 @@ class Session:
         """The pool's answer to `link`: go on where the walk stopped."""
         self.waiting = False
         self._attach(origin)
-        self._walk_from = 0
+        self.walk_from = 0
         self._resume_walk()
         if self.origin is origin and not origin.units and not self.closed:
             self.settled()
@@ -661,18 +693,18 @@ class Session:
             origin.send(parts[0] if len(parts) == 1 else b"".join(parts))
         except TransportClosed as error:
             parts.clear()
-            self._send_failed(origin, data, str(error))
+            self.send_failed(origin, data, str(error))
             return
         parts.clear()
-        self._walk_from = -1
+        self.walk_from = -1
         if origin.transport.pending > self.pool.high_water:
             self.transport.pause()
         if origin.units and origin.units[0].steps:
             origin.flush_made_up()
 
-    def _send_failed(self, origin: Origin, data: bytes, reason: str) -> None:
+    def send_failed(self, origin: Origin, data: bytes, reason: str) -> None:
         """The connection was dead. If it never got a byte for this session, the walk is repeated on another one."""
-        if self._walk_from < 0 or not data:
+        if self.walk_from < 0 or not data:
             origin.lost(f"while sending: {reason}")
             return
         origin.session = self.origin = None
@@ -681,7 +713,7 @@ class Session:
         self.service.stats.retries += 1
         self._chunks.clear()
         self._missing = self._stream = 0
-        self._inbox = data[self._walk_from :]
+        self._inbox = data[self.walk_from :]
         self._resume_walk()
 
     def origin_drained(self) -> None:
@@ -707,7 +739,7 @@ class Session:
             self.service.stats.query_errors += 1
             if self.state.watching:
                 self.state.error()
-            if _PLAN_OUTDATED in frame and self.origin is not None:
+            if PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
         elif kind == COPY_IN and self.origin is not None:
             self.copying = unit
@@ -802,6 +834,39 @@ class Session:
         if self.service.cache is not None:
             self.service.cache.invalidate(self.namespace, self.reach)
 
+    def has_nothing_to_do(self, origin: Origin) -> bool:
+        """Whether the end of an ordinary unit, outside a transaction, is nothing but the end of the link."""
+        state = self.state
+        return not (
+            state.watching or state.pins or state.tainted or self.writes or self.schema_changes
+            or self.defaults_change or self.only_reads or self.portals or self.leaving or self.holding
+            or self._stream_begun or self._to_origin or origin.reports is not self.reports
+        )  # fmt: skip
+
+    def part(self, origin: Origin, data: bytes) -> None:
+        """Give the client the rest of its answer, and the connection back: what `deliver` and `settled` do."""
+        try:
+            pending = self.transport.send(data)
+        except TransportClosed:
+            self.end(abrupt=True)
+            return
+        self.origin = None
+        if not origin.transport.reading:
+            origin.transport.resume()
+        if not self.transport.reading and pending <= self.pool.high_water:
+            self.origin_drained()
+        self.pool.release(origin)
+
+    def tell(self, data: bytes) -> None:
+        """Send the client an answer that no origin was asked for, now."""
+        try:
+            pending = self.transport.send(data)
+        except TransportClosed:
+            self.end(abrupt=True)
+            return
+        if pending > self.pool.high_water:
+            self.transport.pause()
+
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
         if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self.copying):
@@ -838,6 +903,9 @@ class Session:
                 origin.close()
             else:
                 self.pool.release(origin)
+        if self.service.draining and not self.closed and not self.busy:
+            self.transport.pause()  # it begins nothing new
+            self.service.depart_soon(self)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -846,7 +914,7 @@ class Session:
             return
 
         def done(own: Unit) -> None:
-            if own.error is None and len(own.rows) == 2:
+            if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
                 answers = own.rows[1]
                 present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
                 for kind in self.state.probe_answered(present):
@@ -1006,7 +1074,7 @@ class Session:
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin)
+                self.service.cancel_abandoned(origin, within_message=self._stream_begun)
             elif not origin.closed:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come

@@ -11,7 +11,7 @@ database.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pooler.sql.effects import set_config_sql
@@ -108,15 +108,23 @@ def from_startup(parameters: dict[str, str]) -> Settings:
 class Reports:
     """What a server reports of itself in ParameterStatus messages: immutable, interned, compared by identity."""
 
-    __slots__ = ("__weakref__", "values")
+    __slots__ = ("__weakref__", "_frames", "values")
 
     _known: WeakValueDictionary[frozenset[tuple[str, str]], Reports] = WeakValueDictionary()
 
     def __init__(self, values: dict[str, str]) -> None:
         self.values = values
+        self._frames: bytes | None = None
+
+    @property
+    def frames(self) -> bytes:
+        """A ParameterStatus frame for each value; made once, as many clients are told the same."""
+        if self._frames is None:
+            self._frames = self.difference_from(Reports.of({}))
+        return self._frames
 
     @classmethod
-    def of(cls, values: dict[str, str]) -> Reports:
+    def of(cls, values: Mapping[str, str]) -> Reports:
         items = frozenset(values.items())
         known = cls._known.get(items)
         if known is None:

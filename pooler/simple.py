@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pooler import views
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, may_be_asked, study
+from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -47,7 +47,10 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         found = ask(session, prepared, ALL_TEXT, started, described=True)
         if isinstance(found, Entry):
             assert found.row_description is not None
-            session.answer(found.row_description + found.answer + session.ready_now)
+            response = found.row_description + found.answer + session.ready_now
+            session.answer(response)
+            if session.origin is None:
+                make_ready(session, data[position:frame_end], response, found, prepared)
             service.stats.hit_latency.observe(perf_counter() - started)
             return True
         if found is WAIT:

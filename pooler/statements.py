@@ -26,8 +26,32 @@ ORIGIN_PREFIX = b"pgnear_"
 """Names on origin connections begin so; a client's own names never reach the origin."""
 
 
-Scope = tuple[str, int, tuple[tuple[str, str], ...]]
-"""(database, schema epoch, settings without application_name)."""
+MAX_PARSES = 5000
+"""Parse messages that a scope remembers; then it forgets them all."""
+
+
+class Scope:
+    """What else than its text and types decides what a statement means when it is parsed. Compared by identity.
+
+    Clients that agree in all of it have the same scope, and share their statements.
+
+    Attributes:
+      database: its name. epoch: the schema epoch. label: the settings without application_name.
+      parses: whole Parse messages without a name, as the clients sent them, and what they prepare.
+    """
+
+    __slots__ = ("__weakref__", "database", "epoch", "label", "parses")
+
+    def __init__(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> None:
+        self.database = database
+        self.epoch = epoch
+        self.label = label
+        self.parses: dict[bytes, Prepared] = {}
+
+    def remember(self, frame: bytes, prepared: Prepared) -> None:
+        if len(self.parses) >= MAX_PARSES:
+            self.parses.clear()
+        self.parses[frame] = prepared
 
 
 class Prepared:
@@ -45,11 +69,12 @@ class Prepared:
         RowDescription or NoData frame.
       asked: (catalog, reports, user, policy, tables) of the last cacheable read of it: `caching.ask` remembers it here.
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
+      parses: how often a client has sent it without a name; what comes again is worth keeping on a connection.
     """
 
     __slots__ = (
-        "__weakref__", "_fingerprint", "asked", "edits", "epoch", "name", "needs", "parameter_description", "proven",
-        "row_description", "said", "statement", "text", "types",
+        "__weakref__", "_fingerprint", "asked", "edits", "epoch", "name", "needs", "parameter_description", "parses",
+        "proven", "row_description", "said", "statement", "text", "types",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -65,6 +90,7 @@ class Prepared:
         self.row_description: bytes | None = None
         self.proven: object = None
         self.asked: Any = None
+        self.parses = 0
         self._fingerprint: str | None = None
 
     @property
@@ -93,16 +119,25 @@ class PreparedStatements:
     DateStyle, client_encoding, ...). Clients that agree in all of it share one.
     """
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "_scopes")
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[bytes, bytes, tuple[object, ...]], Prepared] = WeakValueDictionary()
+        self._known: WeakValueDictionary[tuple[object, ...], Prepared] = WeakValueDictionary()
+        self._scopes: WeakValueDictionary[tuple[str, int, tuple[tuple[str, str], ...]], Scope] = WeakValueDictionary()
+
+    def scope(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> Scope:
+        """The one scope of these: whoever prepares statements in it holds it."""
+        key = (database, epoch, label)
+        known = self._scopes.get(key)
+        if known is None:
+            known = self._scopes[key] = Scope(database, epoch, label)
+        return known
 
     def intern(self, text: bytes, types: bytes, statement: Statement, scope: Scope) -> Prepared:
         key = (text, types, scope)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = Prepared(text, types, statement, scope[1])
+            known = self._known[key] = Prepared(text, types, statement, scope.epoch)
         return known
 
     def intern_edited(
@@ -110,10 +145,10 @@ class PreparedStatements:
     ) -> Prepared:
         """The one for a text that is not sent as its client `said` it."""
         text = edited(said, edits)
-        key = (text, types, (*scope, said))
+        key = (text, types, scope, said)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = Prepared(text, types, statement, scope[1])
+            known = self._known[key] = Prepared(text, types, statement, scope.epoch)
             known.said, known.edits = said, tuple(edits)
         return known
 

@@ -36,6 +36,7 @@ class Stats:
     """The process's totals. One instance, shared by every session, pool and ceremony."""
 
     __slots__ = (
+        "breaker_refusals",
         "bypass_latency",
         "bytes_from_clients",
         "bytes_to_clients",
@@ -51,7 +52,9 @@ class Stats:
         "origin_connections_lost",
         "origin_connections_opened",
         "origin_connections_replaced",
+        "origin_role_changes",
         "pins",
+        "pool_refusals",
         "pool_timeouts",
         "query_errors",
         "reload_failures",
@@ -59,6 +62,7 @@ class Stats:
         "retries",
         "rotations",
         "settings_replayed",
+        "stale_if_error_hits",
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
@@ -82,14 +86,18 @@ class Stats:
         self.origin_connections_lost = 0
         self.origin_connections_replaced = 0
         self.origin_connections_opened = 0
+        self.origin_role_changes = 0  # a server was promoted or demoted, and its connections drained
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
+        self.pool_refusals = 0  # refused at once: the queue was full or too slow
+        self.breaker_refusals = 0  # refused at once: the origin was not to be tried
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
         self.reload_failures = 0
         self.reloads = 0
         self.retries = 0
         self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0
+        self.stale_if_error_hits = 0  # served from the cache because the origin could not be reached
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
         self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen

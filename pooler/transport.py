@@ -12,12 +12,13 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import Final
 
 import trio
 
 from pooler.reactor import Handler, Reactor
 
-CHUNK_BYTES = 65536
+CHUNK_BYTES: Final = 65536
 """The most that one read takes from the kernel, and so the most plaintext one read can give."""
 
 
@@ -165,8 +166,8 @@ class Transport:
         if self._handler is not None and self._primed:
             self._handler.readable()
 
-    def send(self, data: bytes) -> None:
-        """Send now what the kernel takes and keep the rest; `pending` says how much that is.
+    def send(self, data: bytes) -> int:
+        """Send now what the kernel takes and keep the rest; how much waits now, in bytes.
 
         Raises:
           TransportClosed: the connection broke; nothing more will be sent.
@@ -175,16 +176,18 @@ class Transport:
             data = self._encrypt(data)
         if self._out:
             self._out += data
-            return
+            return len(self._out)
         try:
             sent = self.sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             raise TransportClosed(error.strerror or str(error)) from None
-        if sent < len(data):
-            self._out += memoryview(data)[sent:]
-            self.reactor.interest(self.fd, self.reading, True)
+        if sent == len(data):
+            return 0
+        self._out += memoryview(data)[sent:]
+        self.reactor.interest(self.fd, self.reading, True)
+        return len(self._out)
 
     def _encrypt(self, data: bytes) -> bytes:
         assert self.tls is not None
@@ -330,7 +333,7 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             else:
                 view = view[sent:]
-        await trio.lowlevel.checkpoint()
+        # No checkpoint: whoever has sent goes on to wait for an answer, and that is one.
 
     async def finish(self) -> None:
         """Say that nothing more comes and wait for the peer's end: a close before that may cost it our last words.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pooler.sql.statement import Part
 from protocol.errors import PgError
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
 (
     BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, NO_DATA,
-    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, READY, ROW_DESCRIPTION,
-) = b"23CWGDIEnAtS1sZT"  # fmt: skip
+    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
+) = b"23CWGDIEnAtS1sT"  # fmt: skip
+READY: Final = 0x5A
+"""Z, as a number: compiled, a literal costs nothing and a module's name a look-up."""
 
-ALL = frozenset(range(256))
-PLAIN = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NOTIFICATION})
+ALL: Final = frozenset(range(256))
+PLAIN: Final = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NOTIFICATION})
 """Frames that even a plain unit looks at."""
 WATCHFUL = PLAIN | {COMMAND_COMPLETE}
 """The same for a session with a write or a SET under way: completions matter too."""
@@ -129,9 +131,12 @@ class Unit:
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
       study: where it counts as a read, and a hash of what was asked.
+      prefix: what the client gets in front of the answer, for what the origin was not asked. again: where that was a
+        Parse, the statement that stood in for it, and the request as its client sent it.
     """
 
     __slots__ = (
+        "again",
         "announces",
         "capture",
         "done",
@@ -140,6 +145,7 @@ class Unit:
         "latency",
         "notable",
         "parts",
+        "prefix",
         "rows",
         "silent",
         "simple",
@@ -167,6 +173,8 @@ class Unit:
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
         self.study: tuple[Study, int] | None = None
+        self.prefix = b""
+        self.again: tuple[Prepared, bytes] | None = None
 
     @classmethod
     def own(cls, done: Callable[[Unit], None] | None = None) -> Unit:

@@ -26,6 +26,10 @@ SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
 AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
 SALT_BYTES = 16
 """PostgreSQL's own; the salt shown for a user who does not exist must look like any other."""
+NONCE_BYTES = 18
+"""PostgreSQL's own. scramp's is half as long again, and it looks at each letter several times."""
+
+_MECHANISMS = {name: ScramMechanism(name) for name in (SCRAM, SCRAM_PLUS)}
 _BINDING = "tls-server-end-point"
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
@@ -104,6 +108,11 @@ def _authentication(code: int, data: bytes = b"") -> bytes:
     return b"R" + (8 + len(data)).to_bytes(4, "big") + code.to_bytes(4, "big") + data
 
 
+def _nonce() -> str:
+    """A server's part of a SCRAM exchange's nonce."""
+    return base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode()
+
+
 class ScramServer:
     """One client's SCRAM exchange.
 
@@ -149,7 +158,7 @@ class ScramServer:
         length = int.from_bytes(rest[:4], "big")
         if not separator or len(rest) < 4 or length != len(rest) - 4:
             raise protocol_violation("malformed SASLInitialResponse")
-        if mechanism not in (SCRAM, SCRAM_PLUS) or (mechanism == SCRAM_PLUS and self._channel_binding is None):
+        if mechanism not in _MECHANISMS or (mechanism == SCRAM_PLUS and self._channel_binding is None):
             raise protocol_violation("client selected an invalid SASL authentication mechanism")
         message = self._text(rest[4:])
         if mechanism == SCRAM_PLUS and not message.startswith("p="):
@@ -159,9 +168,8 @@ class ScramServer:
         if message.startswith("y") and self._channel_binding is not None:
             # The client could bind and thinks the server cannot: somebody has taken -PLUS out of the offer.
             raise channel_binding_downgraded()
-        self._servers = [self._server(mechanism, self._verifiers[0])]
-        nonce = str(self._servers[0].s_nonce)  # the client is told of one, and all of them must know it
-        self._servers += (self._server(mechanism, verifier, nonce) for verifier in self._verifiers[1:])
+        nonce = _nonce()  # the client is told of one, and all of them must know it
+        self._servers = [self._server(mechanism, verifier, nonce) for verifier in self._verifiers]
         try:
             for server in self._servers:
                 self._set_client_first(server, message)
@@ -170,8 +178,8 @@ class ScramServer:
         except ScramException as error:
             raise protocol_violation(f"malformed SCRAM message: {error}") from None
 
-    def _server(self, mechanism: str, verifier: ScramVerifier, nonce: str | None = None) -> Any:
-        return ScramMechanism(mechanism).make_server(
+    def _server(self, mechanism: str, verifier: ScramVerifier, nonce: str) -> Any:
+        return _MECHANISMS[mechanism].make_server(
             lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
             channel_binding=(_BINDING, self._channel_binding) if self._channel_binding is not None else None,
             s_nonce=nonce,

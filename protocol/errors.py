@@ -166,6 +166,28 @@ def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
     )
 
 
+@_example(pool="shop", limit=500)
+def queue_full(pool: str, limit: int) -> PgError:
+    """As many clients as `max_waiting` wait for an origin connection already."""
+    return PgError(
+        "53300",
+        f'too many clients wait for an origin connection of pool "{pool}"',
+        detail=f"{limit} wait already.",
+        hint="Try again later; shorten transactions, or raise pool_size or max_waiting.",
+    )
+
+
+@_example(pool="shop", expected_seconds=31.4159, limit_seconds=10.0)
+def queue_too_slow(pool: str, expected_seconds: float, limit_seconds: float) -> PgError:
+    """At the pace of the queue a client would wait for longer than `pool_wait_timeout`: it is not made to."""
+    return PgError(
+        "53300",
+        f'pool "{pool}" is overloaded: no origin connection is expected to become free in time',
+        detail=f"The wait would be about {expected_seconds:.3g} s, and {limit_seconds:g} s is the most that it may be.",
+        hint="Try again later; shorten transactions, or raise pool_size or pool_wait_timeout.",
+    )
+
+
 @_example(limit=10000)
 def too_many_clients(limit: int) -> PgError:
     """A client connected while `max_client_connections` others were."""
@@ -262,6 +284,19 @@ def origin_lost(reason: str) -> PgError:
 def origin_unreachable(reason: str) -> PgError:
     """A new origin connection could not be opened, encrypted or logged in."""
     return PgError("08001", f"the origin database cannot be reached: {reason}")
+
+
+@_example(reason="the origin database cannot be reached: Connection refused", failures=5, retry_in_seconds=1.234)
+@_example(reason="the origin database cannot be reached: Connection refused", failures=6, retry_in_seconds=0.0)
+def origin_paused(reason: str, failures: int, retry_in_seconds: float) -> PgError:
+    """The origin could not be reached so often that it is left alone for a while; see [breaker]."""
+    again = f"the next attempt is in {retry_in_seconds:.1f} s" if retry_in_seconds else "an attempt is under way"
+    return PgError(
+        "57P03",
+        f"{reason}; {again}",
+        detail=f"{failures} attempts in a row have failed.",
+        hint="Try again then.",
+    )
 
 
 @_example(cause=PgError("22023", 'role "reporting" does not exist'))

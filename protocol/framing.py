@@ -9,13 +9,14 @@ Source: PostgreSQL documentation, "Frontend/Backend Protocol", sections "Message
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
 from protocol.errors import FrameError, invalid_message_length, malformed_message, message_too_large
 
 HEADER_BYTES = 5
 """Type byte and length of every message after the startup packet."""
 
-length_at = Struct("!i").unpack_from
+length_at: Final = Struct("!i").unpack_from
 """`length_at(data, position)[0]`: the length field; it counts its own 4 bytes, not the type byte."""
 
 
@@ -70,7 +71,7 @@ class FrameReader:
         buffer = self._buffer
         if len(buffer) < HEADER_BYTES:
             return None
-        end = frame_end(buffer, 0, self._limit)  # type: ignore[arg-type]
+        end = frame_end(bytes(buffer[:HEADER_BYTES]), 0, self._limit)
         if end > len(buffer):
             return None
         frame = (buffer[0], bytes(buffer[HEADER_BYTES:end]))

@@ -167,7 +167,7 @@ def _pools(service: Service) -> Iterator[Row]:
 
 def _place(pool: Pool) -> str:
     target = pool.target
-    return f"{target.user}@{target.host}:{target.port}/{target.dbname}"
+    return f"{target.user}@{target.place}/{target.dbname}"
 
 
 def _clients(service: Service) -> Iterator[Row]:
@@ -211,7 +211,7 @@ def _origins(service: Service) -> Iterator[Row]:
                 pool.name, origin.pid, "idle" if origin in idle else _origin_state(origin),
                 round(now - origin.created, 3), len(origin.settings.items), len(origin.prepared),
                 session.user if session is not None else None,
-                session.key[0] if session is not None else None,
+                session.key[0] if session is not None else None, origin.target.place,
             )  # fmt: skip
 
 
@@ -219,6 +219,17 @@ def _origin_state(origin: Origin) -> str:
     if origin.session is not None:
         return "linked"
     return "draining" if origin.draining else "borrowed"
+
+
+def _breakers(service: Service) -> Iterator[Row]:
+    now = time.monotonic()
+    for pool in service.pools.values():
+        breaker = pool.breaker
+        yield (
+            pool.name, breaker.state.value, breaker.failures_in_a_row, breaker.opened,
+            None if breaker.closed else round(breaker.retry_in(now), 3),
+            pool.last_failure.message if pool.last_failure is not None else None,
+        )  # fmt: skip
 
 
 def _stats(service: Service) -> Iterator[Row]:
@@ -285,7 +296,7 @@ def _masked(name: str, secret: SecretStr) -> str:
     if name.rpartition(".")[2] != "origin":
         return MASK
     target = url.parse(secret.get_secret_value())
-    return f"postgresql://{target.user}:{MASK}@{target.host}:{target.port}/{target.dbname}?sslmode={target.sslmode}"
+    return f"postgresql://{target.user}:{MASK}@{target.place}/{target.dbname}?sslmode={target.sslmode}"
 
 
 TABLES = {
@@ -306,8 +317,13 @@ TABLES = {
     ),
     "ORIGINS": Table(
         "origin connections",
-        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid#"),
+        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid# host"),
         _origins,
+    ),
+    "BREAKERS": Table(
+        "whether origins are tried, and when next",
+        _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure"),
+        _breakers,
     ),
     "STATS": Table("totals since the start", _columns("name value~"), _stats),
     "CONFIG": Table("every setting, without secrets", _columns("name value"), _config),

@@ -20,6 +20,7 @@ from pooler import __version__
 from pooler.admin.commands import FLOAT, INTEGER, Asker, Column, Command, Row, Value, read_command
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
+from pooler.settings import Reports
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
 from protocol.errors import PgError
@@ -118,7 +119,7 @@ class Conversation:
         log.info("console_connected", client=transport.peer, user=self.asker.user)
         try:
             with self.scope:
-                await transport.send_all(first_words(self._request, self._statuses(), new_key(self._request.minor)))
+                await transport.send_all(first_words(self._request, self._reports(), new_key(self._request.minor)))
                 await self._answer_all(received)
             if self.scope.cancelled_caught:
                 raise errors.admin_shutdown()
@@ -140,8 +141,8 @@ class Conversation:
         except TransportClosed:
             pass
 
-    def _statuses(self) -> dict[str, str]:
-        return {
+    def _reports(self) -> Reports:
+        values = {
             "server_version": SERVER_VERSION,
             "server_encoding": "UTF8",
             "client_encoding": "UTF8",
@@ -154,6 +155,7 @@ class Conversation:
             "IntervalStyle": "postgres",
             "TimeZone": "UTC",
         }
+        return Reports.of(values)
 
     async def _answer_all(self, received: bytes) -> None:
         reader = FrameReader(MESSAGE_LIMIT)

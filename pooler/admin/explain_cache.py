@@ -12,7 +12,7 @@ import trio
 
 from config import Target
 from config.model import CONSOLE
-from pooler.ceremony.connect import ask, connect, text_rows
+from pooler.ceremony.connect import ask, connect_to, text_rows
 from pooler.reactor import Reactor
 from pooler.transport import TransportClosed
 from protocol.errors import PgError
@@ -43,7 +43,7 @@ def explain_cache(target: Target, database: str | None, statement: str, say: Say
 
 async def _asked(target: Target, command: str) -> list[tuple[str, ...]]:
     with trio.fail_after(ANSWER_SECONDS):
-        connected = await connect(target, Reactor())
+        connected = await connect_to(target, Reactor())
     try:
         with trio.fail_after(ANSWER_SECONDS):
             return text_rows(await ask(connected.transport, command))

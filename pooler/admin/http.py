@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 import trio
@@ -72,14 +73,21 @@ def application(service: Service) -> Starlette:
 
 
 async def serve_http(
-    service: Service, address: str, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    service: Service,
+    address: str | socket.socket,
+    reuse_port: bool = False,
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; reports the bound address once it listens.
+    """Serve, on an address or a socket that listens, until cancelled; reports the bound address once it listens.
 
     Raises:
       OSError: the address cannot be had; the message says which.
     """
-    listener = open_listener(address)
+    if isinstance(address, str):
+        listener = open_listener(address, reuse_port=reuse_port)
+    else:
+        listener = address
     bound = address_of(listener)
     configuration = HypercornConfig()
     configuration.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it

@@ -12,7 +12,8 @@ import trio
 from config import Config, Target
 from config.passwords import PasswordUnavailable, read_all
 from pooler.ceremony import publication as publications
-from pooler.ceremony.connect import ask, connect
+from pooler.ceremony.connect import ask
+from pooler.ceremony.origins import connect
 from pooler.ceremony.publication import Ask, Missing, Standing
 from pooler.reactor import Reactor
 from pooler.transport import TransportClosed
@@ -50,7 +51,7 @@ def _each(config: Config, database: str | None, say: Say, work: _Work, *, probe:
         done = True
         for name, target in targets.items():
             if database is None or name == database:
-                say(f"{name} ({target.dbname} at {target.host}:{target.port}):")
+                say(f"{name} ({target.dbname} at {target.place}):")
                 try:
                     good = await _at(config, target, reactor, work, lambda line: say(f"  {line}"))
                     if probe and good:
@@ -70,8 +71,7 @@ def _each(config: Config, database: str | None, say: Say, work: _Work, *, probe:
 
 
 async def _at(config: Config, target: Target, reactor: Reactor, work: _Work, say: Say) -> bool:
-    with trio.fail_after(config.origin_connect_timeout):
-        connected = await connect(target, reactor, publications.PARAMETERS)
+    connected = await connect(target, reactor, publications.PARAMETERS, timeout=config.origin_connect_timeout)
 
     async def asked(text: str) -> list[tuple[int, bytes]]:
         with trio.fail_after(config.origin_connect_timeout):
@@ -86,9 +86,9 @@ async def _at(config: Config, target: Target, reactor: Reactor, work: _Work, say
 async def _probe(config: Config, target: Target, reactor: Reactor, say: Say) -> bool:
     """Whether the origin lets a replication connection in now: pg_hba.conf and max_wal_senders have a say, too."""
     try:
-        with trio.fail_after(config.origin_connect_timeout):
-            connected = await connect(target, reactor, publications.PARAMETERS | {"replication": "database"})
-            connected.transport.close()
+        parameters = publications.PARAMETERS | {"replication": "database"}
+        connected = await connect(target, reactor, parameters, timeout=config.origin_connect_timeout)
+        connected.transport.close()
     except PgError as error:
         say(f"missing: a replication connection is refused: {error.message}")
         return False

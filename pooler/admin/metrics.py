@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from pooler import __version__, logs
+from pooler.breaker import State
 from pooler.stats import LATENCY_BOUNDS, Histogram
 
 if TYPE_CHECKING:
@@ -191,12 +192,21 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             "Whether the last attempt to connect to the origin succeeded.",
             lambda pool: int(pool.ready),
         ),
+        (
+            "breaker_state",
+            "The origin's circuit breaker: 0 closed, 1 half-open, 2 open.",
+            lambda pool: {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}[pool.breaker.state],
+        ),
     )
     for name, text, read in gauges:
         family = GaugeMetricFamily(f"pgnear_{name}", text, labels=["pool"])
         for pool in pools:
             family.add_metric([pool.name], read(pool))
         yield family
+    opened = CounterMetricFamily("pgnear_breaker_opened", "Times the breaker has opened.", labels=["pool"])
+    for pool in pools:
+        opened.add_metric([pool.name], pool.breaker.opened)
+    yield opened
     waits = HistogramMetricFamily(
         "pgnear_pool_wait_seconds",
         "How long clients that had to wait for a connection waited.",
@@ -218,11 +228,27 @@ def _origins(service: Service) -> Iterator[Metric]:
     yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
     yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
+    yield _counter(
+        "pool_refusals", "Queries refused at once because the queue was full or too slow.", stats.pool_refusals
+    )
+    yield _counter(
+        "breaker_refusals", "Queries refused at once because the origin cannot be reached.", stats.breaker_refusals
+    )
+    yield _counter(
+        "stale_if_error_answers",
+        "Answers served beyond their time because the origin could not be reached.",
+        stats.stale_if_error_hits,
+    )
     yield _counter("origin_connections_opened", "Connections opened to the origin.", stats.origin_connections_opened)
     yield _counter(
         "origin_connect_failures",
         "Connections to the origin that could not be made.",
         stats.origin_connect_failures,
+    )
+    yield _counter(
+        "origin_role_changes",
+        "Servers that were promoted or demoted, so that their connections drained.",
+        stats.origin_role_changes,
     )
     yield _counter("origin_connections_lost", "Connections to the origin that broke.", stats.origin_connections_lost)
     yield _counter(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pooler.cache.epochs import Epochs
 from pooler.cache.eviction import Evictable, S3Fifo
+from pooler.cache.ready import View
 
 TTL_JITTER = 0.1
 """TTLs are shortened by up to this part, so that what was stored together does not expire together."""
@@ -68,11 +69,12 @@ class Entry(Evictable):
       tables: ids of what it was read from. database: their database.
       fingerprint: of its statement, whatever the caller knows it by.
       size: bytes it is accounted with. hits: how often it was served.
+      ready: where the shelf has it, if it does.
     """
 
     __slots__ = (
-        "answer", "epochs", "expires", "fingerprint", "hits", "key", "namespace", "parameter_description", "refreshing",
-        "row_count", "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
+        "answer", "epochs", "expires", "fingerprint", "hits", "key", "namespace", "parameter_description", "ready",
+        "refreshing", "row_count", "row_description", "stale_until", "stamp", "stored_at", "tables", "tag_size",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +110,7 @@ class Entry(Evictable):
         self.stale_until = self.expires + stale if stale else self.expires
         self.refreshing = 0.0
         self.hits = 0
+        self.ready: list[tuple[View, bytes]] | None = None
         self.uses = 0
         self.mark = hash(key)
         self.queue = self.newer = self.older = None

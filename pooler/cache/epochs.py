@@ -37,7 +37,7 @@ class Epochs:
         self.everything = NEVER
         self.floor = NEVER
         self.latest = NEVER
-        self.barrier: float = NEVER
+        self.barrier: float = float(NEVER)
         self.cap = UNCAPPED
         self.tables: dict[Hashable, int] = {}
         self.uncovered: frozenset[Hashable] = frozenset()
@@ -69,7 +69,7 @@ class Epochs:
 
     def _changed(self, clock: int) -> None:
         self.latest = clock
-        self.barrier = clock if self.cap == UNCAPPED else float("inf")
+        self.barrier = float(clock) if self.cap == UNCAPPED else float("inf")
 
     def unchanged_since(self, stamp: int, tables: tuple[Hashable, ...]) -> bool:
         if self.everything > stamp:

@@ -27,8 +27,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
+from typing import Final
 
-MAX_USES = 3
+MAX_USES: Final = 3
 """Uses are counted no further: so many second chances are enough."""
 
 PROMOTED_AT = 2

@@ -24,6 +24,7 @@ from typing import Any
 from pooler.cache.entry import Entry, Freshness, Namespace
 from pooler.cache.epochs import NEVER, Epochs
 from pooler.cache.eviction import MAX_USES, Evictable, S3Fifo
+from pooler.cache.ready import Shelf
 
 ENTRY_BYTES = 440
 """What an entry costs beside its bytes and its place in the dictionary: the object, its numbers, its key's tuple."""
@@ -39,6 +40,9 @@ REFRESH_SECONDS = 30.0
 
 ROOM_BYTES = 65536
 """So much more than it needs itself an entry makes room for, while the bound is passed."""
+
+SHELF_PART = 16
+"""Answers that are ready to be sent take at most one part in so many of the bytes."""
 
 Frame = bytes  # in Store, `bytes` is how many it holds
 
@@ -73,6 +77,7 @@ class Store:
         self._held = 0  # bytes of entries and shared parts, without the dictionaries
         self._databases: dict[str, Epochs] = {}
         self._purged = NEVER
+        self.shelf = Shelf(max_bytes // SHELF_PART)
         self._common = self._queues(max_bytes)
         self._all_queues = [self._common]
         self._ghosts = self._common.ghost.bytes
@@ -88,7 +93,8 @@ class Store:
     @property
     def bytes(self) -> int:
         """What the store has grown the process by, within a tenth."""
-        return int(self._held * (1.0 + HEAP_PART) + getsizeof(self._entries) + getsizeof(self._shared) + self._ghosts)
+        tables = getsizeof(self._entries) + getsizeof(self._shared) + self._ghosts
+        return int(self._held * (1.0 + HEAP_PART)) + tables + self.shelf.bytes
 
     def namespace(self, name: str, max_bytes: int | None = None) -> Namespace:
         """The namespace `name`; made at the first call, and only then `max_bytes` matters."""
@@ -301,6 +307,8 @@ class Store:
         namespace.bytes -= entry.size
         namespace.entries -= 1
         self._unshare(entry)
+        if entry.ready is not None:
+            self.shelf.forget(entry)
 
     # ---- bytes -------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from protocol.framing import parameter_status
 class _Borrower:
     """A task in the pool's queue."""
 
+    user = ""  # all of them take turns as one user would
+
     def __init__(self, settings: Settings, patience: float) -> None:
         self.settings = settings
         self.patience = patience

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from config import Target
 from pooler.ceremony.connect import open_transport
 from pooler.logs import get_logger
 from pooler.transport import TransportClosed
@@ -35,7 +36,7 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     service.stats.cancels_received += 1
     relay = service.relay_by_key(pid, secret)
     if relay is not None and relay.connected:
-        await _ask_to_cancel(service, relay.pool, relay.origin_pid, relay.origin_secret)
+        await _ask_to_cancel(service, relay.pool, relay.target, relay.origin_pid, relay.origin_secret)
         return
     session = service.session_by_key(pid, secret)
     if session is None or session.cancel_waiting():
@@ -51,16 +52,16 @@ async def cancel_origin(service: Service, origin: Origin) -> None:
     """Ask the origin to cancel what `origin` works on; returns when the request has arrived."""
     origin.cancels += 1
     try:
-        await _ask_to_cancel(service, origin.pool, origin.pid, origin.secret)
+        await _ask_to_cancel(service, origin.pool, origin.target, origin.pid, origin.secret)
     finally:
         origin.pool.cancel_done(origin)
 
 
-async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) -> None:
+async def _ask_to_cancel(service: Service, pool: Pool, target: Target, pid: int, secret: bytes) -> None:
     service.stats.cancels_forwarded += 1
     try:
         with trio.move_on_after(pool.limits.cancel_wait_timeout) as deadline:
-            transport = await open_transport(pool.target, service.reactor)
+            transport = await open_transport(target, service.reactor)
             try:
                 await transport.send_all(startup.cancel_request(pid, secret))
                 while await transport.receive_some():  # the origin closes once it has delivered the signal
@@ -74,7 +75,7 @@ async def _ask_to_cancel(service: Service, pool: Pool, pid: int, secret: bytes) 
         log.warning("cancel_failed", pool=pool.name, origin_pid=pid, reason=str(error))
 
 
-async def end_abandoned(service: Service, origin: Origin) -> None:
+async def end_abandoned(service: Service, origin: Origin, within_message: bool) -> None:
     """Stop what `origin` does for a client that vanished, and close it; nobody else is given it meanwhile.
 
     A cancel that arrives before its query has begun is lost, and a backend at work does not see that its connection is
@@ -85,7 +86,7 @@ async def end_abandoned(service: Service, origin: Origin) -> None:
         with trio.move_on_after(origin.pool.limits.cancel_wait_timeout):
             while not origin.closed:
                 await cancel_origin(service, origin)
-                if transport.pending:  # it stands in the middle of a message, and learns of the end by reading on
+                if within_message or transport.pending:  # in the middle of a message it learns of the end by reading on
                     break
                 with trio.move_on_after(CANCEL_AGAIN_SECONDS):
                     await transport.send_all(TERMINATE_FRAME)

@@ -1,8 +1,8 @@
 """Connecting to the origin: TCP or unix socket, TLS, startup packet, authentication, first ReadyForQuery.
 
-Used for pool and replication connections (`connect`) and, without authentication, for cancel requests
-(`ceremony.cancel`). The deadline is the caller's. Source: PostgreSQL documentation, "Message Flow", sections "Start-up"
-and "SSL Session Encryption".
+Used for pool and replication connections (`connect_to`; to which host, `origins` says) and, without authentication, for
+cancel requests (`ceremony.cancel`). The deadline is the caller's. Source: PostgreSQL documentation, "Message Flow",
+sections "Start-up" and "SSL Session Encryption".
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ LOGIN_FRAME_LIMIT = 1 << 20
 
 @dataclass(slots=True)
 class Connected:
-    """An authenticated origin connection, not yet registered with the reactor."""
+    """An authenticated origin connection, not yet registered with the reactor.
+
+    Attributes:
+      target: where it leads: one host, at one address. A cancel must go there, too.
+    """
 
     transport: Transport
     pid: int
     secret: bytes
     parameters: dict[str, str]
+    target: Target
     rest: bytes = b""
     """What came behind ReadyForQuery."""
 
@@ -60,7 +65,7 @@ async def open_transport(target: Target, reactor: Reactor, *, encrypt: bool | No
             stream = await trio.open_unix_socket(f"{target.host}/.s.PGSQL.{target.port}")
             sock = _detach(stream.socket)
         else:
-            tcp = await trio.open_tcp_stream(target.host, target.port)
+            tcp = await trio.open_tcp_stream(target.address or target.host, target.port)
             sock = _detach(tcp.socket)
     except OSError as error:
         raise errors.origin_unreachable(_reason(error)) from None
@@ -118,8 +123,10 @@ async def _encrypt(transport: Transport, target: Target) -> None:
         raise errors.origin_unreachable(f"sslrootcert cannot be used: {error}") from None
 
 
-async def connect(target: Target, reactor: Reactor, parameters: dict[str, str] | None = None) -> Connected:
-    """Open, encrypt and authenticate one connection, with `parameters` in its startup packet besides the target's own.
+async def connect_to(target: Target, reactor: Reactor, parameters: dict[str, str] | None = None) -> Connected:
+    """Open, encrypt and authenticate one connection to the target's (first) host.
+
+    `parameters` are in its startup packet besides the target's own.
 
     With `allow` and `prefer` a connection that the origin's pg_hba.conf does not admit (28000), or whose TLS fails, is
     tried the other way once.
@@ -172,7 +179,7 @@ async def _log_in(transport: Transport, target: Target, parameters: dict[str, st
         cleartext_allowed=encrypted or target.is_local,
     )
     reader = FrameReader(LOGIN_FRAME_LIMIT)
-    connected = Connected(transport, 0, b"", {})
+    connected = Connected(transport, 0, b"", {}, _found(target, transport))
     while True:
         while (message := reader.next()) is not None:
             kind, body = message
@@ -197,6 +204,16 @@ async def _log_in(transport: Transport, target: Target, parameters: dict[str, st
         if not data:
             raise TransportClosed("the origin closed it")
         reader.feed(data)
+
+
+def _found(target: Target, transport: Transport) -> Target:
+    """`target` at the address where it was found: its name may lead somewhere else the next time."""
+    if target.host.startswith("/"):
+        return target
+    try:
+        return target.at(transport.sock.getpeername()[0])
+    except OSError as error:
+        raise TransportClosed(str(error)) from None
 
 
 async def ask(transport: Transport, text: str) -> list[tuple[int, bytes]]:

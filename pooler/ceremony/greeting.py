@@ -8,7 +8,6 @@ bad, and many clients have one of their own: a plain one is not tried but told a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from itertools import count
 
 from pooler.ceremony.borrow import borrowed
@@ -53,16 +52,15 @@ def new_key(minor: int) -> tuple[int, bytes]:
     return next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4)
 
 
-def first_words(request: startup.StartupMessage, values: Mapping[str, str], key: tuple[int, bytes]) -> bytes:
-    """Everything from AuthenticationOk to ReadyForQuery, with the ParameterStatus `values` and the client's `key`."""
+def first_words(request: startup.StartupMessage, reports: Reports, key: tuple[int, bytes]) -> bytes:
+    """Everything from AuthenticationOk to ReadyForQuery, with what the server reports and the client's `key`."""
     minor = min(request.minor, 2)
     unknown = [name for name in request.parameters if name.startswith("_pq_.")]
     parts = []
     if request.minor > minor or unknown:
         parts.append(startup.negotiate_protocol_version(minor, unknown))
     parts.append(AUTHENTICATION_OK)
-    for name, value in values.items():
-        parts.append(frame(b"S", name.encode() + b"\0" + value.encode() + b"\0"))
+    parts.append(reports.frames)
     parts.append(frame(b"K", key[0].to_bytes(4, "big") + key[1]))
     parts.append(b"Z\0\0\0\5I")
     return b"".join(parts)

@@ -5,10 +5,13 @@ An address is HOST:PORT, [IPv6]:PORT or a unix socket's path (`unix:/path` or `/
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
+import sys
 from typing import TYPE_CHECKING
 
 import trio
@@ -30,15 +33,22 @@ PATIENCE_SECONDS = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def open_listener(address: str) -> socket.socket:
+_unix_files: dict[int, tuple[str, int]] = {}
+"""By a unix socket's file descriptor: its path, and the number of the file that it made there."""
+
+
+def open_listener(address: str, *, reuse_port: bool = False) -> socket.socket:
     """A listening, non-blocking socket.
+
+    With `reuse_port` others may listen on the same TCP address too, if they say so as well, and a unix socket's path is
+    taken over from whoever listens there.
 
     Raises:
       OSError: the address is taken or cannot be had; the message names it.
     """
     try:
         if address.startswith(("unix:", "/")):
-            return _listen_unix(address.removeprefix("unix:"))
+            return _listen_unix(address.removeprefix("unix:"), take_over=reuse_port)
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         family, kind, protocol, _, where = socket.getaddrinfo(
@@ -47,6 +57,8 @@ def open_listener(address: str) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(where)
@@ -61,18 +73,22 @@ def open_listener(address: str) -> socket.socket:
         raise OSError(error.errno or 0, f"cannot listen on {address}: {reason}") from None
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, *, take_over: bool) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made = f"{path}.{os.getpid()}" if take_over else path
     try:
         try:
-            sock.bind(path)
+            sock.bind(made)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+            if error.errno != errno.EADDRINUSE or not _is_stale(made):
                 raise
-            os.unlink(path)
-            sock.bind(path)
+            os.unlink(made)
+            sock.bind(made)
         sock.listen(BACKLOG)
         sock.setblocking(False)
+        _unix_files[sock.fileno()] = path, os.stat(made).st_ino
+        if take_over:
+            os.rename(made, path)
     except BaseException:
         sock.close()
         raise
@@ -91,22 +107,56 @@ def address_of(sock: socket.socket) -> str:
     """Where a listening socket listens, as a person would write it."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return str(name)
+        return _unix_files.get(sock.fileno(), (str(name), 0))[0]
     host, port = name[:2]
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def close_listener(listener: socket.socket) -> None:
-    """Close it, and remove a unix socket's file; safe to call twice.
+    """Close it, and remove the file that a unix socket of ours made; safe to call twice.
 
     The file goes first: once the socket is closed, a successor may take the path.
     """
-    if listener.fileno() >= 0 and listener.family == socket.AF_UNIX:
+    path, number = _unix_files.pop(listener.fileno(), ("", 0))
+    if path:
         try:
-            os.unlink(listener.getsockname())
+            if os.stat(path).st_ino == number:  # else a successor has taken it over
+                os.unlink(path)
         except OSError:
             pass
     listener.close()
+
+
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_BPF_RETURN = 0x06
+
+
+def steer_away(listener: socket.socket) -> None:
+    """Have the kernel give connections from now on to the one who began to listen on the same address after us.
+
+    Without such a one nothing changes. A TCP connection is its listener's from the first packet on, and is reset when
+    that closes before the last: so the listener goes on for a while, and gets no new ones. Linux only; elsewhere
+    connections that are being made at that moment are lost.
+    """
+    if listener.family == socket.AF_UNIX or sys.platform != "linux":
+        return
+    # A program of one instruction, for all who listen there: choose the second of them.
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 1))
+    program = struct.pack("HL", 1, ctypes.addressof(instruction))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+    except OSError as error:
+        log.info("not_steered", reason=error.strerror)
+
+
+def accept_rest(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
+    """Take in who has connected already: they would be reset when the listener closes."""
+    while True:
+        try:
+            sock, peer = listener.accept()
+        except OSError:
+            return
+        _welcome(service, sock, peer, nursery)
 
 
 async def accept_forever(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
@@ -115,6 +165,14 @@ async def accept_forever(service: Service, listener: socket.socket, nursery: tri
     With as many logins under way as there may be, those who come wait in the kernel's queue: a crowd that arrives at
     once gets in, a few at a time. If no login ends within `PATIENCE_SECONDS` somebody holds them, and they are refused.
     """
+    service.reactor.watch(listener.fileno())  # who comes is not to wait while the reactor waits for its next batch
+    try:
+        await _accept_on(service, listener, nursery)
+    finally:
+        service.reactor.unwatch(listener.fileno())
+
+
+async def _accept_on(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
     patient = True
     while True:
         await trio.lowlevel.wait_readable(listener)

@@ -37,12 +37,18 @@ _NOT_SETTINGS = ("user", "database", "options", "replication")
 
 
 class _Login:
-    """One client's login; holds the bytes that came and no message took yet."""
+    """One client's login.
+
+    Attributes:
+      buffer: bytes that came and no message took yet.
+      unsent: the end of authentication, which travels with whatever comes behind it, as a server sends it.
+    """
 
     def __init__(self, service: Service, transport: Transport) -> None:
         self.service = service
         self.transport = transport
         self.buffer = b""
+        self.unsent = b""
         self.user = ""
 
     async def read(self, size: int) -> bytes:
@@ -134,9 +140,20 @@ class _Login:
             if message[0] != ord("p"):
                 raise errors.protocol_violation(f"expected a SASL response, got message type {chr(message[0])!r}")
             reply, done = server.feed(message[1])
-            if reply:
+            if done:
+                self.unsent = reply
+            else:
                 await transport.send_all(reply)
         self.buffer = reader.rest
+
+    async def send(self, data: bytes = b"") -> None:
+        """Send what is `unsent`, and `data`.
+
+        Raises:
+          TransportClosed: the client left.
+        """
+        unsent, self.unsent = self.unsent, b""
+        await self.transport.send_all(unsent + data)
 
 
 async def log_in(service: Service, transport: Transport) -> None:
@@ -158,6 +175,7 @@ async def log_in(service: Service, transport: Transport) -> None:
         assert isinstance(request, startup.StartupMessage)
         if wants_replication(request.parameters):
             wanted = wanted_settings(request.parameters)
+            await login.send()
             await pass_through(service, transport, request, wanted, login.buffer)
         else:
             await _welcome(service, login, request)
@@ -172,7 +190,7 @@ async def log_in(service: Service, transport: Transport) -> None:
             sqlstate=error.sqlstate,
             reason=error.message,
         )
-        await _say(transport, error)
+        await _say(login, error)
     except TransportClosed as error:
         log.debug("login_broken", client=transport.peer, user=login.user, reason=str(error))
         transport.close()
@@ -186,11 +204,12 @@ def _rejected(service: Service, sqlstate: str) -> None:
     rejected[sqlstate] = rejected.get(sqlstate, 0) + 1
 
 
-async def _say(transport: Transport, error: PgError) -> None:
+async def _say(login: _Login, error: PgError) -> None:
     """Tell the client, if it still listens, and close."""
+    transport = login.transport
     with trio.move_on_after(1):
         try:
-            await transport.send_all(error.fatal().response())
+            await login.send(error.fatal().response())
             await transport.finish()
         except TransportClosed:
             pass
@@ -217,8 +236,6 @@ def _admit(service: Service, transport: Transport, request: startup.StartupMessa
 
 
 def _has_room(service: Service) -> None:
-    if service.draining:
-        raise errors.admin_shutdown()
     if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
 
@@ -245,6 +262,7 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     if database == CONSOLE:
         service.console.check(login.user)
         _has_room(service)
+        await login.send()
         service.console.welcome(transport, request, login.buffer)
         return
     pool = service.pools.get(database)
@@ -253,13 +271,13 @@ async def _welcome(service: Service, login: _Login, request: startup.StartupMess
     if pool.disabled:
         raise errors.disabled(database)
     wanted = wanted_settings(request.parameters)
-    statuses = await greeting(pool, wanted)
+    reports = await greeting(pool, wanted)
     _has_room(service)  # others may have come in meanwhile
     key = new_key(request.minor)
-    session = Session(service, pool, transport, login.user, database, from_startup(wanted), statuses, key)
+    session = Session(service, pool, transport, login.user, database, from_startup(wanted), reports, key)
     service.remember(session)
     try:
-        await transport.send_all(first_words(request, statuses.values, key))
+        await login.send(first_words(request, reports, key))
     except BaseException:
         service.forget(session)
         raise

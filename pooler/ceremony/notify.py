@@ -14,7 +14,8 @@ from random import uniform
 import trio
 
 from config import Target
-from pooler.ceremony.connect import ask, connect
+from pooler.ceremony.connect import ask
+from pooler.ceremony.origins import connect
 from pooler.ceremony.publication import PARAMETERS, identifier
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
@@ -93,10 +94,10 @@ class Listener:
         """From connecting to the loss, which is always raised."""
         self._reactor.ceremonies += 1
         try:
-            with trio.fail_after(self._connect_timeout):
-                transport = (await connect(self._target(), self._reactor, _PARAMETERS)).transport
+            connected = await connect(self._target(), self._reactor, _PARAMETERS, timeout=self._connect_timeout)
         finally:
             self._reactor.ceremonies -= 1
+        transport = connected.transport
         try:
             with trio.fail_after(self._connect_timeout):
                 await ask(transport, f"LISTEN {identifier(self._channel)}")

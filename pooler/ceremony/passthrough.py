@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pooler.ceremony.connect import Connected, connect
+from pooler.ceremony.connect import Connected
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
+from pooler.settings import Reports
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
 from protocol.errors import PgError
@@ -72,7 +73,7 @@ async def pass_through(
         try:
             if service.draining:
                 raise errors.admin_shutdown()
-            await transport.send_all(first_words(request, connected.parameters, relay.key))
+            await transport.send_all(first_words(request, Reports.of(connected.parameters), relay.key))
         except BaseException:
             connected.transport.close()
             raise
@@ -106,12 +107,13 @@ async def _connect(service: Service, pool: Pool, parameters: dict[str, str]) -> 
     """
     timeout = pool.limits.origin_connect_timeout
     try:
-        with trio.move_on_after(timeout):
-            connected = await connect(pool.target, service.reactor, parameters)
-            service.stats.origin_connections_opened += 1
-            return connected
-        service.stats.expired("origin_connect_timeout")
-        raise errors.origin_unreachable(f"no answer within {timeout:g} s (origin_connect_timeout)")
+        try:
+            connected = await service.rotations[pool.name].connect(parameters)
+        except trio.TooSlowError:
+            service.stats.expired("origin_connect_timeout")
+            raise errors.origin_unreachable(f"no answer within {timeout:g} s (origin_connect_timeout)") from None
+        service.stats.origin_connections_opened += 1
+        return connected
     except PgError:
         service.stats.origin_connect_failures += 1
         raise
@@ -199,6 +201,7 @@ class Relay:
 
     Attributes:
       key: what the client was given to cancel with. origin_pid, origin_secret: what the origin gave pgnear.
+      target: the host that it was connected to.
     """
 
     def __init__(self, service: Service, pool: Pool, transport: Transport, request: StartupMessage) -> None:
@@ -208,6 +211,7 @@ class Relay:
         self.logical = request.parameters["replication"] == LOGICAL
         self.key = new_key(request.minor)
         self.origin_pid = 0
+        self.target = pool.target
         self.origin_secret = b""
         self._client = _End(self, "client", transport)
         self._origin: _End | None = None
@@ -228,6 +232,7 @@ class Relay:
     def begin(self, connected: Connected, received: bytes) -> None:
         """Relay from now on, beginning with what both sides have said already."""
         self.origin_pid, self.origin_secret = connected.pid, connected.secret
+        self.target = connected.target
         self._origin = _End(self, "origin", connected.transport)
         log.info("replication_connected", **self._who(), tls=self._client.transport.tls is not None)
         for end in (self._client, self._origin):

@@ -17,7 +17,8 @@ import trio
 
 from config import Target
 from config.passwords import PasswordSource, PasswordUnavailable
-from pooler.ceremony.connect import Connected, LoginRefused, connect
+from pooler.ceremony.connect import Connected, LoginRefused
+from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from protocol import errors
 from protocol.errors import PgError
@@ -68,19 +69,23 @@ class Rotation:
                 self._stamp = stamp
                 await self.refresh()
 
-    async def connect(self) -> Connected:
+    async def connect(self, parameters: dict[str, str] | None = None) -> Connected:
         """A connection with the credentials that hold; where they are refused, with newer ones if there are any.
 
+        Args:
+          parameters: as `ceremony.connect.connect` has them.
+
         Raises:
-          PgError: as `ceremony.connect.connect` does.
+          PgError, trio.TooSlowError: as `ceremony.origins.connect` does.
         """
-        target = self._pool.target
+        target, reactor = self._pool.target, self._service.reactor
+        limit = self._pool.limits.origin_connect_timeout
         try:
-            return await connect(target, self._service.reactor)
+            return await connect(target, reactor, parameters, timeout=limit)
         except LoginRefused:
             if not await self._newer_than(target):
                 raise
-        return await connect(self._pool.target, self._service.reactor)
+        return await connect(self._pool.target, reactor, parameters, timeout=limit)
 
     async def _newer_than(self, refused: Target) -> bool:
         async with self._turn:
@@ -131,10 +136,11 @@ class Rotation:
             return True
         limit = pool.limits.origin_connect_timeout
         try:
-            with trio.move_on_after(limit) as deadline:
-                connected = await connect(target, service.reactor)
-            if deadline.cancelled_caught:
-                raise errors.origin_unreachable(f"no answer within {limit:g} s (origin_connect_timeout)")
+            connected = await connect(target, service.reactor, timeout=limit)
+        except trio.TooSlowError:
+            problem = errors.origin_unreachable(f"no answer within {limit:g} s (origin_connect_timeout)")
+            self._failed("rejected", problem.message)
+            return False
         except PgError as error:
             self._failed("rejected", error.message)
             return False

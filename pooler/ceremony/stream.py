@@ -26,7 +26,8 @@ import trio
 
 from config import Target
 from pooler.ceremony import publication as publications
-from pooler.ceremony.connect import Connected, ask, connect, open_transport
+from pooler.ceremony.connect import Connected, ask, open_transport
+from pooler.ceremony.origins import connect
 from pooler.ceremony.publication import Ask, Missing
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
@@ -215,8 +216,7 @@ class Stream:
     async def _connect(self) -> Connected:
         self._reactor.ceremonies += 1
         try:
-            with trio.fail_after(self._connect_timeout):
-                return await connect(self._target, self._reactor, _PARAMETERS)
+            return await connect(self._target, self._reactor, _PARAMETERS, timeout=self._connect_timeout)
         except trio.TooSlowError:
             raise TransportClosed(f"no answer within {self._connect_timeout:g} s (origin_connect_timeout)") from None
         except PgError as error:
@@ -269,7 +269,7 @@ class Stream:
         finally:
             if not made:
                 with trio.move_on_after(2.0, shield=True):
-                    await _cancel(self._target, self._reactor, connected)
+                    await _cancel(connected.target, self._reactor, connected)
 
     async def _start(self, transport: Transport, slot: str, version: int) -> None:
         name = publications.identifier(self._publication).replace("'", "''")

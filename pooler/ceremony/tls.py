@@ -52,8 +52,9 @@ def server_tls(config: Config) -> ServerTls | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
     context.set_alpn_protocols([ALPN])
+    context.num_tickets = 0  # as PostgreSQL: no client of it resumes, and each ticket costs a key and a record
     if config.tls_cert_file:
         key_file = config.tls_key_file or config.tls_cert_file
         certificate_pem = _read("tls_cert_file", config.tls_cert_file)

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from pooler.sql.shape import separates, shape
-from pooler.sql.statement import UNKNOWN, UNKNOWN_LOOKING, Statement, classify
+from pooler.sql.statement import UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, Statement, classify
 from pooler.sql.traces import looks
 
 _SCREEN = re.compile(
@@ -26,6 +26,9 @@ _SCREEN = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+
+
+_MAY_DRAW = re.compile(rb"\b(?:insert|merge|copy|nextval|setval)\b", re.IGNORECASE)
 
 
 class Classifier:
@@ -51,7 +54,8 @@ class Classifier:
         """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self.looks_seen = False
         """Whether anybody has ever looked at what may be another client's trace: the same."""
-        self._by_text: dict[bytes, Statement] = {}
+        self.remembered: dict[bytes, Statement] = {}
+        """What texts mean that were asked for before, for those who cannot wait for an answer."""
         self._by_shape: dict[bytes, Statement | None] = {}  # None: its texts differ in what they mean
         self._session_functions: frozenset[str] = frozenset()
         self._found: dict[str, frozenset[str]] = {}
@@ -73,19 +77,19 @@ class Classifier:
         self._session_functions = names
         words = b"|".join(re.escape(name.encode()) for name in sorted(names))
         self._suspects = re.compile(rb"(?:" + words + rb")", re.IGNORECASE) if names else None
-        self._by_text.clear()
+        self.remembered.clear()
         self._by_shape.clear()
 
     def __call__(self, text: bytes) -> Statement:
-        known = self._by_text.get(text)
+        known = self.remembered.get(text)
         if known is not None:
             return known
         statement = self._classify(text)
         self.recalls_seen = self.recalls_seen or statement.recalls_sequences
         self.looks_seen = self.looks_seen or statement.looks
         if len(text) <= self.LONGEST_REMEMBERED:
-            _make_room(self._by_text, self._max_entries)
-            self._by_text[text] = statement
+            _make_room(self.remembered, self._max_entries)
+            self.remembered[text] = statement
         return statement
 
     def _classify(self, text: bytes) -> Statement:
@@ -116,7 +120,14 @@ class Classifier:
             return classify(text, session_functions=self._session_functions)
         if self._parse_always:
             return classify(text, suspicious=False)
-        return UNKNOWN if looks(text) is None else UNKNOWN_LOOKING
+        return _unexamined(text)
+
+
+def _unexamined(text: bytes) -> Statement:
+    """What is known of a text without parsing it."""
+    if _MAY_DRAW.search(text) is not None:
+        return UNKNOWN_DRAWING
+    return UNKNOWN if looks(text) is None else UNKNOWN_LOOKING
 
 
 def _make_room(memory: dict[Any, Any], limit: int) -> None:

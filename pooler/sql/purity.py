@@ -71,6 +71,7 @@ class Facts:
         self.reads_only = False
         self.writes = False
         self.sequences = False
+        self.draws = False
         self.temporary = False
         self.makes_temporary = False
         self.makes_table = False
@@ -115,7 +116,8 @@ def examine(raw: Any) -> Facts:
     facts.unknown_reach |= facts.changes_schema or name in _UNSEEN
     if name in ("AlterRoleSetStmt", "AlterDatabaseSetStmt"):
         facts.default_change = _default_change(statement, name)
-    facts.sequences = not facts.reads_only or bool(facts.functions & _SEQUENCE_FUNCTIONS)
+    facts.draws = bool(facts.functions & _SEQUENCE_FUNCTIONS)
+    facts.sequences = not facts.reads_only or facts.draws
     return facts
 
 

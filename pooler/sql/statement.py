@@ -8,7 +8,7 @@ memory: `classifier`. `classify` fails closed: what cannot be understood pins, w
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import postgast
@@ -168,6 +168,7 @@ class Statement:
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: how it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
+      draws: it calls nextval or setval, or nobody has looked and it may insert.
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
       leaves: traces on a connection that nothing takes back (`sql.traces`). looks: it may look at such traces.
@@ -184,6 +185,7 @@ class Statement:
       unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
       locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
       selects: it is one SELECT, VALUES or TABLE that makes and modifies nothing by itself.
+      plain: nothing of it concerns its session or its connection: no effects, no transaction control, no DDL.
     """
 
     parts: tuple[Part, ...] = ()
@@ -193,6 +195,7 @@ class Statement:
     changes_schema: bool = False
     changes_defaults: tuple[DefaultChange, ...] = ()
     sequences: bool = False
+    draws: bool = False
     recalls_sequences: bool = False
     session_functions: frozenset[str] = frozenset()
     leaves: frozenset[str] = frozenset()
@@ -213,6 +216,15 @@ class Statement:
     unknown_reach: bool = False
     locks_rows: bool = False
     selects: bool = False
+    plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        plain = not (
+            self.parts or self.has_effects or self.begins or self.isolation or self.changes_schema
+            or self.changes_defaults or self.recalls_sequences or self.session_functions or self.databases
+            or self.leaves or self.looks or self.shows
+        )  # fmt: skip
+        object.__setattr__(self, "plain", plain)
 
     @property
     def writes_to(self) -> frozenset[Name]:
@@ -227,6 +239,9 @@ class Statement:
 
 UNKNOWN = Statement(sequences=True, unknown_reach=True, why_not="not examined: the cache is off")
 """A text without session effects, where nobody needs to know more."""
+
+UNKNOWN_DRAWING = replace(UNKNOWN, draws=True, looks=True)
+"""The same of one that may draw from sequences."""
 
 UNKNOWN_LOOKING = replace(UNKNOWN, looks=True)
 """The same of one that may look at what others have left on its connection."""
@@ -269,6 +284,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         changes_schema=any(fact.changes_schema for fact in facts),
         changes_defaults=tuple(fact.default_change for fact in facts if fact.default_change is not None),
         sequences=any(fact.sequences for fact in facts),
+        draws=any(fact.draws for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
         leaves=traces.left_by(parts) if matters else traces.NO_TRACES,

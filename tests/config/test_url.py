@@ -94,8 +94,11 @@ def test_the_systems_authorities_are_only_trusted_together_with_the_name() -> No
         ("postgresql:/app@db", "must be a URL like"),
         ("postgresql://db/shop", "names no user"),
         ("postgresql://app@/shop", "names no host"),
-        ("postgresql://app@one,two/shop", "several hosts"),
-        ("postgresql://app@/shop?host=one,two", "several hosts"),
+        ("postgresql://app@one,,two/shop", "empty place"),
+        ("postgresql://app@one,two,three/shop?port=1,2", "another number of ports"),
+        ("postgresql://app@one:1,two:x/shop", "port is not a number"),
+        ("postgresql://app@one/shop?target_session_attrs=master", "one of any, read-write"),
+        ("postgresql://app@one/shop?load_balance_hosts=yes", "disable or random"),
         ("postgresql://app@db:0/shop", "port is not a number from 1 to 65535"),
         ("postgresql://app@db:65536/shop", "port is not a number from 1 to 65535"),
         ("postgresql://app@db:5x/shop", "port is not a number from 1 to 65535"),
@@ -118,6 +121,28 @@ def test_the_systems_authorities_are_only_trusted_together_with_the_name() -> No
 def test_what_cannot_be_used_is_refused_with_what_would_be_right(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql://app@one,two/shop", (("one", 5432), ("two", 5432))),
+        ("postgresql://app@one:1,two/shop", (("one", 1), ("two", 5432))),
+        ("postgresql://app@[::1]:1,two:2/shop", (("::1", 1), ("two", 2))),
+        ("postgresql://app@/shop?host=one,/run/pg&port=7", (("one", 7), ("/run/pg", 7))),
+        ("postgresql://app@one,two/shop?port=7,8", (("one", 7), ("two", 8))),
+    ],
+)
+def test_several_hosts_are_read_as_libpq_does(url: str, hosts: tuple[tuple[str, int], ...]) -> None:
+    target = parse(url + ("&" if "?" in url else "?") + "target_session_attrs=read-write&load_balance_hosts=random")
+    assert target.hosts == hosts
+    assert [(each.host, each.port, each.hosts) for each in target.each()] == [(*place, ()) for place in hosts]
+    assert (target.session_attrs, target.load_balance, target.picky) == ("read-write", True, True)
+
+
+def test_a_host_that_is_not_local_among_others_needs_encryption() -> None:
+    assert parse("postgresql://app@localhost,db.example.com/shop").sslmode == "verify-full"
+    assert parse("postgresql://app@localhost,127.0.0.1/shop").sslmode == "prefer"
 
 
 def test_parameters_that_ask_for_what_happens_anyway_are_accepted() -> None:

@@ -193,6 +193,7 @@ def test_idle_connections_that_died_are_replaced_unnoticed(pgnear: Start, origin
 
 def test_no_connection_in_time_is_said_with_53300_and_the_pools_name(pgnear: Start) -> None:
     server = pgnear(pool_size="1", pool_wait_timeout="300ms")
+    server.wait_for_log("catalog_read")  # pgnear itself needs the connection for that
     with psycopg.connect(server.dsn()) as holder, psycopg.connect(server.dsn(), autocommit=True) as waiter:
         holder.execute("select 1")
         with pytest.raises(psycopg.errors.TooManyConnections, match='pool "postgres"'):

@@ -20,7 +20,7 @@ from tests.fuzz.script import Message, Script, Step
 from tests.support.process import Pgnear
 from tests.support.waiting import until
 
-ANSWERS_WITHIN = 5.0
+ANSWERS_WITHIN = 8.0
 """Seconds; over pgnear's pool_wait_timeout."""
 
 GONE_WITHIN = 3.0

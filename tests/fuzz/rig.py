@@ -110,7 +110,7 @@ class Rig:
                     "pool_size": pool_size,
                     "min_pool_size": 0,
                     "strict_custom_settings": True,
-                    "pool_wait_timeout": "1500ms",
+                    "pool_wait_timeout": "4s",
                     "cache": {"enabled": cache},
                 },
             )

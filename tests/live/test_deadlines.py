@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
 from tests.support.waiting import Background, until
@@ -165,3 +168,23 @@ def test_a_client_in_a_transaction_is_not_idle_by_client_idle_timeout(near: Pgne
             until(lambda: exceeded(near, "client_idle_timeout") > before)
         assert inside.execute("select 1").fetchone() == (1,)
         inside.execute("commit")
+
+
+def test_an_origin_that_does_not_obey_a_cancel_costs_the_client_its_connection_and_no_more(
+    pgnear: Start, origin: Server
+) -> None:
+    near = pgnear(query_timeout="200ms", cancel_wait_timeout="300ms", pool_size=2)
+    with near.connect() as stuck, near.connect() as other:
+        stuck.execute("begin")
+        backend = stuck.execute("select pg_backend_pid()").fetchone()[0]
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(psycopg.Error) as caught:
+                stuck.execute("select 'never answered'")
+            assert caught.value.sqlstate == "57014"
+            assert "query_timeout" in str(caught.value)
+            assert stuck.closed
+            assert other.execute("select clock_timestamp()").fetchone()
+        finally:
+            os.kill(backend, signal.SIGCONT)
+    near.wait_for_log("cancel_not_obeyed", origin_pid=backend)

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.conftest import Start
+from tests.support.hostile import MESSAGES
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
 from tests.support.tls import answering
@@ -106,53 +107,6 @@ STATES: dict[str, Callable[[WireClient], object]] = {
     "in COPY": _copying,
     "in a pipeline": _in_pipeline,
     "behind an error": _behind_an_error,
-}
-
-MESSAGES: dict[str, bytes] = {
-    "a type that is none": frame("y", b"what"),
-    "a type that is not ASCII": b"\xff\0\0\0\4",
-    "length 0": b"Q\0\0\0\0",
-    "length 3": b"S\0\0\0\3",
-    "a negative length": b"Q\xff\xff\xff\xff" + b"x" * 64,
-    "2 GB declared": b"Q\x7f\xff\xff\xff" + b"select 1",
-    "1 GB declared, of a Bind": b"B\x40\0\0\0" + b"\0" * 100,
-    "a frame over the limit that is sent whole": frame("Q", b"x" * (1 << 21) + b"\0"),
-    "a frame that never ends": b"Q\0\x08\0\0" + b"select",
-    "an empty Query": frame("Q"),
-    "a Query without its NUL": frame("Q", b"select 1"),
-    "a Query with a NUL within": frame("Q", b"select 1\0; select 2\0"),
-    "a Query that is not UTF-8": frame("Q", b"select '\xff\xfe'\0"),
-    "an empty Parse": frame("P"),
-    "a Parse without its NULs": frame("P", b"name"),
-    "a Parse that promises types": frame("P", b"\0select 1\0\xff\xff"),
-    "a Parse with a name that is not UTF-8": frame("P", b"\xff\xfe\0select 1\0\0\0"),
-    "a Bind of nothing": frame("B"),
-    "a Bind that promises values": frame("B", b"\0\0\0\0\xff\xff"),
-    "a Bind whose value is longer than it": frame("B", b"\0\0\0\0\0\1\x7f\xff\xff\xff\0\0"),
-    "a Bind of a statement that is not there": bind("no such statement"),
-    "a Bind of pgnear's own names": bind("pgnear_1"),
-    "an empty Describe": frame("D"),
-    "a Describe of neither": frame("D", b"Xname\0"),
-    "a Describe without its NUL": frame("D", b"Sname"),
-    "an Execute without its limit": frame("E", b"\0"),
-    "an Execute of a portal that is not there": execute("nowhere"),
-    "an empty Close": frame("C"),
-    "a Close of neither": frame("C", b"Z\0"),
-    "a Sync with a body": frame("S", b"body"),
-    "a thousand Syncs": SYNC * 1000,
-    "a thousand Flushes": FLUSH * 1000,
-    "an empty FunctionCall": frame("F"),
-    "a FunctionCall that promises arguments": frame("F", pack("!IHH", 1598, 0, 65535)),
-    "CopyData": frame("d", b"row\n"),
-    "CopyData of pgnear's limit": frame("d", b"x" * (1 << 20)),
-    "CopyDone": frame("c"),
-    "CopyFail without its NUL": frame("f", b"reason"),
-    "a password": frame("p", b"secret\0"),
-    "SSLRequest": SSL_REQUEST,
-    "a startup packet": startup({"user": "postgres"}),
-    "a cancel request": cancel_request(1, b"0000"),
-    "a TLS ClientHello": b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + b"\0" * 150,
-    "an answer, as a server would give": frame("Z", b"I"),
 }
 
 

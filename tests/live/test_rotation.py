@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
@@ -174,17 +173,7 @@ def test_another_user_at_reload_takes_over_and_the_old_ones_connections_go(
         assert connection.execute("select current_user").fetchone() == ("rotates_b",)
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"password_file": "/nowhere"}, "password_file /nowhere cannot be read: No such file or directory"),
-        ({"password_command": "/bin/false"}, "password_command /bin/false ended with status 1"),
-        ({"password_command": "/nowhere x"}, "password_command /nowhere cannot be run"),
-        ({"password_command": "sleep 60", "password_command_timeout": "0.2"}, "did not end within 0.2 s"),
-        ({"password_command": "printf 'a\\nb'"}, "gives more than one line"),
-    ],
-)
-def test_a_source_without_a_password_is_said_at_the_start(settings: dict[str, str], says: str) -> None:
-    done = run("serve", "--origin", "postgresql://app@127.0.0.1:1/shop", listen="127.0.0.1:0", **settings)
+def test_a_source_without_a_password_is_said_at_the_start() -> None:
+    done = run("serve", "--origin", "postgresql://app@127.0.0.1:1/shop", listen="127.0.0.1:0", password_file="/nowhere")
     assert done.returncode == 1
-    assert says in done.stderr
+    assert "password_file /nowhere cannot be read: No such file or directory" in done.stderr

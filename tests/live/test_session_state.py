@@ -386,6 +386,28 @@ def test_currval_and_lastval_are_never_somebody_elses(one: Pgnear, origin: Serve
         assert client.one("select lastval()") == b"4"
 
 
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, origin: Server, cached: str) -> None:
+    """Others take other connections, since a client of the same application has asked once."""
+    origin.execute("drop table if exists numbered")
+    origin.execute("create table numbered (id serial, v int)")
+    near = pgnear(pool_size=2, min_pool_size=2, cache={"enabled": cached})
+    near.wait_for_log("catalog_read")
+    with WireClient.logged_in(near.port, application_name="php") as first:
+        first.query("insert into numbered values (default, 1)")
+        assert first.one("select lastval()") == b"1"
+    until(lambda: near.metric("pool_idle") == 2)
+    with (
+        WireClient.logged_in(near.port, application_name="php") as client,
+        WireClient.logged_in(near.port, application_name="other") as other,
+    ):
+        for number in range(2, 20, 2):
+            client.ask(*extended("insert into numbered values (default, 3)"))
+            other.query("insert into numbered values (default, 4)")
+            assert client.one("select currval('numbered_id_seq')") == b"%d" % number
+            client.query("discard sequences")
+
+
 # ---- prepared statements ---------------------------------------------------------------------------------------------
 
 

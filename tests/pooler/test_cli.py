@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -18,10 +18,9 @@ import pytest
 import pooler
 from pooler import cli
 from tests.conftest import Start
-from tests.support import process
 from tests.support.certificates import Authority
 from tests.support.postgres import PASSWORD, Server
-from tests.support.process import Pgnear, command, run, running
+from tests.support.process import Pgnear, executed, run, running
 from tests.support.waiting import until
 from tests.support.wire import Refused, WireClient
 
@@ -55,7 +54,8 @@ def test_serve_has_a_flag_for_each_common_setting() -> None:
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"pgnear {pooler.__version__}\n"
+    about = " (accelerated)" if pooler.accelerated() else ""
+    assert run("--version").stdout == f"pgnear {pooler.__version__}{about}\n"
 
 
 def test_the_installed_command_is_this_one() -> None:
@@ -182,10 +182,10 @@ def test_a_unix_socket_of_a_process_that_died_is_taken_over(pgnear: Start, tmp_p
 # ---- serving --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_origin_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_origin_flag(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
     """`running` gives the origin by flag; here it comes from elsewhere."""
-    monkeypatch.setattr(process, "command", lambda serve, flag, url, *rest: command(serve, *rest))
+    serve, _, _, *rest = arguments
+    return executed([serve, *rest], environment)
 
 
 def works(near: Pgnear, origin: Server, host: str = "127.0.0.1", port: int | None = None) -> None:
@@ -220,20 +220,18 @@ def test_the_origin_by_flag_is_all_that_is_needed(origin: Server) -> None:
         works(near, origin)
 
 
-@pytest.mark.usefixtures("no_origin_flag")
 def test_the_origin_by_environment_is_all_that_is_needed(origin: Server) -> None:
-    with running("", origin=origin.url()) as near:
+    with running("", start=without_origin_flag, origin=origin.url()) as near:
         works(near, origin)
 
 
-@pytest.mark.usefixtures("no_origin_flag")
 def test_the_origin_by_file_is_all_that_is_needed(origin: Server, tmp_path: Path) -> None:
     file = tmp_path / "pgnear.toml"
     file.write_text(f'origin = "{origin.url()}"\npool_size = 3\n')
-    with running("", "-c", str(file), "--pool-size", "4") as near:
+    with running("", "-c", str(file), "--pool-size", "4", start=without_origin_flag) as near:
         works(near, origin)
         assert near.metric("pool_size") == 4
-    with running("", config=file) as near:
+    with running("", start=without_origin_flag, config=file) as near:
         works(near, origin)
         assert near.metric("pool_size") == 3
 

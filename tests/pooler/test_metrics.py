@@ -28,6 +28,8 @@ class _NoCeremonies:
 
     def reset(self, pool: Pool, origin: object) -> None: ...
 
+    def soon(self, function: object) -> None: ...
+
 
 @pytest.fixture
 def service() -> Any:

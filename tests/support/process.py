@@ -35,9 +35,9 @@ def environment(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for key, inner in settings.items() for name, value in flat(f"PGNEAR_{key.upper()}", inner)}
 
 
-def command(*arguments: str, module: str = "pooler") -> list[str]:
+def command(*arguments: str) -> list[str]:
     """The command line of `pgnear` in this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, "-m", "pooler", *arguments]
 
 
 def run(*arguments: str, within: float = 60.0, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -51,9 +51,9 @@ def run(*arguments: str, within: float = 60.0, **settings: Any) -> subprocess.Co
 def executed(
     arguments: Sequence[str], environment: Mapping[str, str], *, module: str = "pooler"
 ) -> subprocess.Popen[str]:
-    """A `pgnear` (`module` for one that is counted) started by its command line; `Forked` does without that time."""
+    """A `pgnear` started by its command line (`python -m module`); `Forked` is the same without the time that takes."""
     return subprocess.Popen(
-        command(*arguments, module=module),
+        [sys.executable, "-m", module, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -63,6 +63,7 @@ def executed(
 
 
 Start = Callable[[Sequence[str], Mapping[str, str]], Forked | subprocess.Popen[str]]
+"""How a `pgnear` with these arguments and this environment comes to be."""
 
 
 class Pgnear:
@@ -215,7 +216,7 @@ class Pgnear:
 
 @contextmanager
 def running(origin_url: str, *flags: str, start: Start = Forked, **settings: Any) -> Iterator[Pgnear]:
-    """A pgnear for the length of the block, stopped and checked at its end. `start`: as for `Pgnear`."""
+    """A pgnear for the length of the block, stopped and checked at its end."""
     server = Pgnear(origin_url, settings, flags, start)
     try:
         yield server

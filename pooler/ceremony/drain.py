@@ -1,0 +1,88 @@
+"""The end of a process: nobody is refused, transactions finish, and each client is told goodbye between two of them.
+
+Lives here: the order of the end. Not here: the sockets (`listen`), a session's own end (`Session.shutdown`).
+
+Clients that do nothing are told at once; those at work when their transaction is over (`Session.settled`), or after
+`drain_timeout`. Who connects in the last moment is served once, for nobody else may have been there to take it.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from pooler.ceremony import supervisor
+from pooler.ceremony.listen import accept_rest, close_listener, steer_away
+from pooler.logs import get_logger
+
+if TYPE_CHECKING:
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+LOOK_SECONDS = 0.02
+STEER_SECONDS = 0.5
+"""How long connections that were being made to this process when its successor took over may take to be there."""
+
+LATE_SECONDS = 1.0
+"""How long a client that came during the drain may take until its first transaction."""
+
+PARTING_SECONDS = 0.02
+"""Between the end of a client's transaction and its disconnection."""
+
+FAREWELL_SECONDS = 1.0
+"""How long a shutdown waits for the end of frames that replication clients are being sent."""
+
+
+async def hand_over(service: Service, listeners: list[socket.socket], accepting: trio.CancelScope) -> None:
+    """Stop listening; what has connected already is taken in. A successor on the same addresses takes all others."""
+    service.draining = True
+    supervisor.stopping()
+    if service.config.reuse_port:
+        for listener in listeners:
+            steer_away(listener)
+        with trio.move_on_after(min(STEER_SECONDS, service.config.drain_timeout)):
+            while True:
+                _dismiss_idle(service)
+                await trio.sleep(LOOK_SECONDS)
+    accepting.cancel()
+    for listener in listeners:
+        if not service.listens_for_others:
+            accept_rest(service, listener, service.nursery)
+        close_listener(listener)
+
+
+async def drain(service: Service) -> None:
+    """Let transactions finish for `drain_timeout`, and say goodbye to every client."""
+    service.draining = True
+    timeout = service.config.drain_timeout
+    logins_until = trio.current_time() + LATE_SECONDS
+    with trio.move_on_after(timeout) as deadline:
+        while (  # noqa: ASYNC110 (neither are tasks)
+            _dismiss_idle(service) or (service.stats.unauthenticated and trio.current_time() < logins_until)
+        ):
+            await trio.sleep(LOOK_SECONDS)
+    if deadline.cancelled_caught and service.sessions:
+        service.stats.expired("drain_timeout")
+        log.warning("drain_timeout", seconds=timeout, clients=len(service.sessions))
+    for session in list(service.sessions):
+        session.shutdown()
+    for relay in list(service.relays.values()):
+        relay.shutdown()
+    service.console.shutdown()
+    with trio.move_on_after(FAREWELL_SECONDS):
+        while service.relays or service.console.conversations:  # noqa: ASYNC110 (neither are tasks)
+            await trio.sleep(LOOK_SECONDS)
+    for relay in list(service.relays.values()):
+        relay.end("pgnear is shutting down")
+
+
+def _dismiss_idle(service: Service) -> bool:
+    """Tell clients that do nothing to go; whether others are left."""
+    now = trio.current_time()
+    for session in list(service.sessions):
+        if not session.busy and now >= service.stays_until.get(session, 0.0):
+            session.shutdown()
+    return bool(service.sessions)

@@ -1,0 +1,54 @@
+"""Who will ask for its sequences' values again: `currval` and `lastval` remember them per connection.
+
+A client that asks goes back to the connection on which it drew, if nobody has that. So pgnear learns: once a client of
+some application has asked, what clients of the same application, user and database draw from stays free for them as
+long as others can be served. They are not pinned: one that asks would cost all that draw a connection each. Not here:
+what a statement draws from (`pooler.sql`), the order in which connections are taken (`pool`).
+"""
+
+from __future__ import annotations
+
+from pooler.sql.statement import Change, Statement
+
+Kind = tuple[str, str, str]
+"""(pool, user, application_name) of clients that are taken to behave alike."""
+
+MAX_KINDS = 1000
+
+SEQUENCE_TABLES_QUERY = """
+SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid
+ WHERE a.attidentity OPERATOR(pg_catalog.<>) ''
+UNION SELECT c.relname FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_attrdef d ON d.adrelid OPERATOR(pg_catalog.=) c.oid
+ WHERE pg_catalog.pg_get_expr(d.adbin, d.adrelid) OPERATOR(pg_catalog.~~) '%nextval(%'
+"""
+"""Names of tables whose rows get values of sequences by themselves."""
+
+
+class Recallers:
+    """Kinds of clients of which one has asked for a sequence's value."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Kind, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
+    def add(self, kind: Kind) -> bool:
+        """A client of `kind` asks; whether that is new."""
+        if kind in self._kinds:
+            return False
+        if len(self._kinds) >= MAX_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        self._kinds[kind] = None
+        return True
+
+    def will_ask(self, kind: Kind, statement: Statement, tables: frozenset[str]) -> bool:
+        """Whether a client of `kind` will ask, by all that is known, for what `statement` draws.
+
+        `tables` are those whose rows get values by themselves.
+        """
+        if kind not in self._kinds:
+            return False
+        inserted = (name for (_, name), change in statement.writes if change is Change.INSERT)
+        return statement.draws or any(name in tables for name in inserted)

@@ -1,0 +1,31 @@
+"""`ACCELERATE=1 pip install .` compiles the modules of the hot path with mypyc; without it nothing is compiled.
+
+Everything else that there is to say about the package is in pyproject.toml.
+"""
+
+import os
+
+from setuptools import setup
+
+HOT = """
+    protocol/framing.py
+    pooler/cache/entry.py pooler/cache/epochs.py pooler/cache/eviction.py pooler/cache/flight.py pooler/cache/keys.py
+    pooler/cache/ready.py pooler/cache/store.py
+    pooler/caching.py pooler/express.py pooler/extended.py pooler/origin.py pooler/pool.py pooler/reactor.py
+    pooler/session.py pooler/simple.py pooler/sql/classifier.py pooler/state.py pooler/stats.py pooler/transport.py
+    pooler/unit.py
+""".split()
+"""What runs for each query; not `statements` and `settings`, whose classes are weakly referenced: mypyc's cannot be."""
+
+if os.environ.get("ACCELERATE", "") in ("", "0"):
+    setup()
+else:
+    try:
+        from mypyc.build import mypycify
+    except ImportError:  # asked what it needs, before it is there
+        setup(setup_requires=["mypy>=1.15"])
+    else:
+        setup(
+            setup_requires=["mypy>=1.15"],
+            ext_modules=mypycify(["--config-file=accelerate.ini", *HOT], group_name="pgnear", opt_level="2"),
+        )

@@ -1,0 +1,322 @@
+"""The pool's decisions, with no sockets: who gets a connection, who is refused at once, who has some in reserve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import config
+from pooler.origin import Origin
+from pooler.pool import Pool
+from pooler.settings import DEFAULTS, Reports
+from pooler.stats import Stats
+from protocol import errors
+from protocol.errors import PgError
+
+UNREACHABLE = errors.origin_unreachable("Connection refused")
+
+
+class Client:
+    """Somebody who asks a pool for connections."""
+
+    settings = DEFAULTS
+    traces: frozenset[str] = frozenset()
+    insists = False
+    patience = 10.0
+
+    def __init__(self, user: str = "app") -> None:
+        self.user = user
+        self.origin: Origin | None = None
+        self.error: PgError | None = None
+
+    def granted(self, origin: Origin) -> None:
+        self.origin = origin
+
+    def refused(self, error: PgError) -> None:
+        self.error = error
+
+
+class Bench:
+    """A pool whose ceremonies come to an end when the test says so."""
+
+    def __init__(self, **settings: Any) -> None:
+        flags = {"origin": "postgresql://app:x@127.0.0.1/shop", "pool_size": 2, "min_pool_size": 0, **settings}
+        made = config.load(flags=flags, environ={})
+        (target,) = made.targets().values()
+        self.attempts = 0
+        self.later: list[Callable[[], None]] = []
+        self.pool = Pool("shop", target, made, Stats(), self)
+
+    def connect(self, pool: Pool) -> None:
+        self.attempts += 1
+
+    def reset(self, pool: Pool, origin: Origin) -> None:
+        raise AssertionError("nothing is dirty here")
+
+    def soon(self, function: Callable[[], None]) -> None:
+        self.later.append(function)
+
+    def settle(self) -> None:
+        while self.later:
+            self.later.pop(0)()
+
+    def succeed(self) -> Origin:
+        """A connection is made."""
+        transport: Any = SimpleNamespace(has_news=lambda: False, close=lambda: None)
+        origin = Origin(transport, self.pool, 1, b"", Reports.of({}))
+        self.pool.connected(origin)
+        return origin
+
+    def fail(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.pool.connect_failed(UNREACHABLE)
+        self.settle()
+
+    def ask(self, user: str = "app") -> Client:
+        client = Client(user)
+        client.origin = self.pool.acquire(client)
+        self.settle()
+        return client
+
+    def tick(self) -> None:
+        self.pool.tick(Bench.now)
+        self.settle()
+
+    now = 1000.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "now", 1000.0)
+    monkeypatch.setattr("pooler.pool.monotonic", lambda: Bench.now)
+
+
+# ---- the breaker -----------------------------------------------------------------------------------------------------
+
+
+def test_behind_an_open_breaker_a_query_fails_at_once_and_is_told_when_to_come_again() -> None:
+    bench = Bench(**{"breaker.failures": 3})
+    for _ in range(3):
+        assert bench.ask().error is None
+        bench.fail()
+    attempts = bench.attempts
+    client = bench.ask()
+    assert client.error is not None
+    assert client.error.sqlstate == "57P03"
+    assert client.error.message.endswith("Connection refused; the next attempt is in 1.0 s")
+    assert bench.attempts == attempts
+    assert bench.pool.waiting_count == 0
+
+
+def test_a_query_is_never_refused_while_it_still_asks() -> None:
+    """The session keeps what the client sent only after `acquire` has said no."""
+    bench = Bench(**{"breaker.failures": 1})
+    bench.ask()
+    bench.fail()
+    client = Client()
+    assert bench.pool.acquire(client) is None
+    assert client.error is None
+    bench.pool.withdraw(client)  # it leaves before it heard
+    bench.settle()
+    assert client.error is None
+
+
+def test_the_probe_is_one_and_nobody_has_to_ask_for_it() -> None:
+    bench = Bench(**{"breaker.failures": 1})
+    bench.ask()
+    bench.fail()
+    attempts = bench.attempts
+    Bench.now += 0.9
+    bench.tick()
+    assert bench.attempts == attempts
+    Bench.now += 0.2
+    bench.tick()
+    bench.tick()
+    assert bench.attempts == attempts + 1
+    assert bench.ask().error is not None  # half-open: still at once
+    bench.succeed()
+    assert bench.ask().origin is not None
+    assert bench.pool.breaker.closed
+
+
+def test_after_a_failed_connection_another_is_tried_though_one_exists() -> None:
+    """Who waited for a second connection waited until the first became free: a failure was never followed by a try."""
+    bench = Bench()
+    holder = bench.ask()
+    bench.succeed()
+    assert holder.origin is not None
+    waiter = bench.ask()
+    bench.fail()
+    assert waiter.error is None
+    attempts = bench.attempts
+    bench.tick()
+    assert bench.attempts == attempts + 1
+    second = bench.succeed()
+    assert waiter.origin is second
+
+
+def test_who_waits_while_the_last_connection_goes_is_not_left_waiting() -> None:
+    bench = Bench(**{"breaker.failures": 2})
+    holder = bench.ask()
+    origin = bench.succeed()
+    waiter = bench.ask()
+    bench.fail()
+    bench.tick()
+    bench.fail()
+    assert holder.origin is origin
+    assert waiter.error is None  # the connection that works may still become free
+    origin.close()
+    bench.settle()
+    assert waiter.error is not None
+    assert waiter.error.sqlstate == "57P03"
+
+
+def test_open_it_keeps_no_connection_that_works_from_working() -> None:
+    bench = Bench(**{"breaker.failures": 1})
+    holder = bench.ask()
+    origin = bench.succeed()
+    waiter = bench.ask()
+    bench.fail()
+    assert not bench.pool.breaker.closed
+    assert holder.origin is origin
+    bench.pool.release(origin)
+    assert waiter.origin is origin
+
+
+# ---- the queue -------------------------------------------------------------------------------------------------------
+
+
+def busy(**settings: Any) -> tuple[Bench, list[Origin]]:
+    """A pool whose every connection is at work."""
+    bench = Bench(**settings)
+    clients = [bench.ask("first") for _ in range(bench.pool.size)]
+    origins = [bench.succeed() for _ in clients]
+    assert all(client.origin for client in clients)
+    return bench, origins
+
+
+def test_more_waiters_than_max_waiting_are_refused_at_once() -> None:
+    bench, _ = busy(max_waiting=3)
+    waiting = [bench.ask() for _ in range(3)]
+    late = bench.ask()
+    assert [client.error for client in waiting] == [None] * 3
+    assert late.error is not None
+    assert (late.error.sqlstate, bench.pool.waiting_count) == ("53300", 3)
+    assert "max_waiting" in str(late.error.hint)
+
+
+def test_whose_wait_would_take_too_long_is_refused_at_once() -> None:
+    bench, origins = busy(pool_wait_timeout="10s")
+    flood = [bench.ask("flood") for _ in range(60)]
+    for _ in range(30):  # five a second
+        Bench.now += 0.2
+        bench.pool.release(origins[0])
+    assert sum(client.origin is not None for client in flood) == 30
+    more = [bench.ask("flood") for _ in range(40)]
+    refused = [client for client in more if client.error is not None]
+    assert 10 < len(refused) < 30
+    assert all(client.error and client.error.sqlstate == "53300" for client in refused)
+    assert bench.ask("calm").error is None  # it waits for its turn, not for the flood
+
+
+def test_a_waiter_whose_time_is_over_hears_53300() -> None:
+    bench, _ = busy(pool_wait_timeout="10s")
+    client = bench.ask()
+    Bench.now += 10.1
+    bench.tick()
+    assert client.error is not None
+    assert client.error.sqlstate == "53300"
+
+
+def test_a_flood_does_not_take_the_others_turns() -> None:
+    bench, origins = busy()
+    flood = [bench.ask("flood") for _ in range(50)]
+    calm = bench.ask("calm")
+    bench.pool.release(origins[0])
+    bench.pool.release(origins[1])
+    assert flood[0].origin is not None
+    assert calm.origin is not None
+
+
+# ---- the reserve -----------------------------------------------------------------------------------------------------
+
+
+def reserved() -> tuple[Bench, list[Origin]]:
+    return busy(reserve_pool_size=1, admin_users="app")
+
+
+def test_an_administrator_gets_a_connection_when_all_are_busy_and_others_wait() -> None:
+    bench, _ = reserved()
+    others = [bench.ask("other") for _ in range(10)]
+    admin = bench.ask("app")
+    origin = bench.succeed()
+    assert admin.origin is origin
+    assert not any(client.origin for client in others)
+
+
+def test_what_is_in_reserve_goes_to_administrators_alone() -> None:
+    bench, origins = reserved()
+    admin = bench.ask("app")
+    reserve = bench.succeed()
+    assert admin.origin is reserve
+    other = bench.ask("other")
+    bench.pool.release(reserve)
+    assert other.origin is None
+    assert (bench.pool.idle_count, bench.pool.busy_count) == (1, 2)
+    assert bench.ask("app").origin is reserve
+    bench.pool.release(origins[0])
+    assert other.origin is origins[0]
+
+
+def test_the_reserve_has_a_limit_too() -> None:
+    bench, _ = reserved()
+    assert bench.ask("app").error is None
+    bench.succeed()
+    attempts = bench.attempts
+    bench.ask("app")
+    assert bench.attempts == attempts
+
+
+def test_a_reserve_that_was_lost_can_be_opened_again() -> None:
+    bench, _ = reserved()
+    bench.ask("app")
+    bench.succeed().close()
+    admin = bench.ask("app")
+    again = bench.succeed()
+    assert admin.origin is again
+
+
+# ---- servers that change their role ----------------------------------------------------------------------------------
+
+TWO_HOSTS = "postgresql://app:x@127.0.0.1,localhost/shop?target_session_attrs=primary"
+
+
+def test_connections_to_a_server_that_is_no_longer_wanted_drain_and_others_stay() -> None:
+    bench = Bench(origin=TWO_HOSTS, pool_size=3)
+    first, second = bench.pool.target.each()
+    clients = [bench.ask() for _ in range(3)]
+    demoted, gone, other = (bench.succeed() for _ in clients)
+    demoted.target = gone.target = first
+    other.target = second
+    bench.pool.release(gone)
+    demoted.reports = Reports.of({"in_hot_standby": "on", "default_transaction_read_only": "off"})
+    bench.pool.role_reported(demoted, "in_hot_standby")
+    assert gone.closed
+    assert not demoted.closed  # it works for somebody
+    bench.pool.release(demoted)
+    assert demoted.closed
+    bench.pool.release(other)
+    assert not other.closed
+
+
+def test_who_waits_for_a_connection_that_drains_hears_that_there_is_no_other() -> None:
+    bench = Bench(origin=TWO_HOSTS)
+    bench.ask()
+    origin = bench.succeed()
+    origin.retired = True
+    waiter = bench.ask()
+    bench.fail()
+    assert waiter.error is not None
