@@ -66,10 +66,12 @@ def ask(
     else:
         verdict = verdict_on(session, prepared)
         if verdict is None or not verdict.cacheable:
+            _not_for_all(session)
             return None
         policy, tables = _policy(session, prepared), verdict.tables
         prepared.asked = (catalog, reports, user, policy, tables)
     if not policy.enabled:
+        _not_for_all(session)
         return None
     key = (session.namespace, user, session.settings.label, prepared.text, prepared.types, tail)
     entry = cache.get(key, now, policy.namespace)
@@ -148,6 +150,13 @@ def make_ready(
             session.namespace, session.user, session.state.settings, session.reports, catalog
         )
     store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
+
+
+def _not_for_all(session: Session) -> None:
+    """What is asked is not for the cache, any more perhaps: others must not wait for it."""
+    flight, session.flight = session.flight, None
+    if flight is not None and session.service.flights is not None:
+        session.service.flights.leave(flight, session)
 
 
 def _board(session: Session, capture: Capture) -> Capture | _Wait:

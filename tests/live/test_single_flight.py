@@ -144,3 +144,33 @@ def test_an_answer_that_came_too_late_to_be_used_is_not_used_later(
         writer.query(f"update {table} set v = 100 where id = 1")
         assert waiter.one(text) == b"150"
         writer.query(f"drop table {table}_more")
+
+
+def test_nobody_waits_for_who_leads_and_finds_that_it_is_not_for_the_cache_now(
+    near: Pgnear, origin: Server, direct: psycopg.Connection, table: str
+) -> None:
+    """The leader vanished while the catalog was read anew; who led next asked alone, and the others waited in vain."""
+    text = f"select sum(v) from {table} where v > 1"
+    with (
+        origin.connect() as locker,
+        near.connect() as reader,
+        WireClient.logged_in(near.port) as leader,
+        WireClient.logged_in(near.port) as heir,
+        WireClient.logged_in(near.port, timeout=5) as later,
+        WireClient.logged_in(near.port) as writer,
+    ):
+        held(direct, table)
+        leader.send(wire.query(text))
+        until(lambda: near.metric("pool_busy") == 1, what="the first one asks")
+        heir.send(wire.query(text))
+        until(lambda: near.metric("cache_flights_joined_total") == 1, what="the second one waits")
+        locker.execute(b"begin; lock table pg_policy in access exclusive mode")
+        writer.query(f"create table {table}_more (id int)")
+        leader.hang_up()
+        until(lambda: near.metric("clients") == 4, what="the leader is not gone")
+        direct.execute("commit")
+        assert wire.rows(heir.receive_until()) == [[b"60"]]
+        locker.execute(b"commit")
+        keep(near, reader, f"select v from {table} where id = 1")
+        assert later.one(text) == b"60"
+        writer.query(f"drop table {table}_more")
