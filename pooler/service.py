@@ -29,12 +29,11 @@ from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
-from pooler.ceremony import supervisor
+from pooler.ceremony import drain, supervisor
 from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.connect import Connected
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
-from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
@@ -253,7 +252,7 @@ class Service:
     def remember(self, session: Session) -> None:
         self.sessions.add(session)
         if self.draining:
-            self.stays_until[session] = trio.current_time() + LATE_SECONDS
+            self.stays_until[session] = trio.current_time() + drain.LATE_SECONDS
         self._by_pid[session.key[0]] = session
 
     def forget(self, session: Session) -> None:
@@ -284,7 +283,7 @@ class Service:
 
     def depart_soon(self, session: Session) -> None:
         """`session` goes when it asks for something, or in a moment."""
-        self.stays_until[session] = trio.current_time() + PARTING_SECONDS
+        self.stays_until[session] = trio.current_time() + drain.PARTING_SECONDS
 
     def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
         """A client has changed what new connections begin with: those who are here keep what they began with."""
@@ -570,10 +569,12 @@ async def serve(
                 supervisor.ready()
                 if stop is not None:
                     await stop.wait()
-                    await hand_over(service, listeners, accepting.cancel_scope)
+                    await drain.begin(service, listeners)
+                    accepting.cancel_scope.cancel()
                 else:
                     await trio.sleep_forever()
-            await drain(service)
+            drain.stop_listening(service, listeners)
+            await drain.drain(service)
             nursery.cancel_scope.cancel()
         service.close_pools()
     finally:

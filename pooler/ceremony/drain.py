@@ -36,8 +36,8 @@ FAREWELL_SECONDS = 1.0
 """How long a shutdown waits for the end of frames that replication clients are being sent."""
 
 
-async def hand_over(service: Service, listeners: list[socket.socket], accepting: trio.CancelScope) -> None:
-    """Stop listening; what has connected already is taken in. A successor on the same addresses takes all others."""
+async def begin(service: Service, listeners: list[socket.socket]) -> None:
+    """Begin the drain while still listening: a successor on the same addresses takes who comes from now on."""
     service.draining = True
     supervisor.stopping()
     if service.config.reuse_port:
@@ -47,7 +47,10 @@ async def hand_over(service: Service, listeners: list[socket.socket], accepting:
             while True:
                 _dismiss_idle(service)
                 await trio.sleep(LOOK_SECONDS)
-    accepting.cancel()
+
+
+def stop_listening(service: Service, listeners: list[socket.socket]) -> None:
+    """Close the sockets, on which nobody waits any more; who has connected already is taken in."""
     for listener in listeners:
         if not service.listens_for_others:
             accept_rest(service, listener, service.nursery)
