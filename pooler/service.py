@@ -288,10 +288,7 @@ class Service:
                 pool.step_aside()
 
     def depart_soon(self, session: Session) -> None:
-        """`session` has finished a transaction during the drain.
-
-        It is told to go a moment later: libpq takes an error that it reads together with an answer for a notice.
-        """
+        """`session` goes when it asks for something, or in a moment."""
         self.stays_until[session] = trio.current_time() + PARTING_SECONDS
 
     def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:

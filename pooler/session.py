@@ -232,6 +232,9 @@ class Session:
 
     def _keep(self, data: bytes) -> None:
         self._inbox = data
+        if self.service.draining and self.holding and not self.busy:
+            self.service.reactor.call_soon(self.shutdown)
+            return
         if len(data) > self.pool.high_water:
             self.transport.pause()
 
@@ -866,6 +869,8 @@ class Session:
         if not self.transport.reading and pending <= self.pool.high_water:
             self.origin_drained()
         self.pool.release(origin)
+        if self.service.draining:
+            self.depart()
 
     def tell(self, data: bytes) -> None:
         """Send the client an answer that no origin was asked for, now."""
@@ -914,8 +919,7 @@ class Session:
             else:
                 origin.pool.release(origin)
         if self.service.draining and not self.closed and not self.busy:
-            self.transport.pause()  # it begins nothing new
-            self.service.depart_soon(self)
+            self.depart()
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -994,14 +998,8 @@ class Session:
             self.end(abrupt=True, linger=True)
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
-        """The linked connection broke."""
-        if origin.fatal is not None and self.leaving:
-            self.origin_lost(origin.fatal)
-            return
-        if origin.fatal is not None:
-            told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
-            reason = f"{reason}; it had said: {told}"
-        self.origin_lost(errors.origin_lost(reason))
+        """The linked connection broke. If the origin has said why, that is what a private connection would end with."""
+        self.origin_lost(origin.fatal or errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
         origin, self.origin = self.origin, None
@@ -1029,6 +1027,14 @@ class Session:
         self._drop_pending()
         self._fail_message(errors.query_canceled())
         return True
+
+    def depart(self) -> None:
+        """The process ends soon, and nothing is under way here: the next thing that it asks is answered with goodbye.
+
+        libpq takes an error that it reads together with an answer for a notice, and knows nothing of why it ended.
+        """
+        self.hold()
+        self.service.depart_soon(self)
 
     def shutdown(self) -> None:
         """The process ends."""

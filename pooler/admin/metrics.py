@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -59,6 +60,7 @@ class ServiceCollector(Collector):
         yield InfoMetricFamily("pgnear_build", "What runs here.", value={"version": __version__})
         yield _gauge("draining", "Whether a shutdown has begun.", int(service.draining))
         yield _counter("log_lines_lost", "Lines that standard error did not take.", logs.output.lost)
+        yield from _tasks()
         yield from _clients(service)
         yield from _queries(service)
         yield from _pools(service.every_pool)
@@ -79,6 +81,14 @@ class ServiceCollector(Collector):
             yield from _streams(service.streams)
         if service.listeners:
             yield from _listeners(service.listeners)
+
+
+def _tasks() -> Iterator[Metric]:
+    try:
+        living = trio.lowlevel.current_statistics().tasks_living
+    except RuntimeError:  # asked from outside of the process's event loop
+        return
+    yield _gauge("tasks", "Tasks that are alive: logins, connects, and a few that always are.", living)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
