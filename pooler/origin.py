@@ -328,10 +328,8 @@ class Origin:
         return forward
 
     def _role_reported(self, name: str) -> None:
-        """The server may have another role now; or a client has set what looks like it, which says nothing."""
-        unit = self.units[0] if self.units else None
-        clients = self.session is not None and (self.session.state.watching or (unit is not None and unit.swallow))
-        if name == "in_hot_standby" or not clients:
+        """The server may have another role now. A client may set what looks like it: see `Session.completed`."""
+        if name == "in_hot_standby" or self.session is None:
             self.pool.role_reported(self, name)
 
     def _ready(self, status: int) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-REPORTED = frozenset({"in_hot_standby", "default_transaction_read_only"})
+READ_ONLY = "default_transaction_read_only"
+REPORTED = frozenset({"in_hot_standby", READ_ONLY})
 """What a server (14 and newer) reports of its role, in ParameterStatus messages."""
 
 

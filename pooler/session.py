@@ -28,6 +28,7 @@ from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_
 from pooler.logs import get_logger
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
+from pooler.roles import READ_ONLY
 from pooler.sequences import Kind
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.effects import quote_literal, set_config_sql
@@ -822,6 +823,8 @@ class Session:
                 service.defaults_changed(self.defaults_change)
                 self.defaults_change = ()
         if origin.reports is not self.reports and not unit.silent:
+            if status == IDLE and state.settings.get(READ_ONLY) is None:
+                origin.pool.role_reported(origin, READ_ONLY)  # a SET of the client's is not what it comes from
             self.report(origin)
         if status != IDLE and self.mode == "statement":
             service.reactor.call_soon(lambda: self.fatal(errors.no_transaction_blocks()))
