@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench import __main__ as bench_main
 from bench import load, profile, report, rigs
 from bench.__main__ import CLIENTS, QUICK, main
 from bench.report import Run
@@ -179,3 +180,17 @@ def test_a_profile_without_py_spy_says_what_to_install(
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     assert profile.main([]) == 1
     assert "py-spy is not installed: pip install 'pgnear[bench]'" in capsys.readouterr().err
+
+
+def test_one_failed_section_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> None:
+        raise load.LoadFailed("no word of why")
+
+    done: list[object] = []
+    monkeypatch.setattr(bench_main, "_SECTIONS", {"heavy": fails, "rates": done.append})
+    assert main(["--sections", "heavy,rates", "--results", str(tmp_path / "results")]) == 1
+    assert len(done) == 1
+    assert "heavy failed: no word of why" in capsys.readouterr().err
+    assert "## Goals" in (tmp_path / "RESULTS.md").read_text()
