@@ -16,6 +16,7 @@ from bench import load, profile, report, rigs
 from bench.__main__ import CLIENTS, QUICK, main
 from bench.report import Run
 from tests.support.postgres import Server
+from tests.support.waiting import until
 
 needs_pgpool = pytest.mark.skipif(not rigs.version("pgpool"), reason="Pgpool-II is not installed")
 
@@ -116,8 +117,9 @@ def test_a_rig_that_is_not_installed_is_left_out_with_a_line(
 def test_pgpool_answers_from_its_cache_and_leaves_no_process_behind(origin: Server, table: str) -> None:
     question = f"select v from {table} where id = 2"
     with rigs.running(["pgpool"], origin, 2) as [rig]:
-        processes = psutil.Process(rig.pid).children(recursive=True)
-        assert len(processes) >= 2 + 4
+        pgpool = psutil.Process(rig.pid)
+        until(lambda: len(pgpool.children(recursive=True)) >= 2 + 4, what="it has no process for each client")
+        processes = pgpool.children(recursive=True)
         command = [
             str(origin.bin / "psql"), "-h", "127.0.0.1", "-p", str(rig.port), "-U", "postgres", "-At",
             *("-c", question) * 3, "-c", "show pool_cache", "postgres",
