@@ -34,7 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     for section in SECTIONS[1:]:
         if section in arguments.sections:
             print(f"\n{section}:", flush=True)
-            _SECTIONS[section](arguments)
+            try:
+                _SECTIONS[section](arguments)
+            except (load.LoadFailed, RuntimeError) as error:  # the others are worth having
+                errors.append(f"{section} failed: {error}")
+                print(errors[-1], file=sys.stderr, flush=True)
     print(goals.write(arguments.results))
     return 1 if errors else 0
 

@@ -163,6 +163,7 @@ def render(found: list[Outcome]) -> str:
 def write(directory: Path) -> str:
     """The section, from what is in `directory`; the page anew; the table."""
     text = render(outcomes(directory))
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "goals.md").write_text(text + "\n")
     page.assemble(directory)
     return text

@@ -90,7 +90,8 @@ def settings(postgres: EmbeddedPostgres) -> str:
     said = _psql(
         postgres,
         "select name || ' ' || setting from pg_settings where source = 'command line' and category !~ '^File' "
-        "and name not in ('port', 'listen_addresses', 'unix_socket_directories', 'data_directory') order by name",
+        "and name not in ('port', 'listen_addresses', 'unix_socket_directories', 'data_directory') "
+        "and name !~ '^ssl_.*_file$' order by name",
     )
     return "PostgreSQL: " + ", ".join(said.splitlines())
 

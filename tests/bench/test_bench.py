@@ -11,10 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench import __main__ as bench_main
 from bench import load, profile, report, rigs
 from bench.__main__ import CLIENTS, QUICK, main
 from bench.report import Run
 from tests.support.postgres import Server
+from tests.support.waiting import until
 
 needs_pgpool = pytest.mark.skipif(not rigs.version("pgpool"), reason="Pgpool-II is not installed")
 
@@ -115,8 +117,9 @@ def test_a_rig_that_is_not_installed_is_left_out_with_a_line(
 def test_pgpool_answers_from_its_cache_and_leaves_no_process_behind(origin: Server, table: str) -> None:
     question = f"select v from {table} where id = 2"
     with rigs.running(["pgpool"], origin, 2) as [rig]:
-        processes = psutil.Process(rig.pid).children(recursive=True)
-        assert len(processes) >= 2 + 4
+        pgpool = psutil.Process(rig.pid)
+        until(lambda: len(pgpool.children(recursive=True)) >= 2 + 4, what="it has no process for each client")
+        processes = pgpool.children(recursive=True)
         command = [
             str(origin.bin / "psql"), "-h", "127.0.0.1", "-p", str(rig.port), "-U", "postgres", "-At",
             *("-c", question) * 3, "-c", "show pool_cache", "postgres",
@@ -179,3 +182,17 @@ def test_a_profile_without_py_spy_says_what_to_install(
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     assert profile.main([]) == 1
     assert "py-spy is not installed: pip install 'pgnear[bench]'" in capsys.readouterr().err
+
+
+def test_one_failed_section_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> None:
+        raise load.LoadFailed("no word of why")
+
+    done: list[object] = []
+    monkeypatch.setattr(bench_main, "_SECTIONS", {"heavy": fails, "rates": done.append})
+    assert main(["--sections", "heavy,rates", "--results", str(tmp_path / "results")]) == 1
+    assert len(done) == 1
+    assert "heavy failed: no word of why" in capsys.readouterr().err
+    assert "## Goals" in (tmp_path / "RESULTS.md").read_text()
