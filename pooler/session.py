@@ -868,7 +868,7 @@ class Session:
             origin.transport.resume()
         if not self.transport.reading and pending <= self.pool.high_water:
             self.origin_drained()
-        self.pool.release(origin)
+        origin.pool.release(origin)
         if self.service.draining:
             self.depart()
 
