@@ -258,6 +258,18 @@ class Service:
             if kept is not None:
                 self._keep_defaults(pool, kept)
 
+    def _note_defaults(
+        self, pool: Pool, changes: int, configured: list[tuple[str, ...]], defaults: list[tuple[str, ...]]
+    ) -> None:
+        """What the catalog said when clients had made so many `changes`; with more of them it is read again anyway."""
+        if changes != pool.defaults.changes:
+            return
+        kept = pool.defaults.changed_elsewhere(configured)
+        if kept is None:
+            pool.defaults.read(defaults)
+        else:
+            self._keep_defaults(pool, kept)  # what was read is from before
+
     def _keep_defaults(self, pool: Pool, kept: dict[str, str]) -> None:
         settings = as_settings(kept)
         clients = [session for session in self.sessions if session.pool is pool]
@@ -456,6 +468,7 @@ class Service:
                     with trio.fail_after(pool.limits.origin_connect_timeout):
                         default = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
                         pool.reads_committed = default == [("read committed",)]
+                        changes = pool.defaults.changes
                         configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
                         defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
                         sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
@@ -465,11 +478,7 @@ class Service:
                             and (pool.catalog is None or time.monotonic() >= read_at + IDLE_CATALOG_SECONDS)
                         )
                         frames = await ask_origin(origin, CATALOG_QUERY) if due else None
-                kept = pool.defaults.changed_elsewhere(configured)
-                if kept:
-                    self._keep_defaults(pool, kept)  # what was read is from before, and is read again at once
-                else:
-                    pool.defaults.read(defaults)
+                self._note_defaults(pool, changes, configured, defaults)
                 pool.sequence_tables = frozenset(name for (name,) in sequenced)
                 self.classifier.found_functions(pool.name, frozenset(name for (name,) in text_rows(found)))
                 if frames is not None:
