@@ -6,7 +6,7 @@ DURATION ?= 300
 WORKERS ?= 2
 
 .PHONY: demo test accelerate pure test-accelerated fuzz cache-check lint types check bench bench-far profile regress
-.PHONY: driver-suites reference clean
+.PHONY: driver-suites reference clean fuzz-protocol chaos soak
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -35,6 +35,16 @@ test-accelerated: accelerate ## The whole test suite on the compiled hot path, w
 
 fuzz: $(BIN)/.installed ## Scripts of many clients, pooled beside private, for DURATION seconds (ARGS='--replay FILE')
 	$(BIN)/python -m tests.fuzz --duration $(DURATION) $(ARGS)
+
+fuzz-protocol: $(BIN)/.installed ## Bytes nobody would send, at framing, login and sessions, for DURATION seconds (atheris: pip install .[fuzz])
+	$(BIN)/python -m tests.fuzz_protocol --duration $(DURATION) $(ARGS)
+
+chaos: $(BIN)/.installed ## A bank's transfers while one thing after another breaks; writes docs/chaos.md
+	$(BIN)/python -m tests.chaos --report docs/chaos.md $(ARGS)
+
+soak: DURATION = 600
+soak: $(BIN)/.installed ## Mixed load and faults at random for DURATION seconds (600); in the end nothing is kept
+	$(BIN)/python -m tests.chaos --soak --duration $(DURATION) $(ARGS)
 
 cache-check: $(BIN)/.installed ## Writers and readers of versions through faults, for DURATION seconds: status 1 on a stale answer
 	$(BIN)/python -m tests.consistency --duration $(DURATION) $(ARGS)

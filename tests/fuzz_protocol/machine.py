@@ -92,11 +92,12 @@ class _Transport:
             self.arriving.appendleft(data[CHUNK_BYTES:])
         return data[:CHUNK_BYTES]
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> int:
         if self.closed or self.broken:
             raise TransportClosed("broken")
         self.waiting += data
         self._take()
+        return len(self.waiting)
 
     def _take(self) -> None:
         size = len(self.waiting) if self.greedy else max(0, KERNEL_BYTES - len(self.taken))
@@ -149,6 +150,7 @@ class _Service(Service):
             if origin.closed:
                 return
             origin.status = IDLE
+            origin.block_since = 0.0
             origin.settings = DEFAULTS
             origin.prepared.clear()
             origin.unnamed = None
@@ -160,7 +162,7 @@ class _Service(Service):
 
         self.machine.later.append(done)
 
-    def cancel_abandoned(self, origin: Origin) -> None:
+    def cancel_abandoned(self, origin: Origin, *, within_message: bool = False) -> None:
         origin.leave_reactor()
         self.machine.later.append(origin.close)
 

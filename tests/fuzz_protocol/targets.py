@@ -95,7 +95,7 @@ _VERIFIER = ScramVerifier.from_password("right")
 def scram_server(data: bytes) -> None:
     """A client that does not know the password never gets in."""
     first, second = [*split(data, 2), b""][:2]
-    server = ScramServer(_VERIFIER if len(data) % 2 else None, "user", b"binding" if len(data) % 3 else None)
+    server = ScramServer((_VERIFIER,) if len(data) % 2 else (), "user", b"binding" if len(data) % 3 else None)
     try:
         _, done = server.feed(first)
         assert not done

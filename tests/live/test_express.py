@@ -29,7 +29,8 @@ from tests.support.wire import (
     rows,
 )  # fmt: skip
 
-KEPT = "select count(*) from pg_prepared_statement() where not from_sql and statement like '%{}%'"  # the view shows a client its own only
+KEPT = "select count(*) from pg_prepared_statement() where not from_sql and statement like '%{}%'"
+"""The view of that name shows a client its own only."""
 
 
 @pytest.fixture(scope="module")

@@ -415,7 +415,7 @@ def test_an_origin_that_speaks_nonsense_costs_a_connection_and_not_the_process()
 
     with answering(work) as port:
         url = f"postgresql://someone:secret@127.0.0.1:{port}/postgres?sslmode=disable"
-        with running(url, origin_connect_timeout="2s", min_pool_size=0) as near:
+        with running(url, origin_connect_timeout="2s", min_pool_size=0, breaker={"failures": 1000}) as near:
             for _ in range(2 * len(BAD_ORIGINS)):
                 with pytest.raises(Refused) as refused:
                     WireClient.logged_in(near.port, user="someone", password="secret")

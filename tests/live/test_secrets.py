@@ -17,7 +17,7 @@ import config
 from protocol.auth import ScramVerifier
 from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
-from tests.support.process import command, run
+from tests.support.process import command, executed, run, running
 from tests.support.waiting import until
 from tests.support.wire import Refused, WireClient, startup
 
@@ -42,38 +42,41 @@ origin = "{other}"
     return file, [PASSWORD, PASSWORD.replace(" ", "%20"), ANNA, BERT, OTHER, *keys[1:]]
 
 
-def test_no_planted_secret_comes_out_anywhere(origin: Server, pgnear: Start, tmp_path: Path) -> None:
+def test_no_planted_secret_comes_out_anywhere(origin: Server, tmp_path: Path) -> None:
     """Log at debug, metrics, status page, console, errors to clients, `ps`, and the objects' own words."""
     text, secrets = _planted(origin)
     file = tmp_path / "pgnear.toml"
     file.write_text(text)
-    near = pgnear("--config", str(file), log={"level": "debug"}, http="127.0.0.1:0")
-    said: dict[str, str] = {"ps": Path(f"/proc/{near.process.pid}/cmdline").read_text()}
-    assert "********" in said["ps"]
-    assert f"@127.0.0.1:{origin.port}/" in said["ps"], "only the password is hidden"
-    near.wait_for_log("password_on_command_line")
+    with running(origin.url(), "--config", str(file), start=executed, log={"level": "debug"}) as near:
+        said: dict[str, str] = {"ps": Path(f"/proc/{near.process.pid}/cmdline").read_text()}
+        assert "********" in said["ps"]
+        assert f"@127.0.0.1:{origin.port}/" in said["ps"], "only the password is hidden"
+        near.wait_for_log("password_on_command_line")
 
-    with WireClient.logged_in(near.port, user="anna", password=ANNA) as client:
-        client.query("select 1; select nonsense")
-    with WireClient.logged_in(near.port, user="bert", password=BERT) as client:
-        client.query("set evil.x to 1")
-    refusals = []
-    for user, password, database in (("anna", BERT, "postgres"), ("nobody", ANNA, "postgres"), ("anna", ANNA, "other")):
-        with pytest.raises(Refused) as refused:
-            WireClient.logged_in(near.port, user=user, password=password, database=database)
-        refusals.append(refused.value.fields)
-    with WireClient(near.port) as client:
-        client.send(startup({"user": "anna", "password": "no such setting"}))
-        client.receive()
-    said["errors"] = json.dumps(refusals)
-    for page in ("/", "/metrics", "/healthz", "/readyz", "/nowhere"):
-        said[page] = near.get(page)[1]
-    with near.connect(dsn={"dbname": "pgnear", "user": "anna", "password": ANNA}) as console:
-        shown = [row[0].removeprefix("SHOW ") for row in console.execute("show help") if row[0].startswith("SHOW")]
-        assert "CONFIG" in shown
-        for what in shown:
-            said[what] = str(console.execute(f"show {what}".encode()).fetchall())
-    near.stop()
+        with WireClient.logged_in(near.port, user="anna", password=ANNA) as client:
+            client.query("select 1; select nonsense")
+        with WireClient.logged_in(near.port, user="bert", password=BERT) as client:
+            client.query("set evil.x to 1")
+        refusals = []
+        for user, password, database in (
+            ("anna", BERT, "postgres"),
+            ("nobody", ANNA, "postgres"),
+            ("anna", ANNA, "other"),
+        ):
+            with pytest.raises(Refused) as refused:
+                WireClient.logged_in(near.port, user=user, password=password, database=database)
+            refusals.append(refused.value.fields)
+        with WireClient(near.port) as client:
+            client.send(startup({"user": "anna", "password": "no such setting"}))
+            client.receive()
+        said["errors"] = json.dumps(refusals)
+        for page in ("/", "/metrics", "/healthz", "/readyz", "/nowhere"):
+            said[page] = near.get(page)[1]
+        with near.connect(dsn={"dbname": "pgnear", "user": "anna", "password": ANNA}) as console:
+            shown = [row[0].removeprefix("SHOW ") for row in console.execute("show help") if row[0].startswith("SHOW")]
+            assert "CONFIG" in shown
+            for what in shown:
+                said[what] = str(console.execute(f"show {what}".encode()).fetchall())
     said["log"] = json.dumps(near.log_lines)
     said["check-config"] = "".join(run("check-config", str(file)).stdout)
     settings = config.load(file=file, flags={"origin": origin.url()})

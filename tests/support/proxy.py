@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
+import time
 from struct import pack
 
 
@@ -13,12 +14,13 @@ class Proxy:
 
     `freeze` stops passing bytes (connections stay open), `thaw` goes on; `cut_after` closes every connection to the
     client side once it has passed so many more bytes from the origin; `cut` closes them now; `refuse` closes new ones
-    at once.
+    at once. `lag` delays every piece, `throttle` passes so many bytes a second; `reset` ends connections by RST;
+    `vanish` makes the far side disappear without a word: what is sent then is swallowed, and nothing ever comes.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._target_port = target_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, port))
         self.port = int(self._listener.getsockname()[1])
         self.accepted = 0
         self.passed_from_origin = 0
@@ -29,6 +31,9 @@ class Proxy:
         self._refusing = False
         self._budget: int | None = None
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._lag = 0.0
+        self._rate: float | None = None
+        self._vanished: set[tuple[socket.socket, socket.socket]] = set()
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -58,6 +63,30 @@ class Proxy:
             pairs = list(self._pairs)
         for pair in pairs:
             self._end(pair)
+
+    def lag(self, seconds: float) -> None:
+        self._lag = seconds
+
+    def throttle(self, bytes_a_second: float | None) -> None:
+        self._rate = bytes_a_second
+
+    def reset(self) -> None:
+        with self._lock:
+            pairs = list(self._pairs)
+        for client, origin in pairs:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
+            self._end((client, origin), shut=False)
+
+    def vanish(self) -> None:
+        """The origin's ends are closed, the clients' ends are kept, and nobody reads them any more."""
+        with self._lock:
+            pairs = list(self._pairs)
+            self._vanished |= set(pairs)
+        for _, origin in pairs:
+            try:
+                origin.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
 
     def close(self) -> None:
         self._closed = True
@@ -103,7 +132,13 @@ class Proxy:
                     self._flowing.wait()
                     source = key.fileobj
                     assert isinstance(source, socket.socket)
-                    data = source.recv(65536)
+                    data = source.recv(65536 if self._rate is None else 1024)
+                    if pair in self._vanished:
+                        return
+                    if self._lag:
+                        time.sleep(self._lag)
+                    if self._rate is not None:
+                        time.sleep(len(data) / self._rate)
                     if not data:
                         return
                     if source is origin:
@@ -121,7 +156,10 @@ class Proxy:
             pass
         finally:
             selector.close()
-            self._end(pair)
+            if pair in self._vanished:
+                pair[1].close()
+            else:
+                self._end(pair)
 
     def _allowed(self, data: bytes) -> tuple[bytes, bool]:
         with self._lock:
@@ -134,12 +172,13 @@ class Proxy:
                 self._budget = None
             return part, last
 
-    def _end(self, pair: tuple[socket.socket, socket.socket]) -> None:
+    def _end(self, pair: tuple[socket.socket, socket.socket], *, shut: bool = True) -> None:
         with self._lock:
             self._pairs.discard(pair)
         for sock in pair:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                if shut:
+                    sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             sock.close()

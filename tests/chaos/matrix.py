@@ -1,0 +1,54 @@
+"""One fault under load, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.chaos.bank import Bank, audit
+from tests.chaos.faults import FAULTS, LOGS
+from tests.chaos.rig import rig
+from tests.support.postgres import Server
+
+RECOVERS_WITHIN = 40.0
+"""Seconds. A fault that takes longer to get over is a failure."""
+
+
+@dataclass
+class Outcome:
+    """What came of one fault. `recovery`: seconds from its end until each teller's next acknowledged transfer."""
+
+    name: str
+    what: str
+    acknowledged: int
+    unknown: int
+    errors: dict[str, int]
+    recovery: float
+    pause: float
+    wrong: list[str]
+
+
+def run_fault(server: Server, name: str, tellers: int) -> Outcome:
+    """Break `name` under load; the books are audited when all is over."""
+    fault = FAULTS[name]
+    recovery, wrong = RECOVERS_WITHIN, []
+    with rig(server, log=LOGS.get(name)) as made:
+        with Bank(made.connect, tellers) as bank:
+            bank.wait_until_all_work(RECOVERS_WITHIN)
+            fault(made)
+            try:
+                recovery = bank.wait_until_all_work(RECOVERS_WITHIN)
+            except AssertionError as error:
+                wrong.append(str(error))
+            else:
+                bank.wait_until_all_work(RECOVERS_WITHIN)
+        wrong += audit(bank, made.ask)
+    return Outcome(
+        name,
+        (fault.__doc__ or "").strip(),
+        bank.acknowledged,
+        sum(len(teller.books.unknown) for teller in bank.tellers),
+        bank.errors,
+        recovery,
+        max(teller.books.longest_pause for teller in bank.tellers),
+        wrong,
+    )
