@@ -33,19 +33,26 @@ class Defaults:
 
     Attributes:
       values: what new connections begin with, by name in lower case, of what is known.
+      changes: how often clients have changed them; what was read before the latest change is out of date.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
+        self.changes = 0
         self._unconfigured: dict[str, str] = {}  # what the server's own configuration says
         self._configured: set[str] = set()  # names that a role or a database has a default of its own for
         self._seen: frozenset[tuple[str, ...]] | None = None  # the rows of CONFIGURED_QUERY; None: they will differ
 
-    def changed_elsewhere(self, configured: Iterable[tuple[str, ...]]) -> dict[str, str]:
-        """What clients from before must be given, since somebody has changed it past pgnear (`CONFIGURED_QUERY`)."""
+    def changed_elsewhere(self, configured: Iterable[tuple[str, ...]]) -> dict[str, str] | None:
+        """What clients from before must be given where somebody has changed something past pgnear; None: nobody has.
+
+        `configured`: the rows of `CONFIGURED_QUERY`.
+        """
         rows = frozenset(configured)
         before, self._seen = self._seen, rows
         names = {row[2].partition("=")[0].lower() for row in before ^ rows} if before is not None else set()
+        if not names:
+            return None
         return {name: self.values[name] for name in names if name in self.values}
 
     def read(self, rows: Iterable[tuple[str, ...]]) -> None:
@@ -69,6 +76,7 @@ class Defaults:
         if not mine:
             return None
         self._seen = None
+        self.changes += 1
         kept: dict[str, str] = {}
         for change in mine:
             for name in [change.name] if change.name else sorted(self._configured):

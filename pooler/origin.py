@@ -239,6 +239,12 @@ class Origin:
                 if self.closed:
                     return
                 notable = units[0].notable if units else ALL
+                if units and units[0].prefix:  # the next answer begins in the same read
+                    if forward:
+                        out.append(data[position:frame_end])
+                        forward = False
+                    out.append(units[0].prefix)
+                    units[0].prefix = b""
             else:
                 forward = self._notice(kind, data[position:frame_end])
                 notable = units[0].notable if units else ALL

@@ -83,17 +83,19 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
     async with borrowed(pool) as origin:
         with trio.fail_after(pool.limits.origin_connect_timeout):
             isolation = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
+            changes = pool.defaults.changes
             configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
             defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
             sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
             found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY))
             frames = await ask_origin(origin, CATALOG_QUERY) if tables else None
     pool.reads_committed = isolation == [("read committed",)]
-    kept = pool.defaults.changed_elsewhere(configured)
-    if kept:
-        service.keep_defaults(pool, kept)  # what was read is from before, and is read again at once
-    else:
-        pool.defaults.read(defaults)
+    if changes == pool.defaults.changes:  # with more of them, made by clients meanwhile, it is read again anyway
+        kept = pool.defaults.changed_elsewhere(configured)
+        if kept is None:
+            pool.defaults.read(defaults)
+        else:
+            service.keep_defaults(pool, kept)  # what was read is from before
     pool.sequence_tables = frozenset(name for (name,) in sequenced)
     service.classifier.found_functions(pool.name, frozenset(name for (name,) in found))
     if frames is not None:

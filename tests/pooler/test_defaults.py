@@ -50,12 +50,13 @@ def test_who_came_between_two_changes_keeps_what_held_then(defaults: Defaults) -
 
 def test_a_change_past_pgnear_is_seen_once(defaults: Defaults) -> None:
     first, second = ("0", "10", "work_mem=9MB"), ("5", "0", "TimeZone=Asia/Tokyo")
-    assert defaults.changed_elsewhere([first]) == {}
-    assert defaults.changed_elsewhere([first]) == {}
+    assert defaults.changed_elsewhere([first]) is None  # as it was found
+    assert defaults.changed_elsewhere([first]) is None
     assert defaults.changed_elsewhere([first, second]) == {"timezone": "UTC"}
     assert defaults.changed_elsewhere([second]) == {"work_mem": "4096"}
+    assert defaults.changed_elsewhere([second, ("5", "0", "app.x=1")]) == {}  # known to nobody, but new
     defaults.change(changes("alter role me set work_mem = 5"), "me", "shop")
-    assert defaults.changed_elsewhere([first]) == {}  # that is pgnear's own change
+    assert defaults.changed_elsewhere([first]) is None  # that is pgnear's own change
 
 
 def test_what_is_kept_yields_to_the_startup_packet_and_to_set() -> None:
