@@ -132,6 +132,7 @@ def warm_up(seat: Seat, kind: type[Driver]) -> None:
 def measure(seat: Seat, kind: type[Driver], leg: str, milliseconds: int) -> Iterator[Waited]:
     """Each of STEPS, on a new connection; what the rig cannot do is left out."""
     driver = kind(seat.address)
+    seat.settle()  # what TLS says at the end of the connection before has arrived
     seat.put_far(leg, milliseconds / 1000)
     try:
         for step, take in STEPS.items():

@@ -107,6 +107,7 @@ def measure(rig: Rig, encrypted: Rig, password: str, count: int, busy: Callable[
     with crowd(rig.port, password, 4 * AT_ONCE) as first:  # what is made once is made
         for client in first:
             client.query("select 1")
+    busy()  # for warmth
     alone = busy()
     memory, spent = settled_memory(rig), rig.cpu_seconds()
     with crowd(rig.port, password, count) as clients:

@@ -28,7 +28,7 @@ from pooler.ceremony.tls import make_certificate
 from pooler.embedded import EmbeddedPostgres, free_port
 
 PASSWORD = "bench"
-STARTS_WITHIN_SECONDS = 20
+STARTS_WITHIN_SECONDS = 60
 
 ROOM = 5000
 """Clients that every rig has room for at least."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -484,6 +484,31 @@ class Cache(_Model):
         return self
 
 
+class Replica(_Model):
+    """A physical standby that answers reads which may be cached, where it is far enough."""
+
+    url: Url = Field(
+        description="Its connection URL: the same user and database as the origin's; without a password it has the "
+        "origin's. Give one for each replica.",
+        examples=["postgresql://app:secret@replica.example.com:5432/shop"],
+    )
+    database: str | None = Field(
+        None,
+        description="Whose replica it is, by the name that clients ask for; unset, the top-level origin's. Set it for "
+        "one of [databases].",
+        examples=["orders"],
+    )
+    pool_size: PoolSize = Field(
+        10, description="Connections to it at most; when all are busy the origin answers. Raise it for many readers."
+    )
+    max_lag: Seconds = Field(
+        5.0,
+        ge=1,
+        description="What was written past pgnear may be missing for so long; a replica that is further behind is not "
+        "asked. Writes through pgnear are never missing. Lower it where others write.",
+    )
+
+
 class Breaker(_Model):
     """When an origin that cannot be reached is left alone for a while."""
 
@@ -782,6 +807,10 @@ class Config(_Model):
         ge=1,
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
     )
+    replica: tuple[Replica, ...] = Field(
+        (),
+        description="Physical standbys that answer reads which may be cached, where they are far enough.",
+    )
     breaker: Breaker = Field(
         default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
     )
@@ -835,6 +864,7 @@ class Config(_Model):
                     f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
+        problems += self._problems_of_replicas(targets)
         if self.auth == "trust":
             for address in self.listen:
                 if not address.startswith(("unix:", "/")) and not is_local(address.rpartition(":")[0].strip("[]")):
@@ -852,6 +882,38 @@ class Config(_Model):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_replicas(self, targets: Mapping[str, Target]) -> Iterator[str]:
+        for number, replica in enumerate(self.replica):
+            key = f"replica[{number}]"
+            try:
+                target = url.parse(replica.url.get_secret_value())
+            except ValueError as error:
+                yield f"{key}.url: {error}"
+                continue
+            origin = targets.get(replica.database) if replica.database else next(iter(targets.values()), None)
+            if origin is None:
+                yield f"{key}.database: there is no database {replica.database}"
+            elif (target.user, target.dbname) != (origin.user, origin.dbname):
+                yield f"{key}.url: its user and database must be those of the origin"
+            if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
+                yield f"{key}.url: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}"
+            if not self.cache.enabled:
+                yield f"{key}: only what may be cached goes to a replica; cache.enabled must be true"
+
+    def replicas(self) -> list[tuple[str, Target, Replica]]:
+        """(database that clients ask for, where it is, its settings) of each replica."""
+        top = next(iter(self.targets()))
+        return [
+            (
+                replica.database or top,
+                url.parse(
+                    replica.url.get_secret_value(), database=replica.database or top, pool_size=replica.pool_size
+                ),
+                replica,
+            )
+            for replica in self.replica
+        ]
 
     def _urls(self) -> list[tuple[str, str | None, SecretStr, int, Config | Database]]:
         """(key, client-visible name, URL, pool size, who has the settings of its password) of each origin."""

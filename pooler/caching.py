@@ -56,6 +56,7 @@ def ask(
     """
     service = session.service
     cache = service.cache
+    landed, session.landed = session.landed, None  # for this question or none: later it may be from before a write
     if cache is None or service.policies is None or not prepared.statement.cacheable or session.settings.cache_off:
         return None
     asked = prepared.asked  # the last answer to the same question; who asks is all that changes from call to call
@@ -72,9 +73,8 @@ def ask(
         return None
     key = (session.namespace, user, session.settings.label, prepared.text, prepared.types, tail)
     entry = cache.get(key, now, policy.namespace)
-    if entry is None and session.landed is not None and session.landed.key == key:
-        entry = session.landed
-    session.landed = None
+    if entry is None and landed is not None and landed.key == key:
+        entry = landed
     if entry is None and not session.pool.breaker.closed:
         entry = _instead_of_an_error(session, key, policy, now)
     if (

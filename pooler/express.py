@@ -169,11 +169,13 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     origin.client_pid = session.key[0]
     session.walk_from = 0
     unit = _unit(session, origin)
-    if not statement.reads_only and session.service.observes:
+    service = session.service
+    if (not statement.reads_only and service.observes) or (statement.sequences and service.recallers):
         session.mind(statement, unit)
     elif statement.sequences:
         session.sequence_home = origin
         origin.sequence_client = session.key[0]
+        origin.asked_again = False
     return unit
 
 

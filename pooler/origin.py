@@ -423,7 +423,8 @@ class Origin:
     @property
     def circumstances(self) -> object:
         """What decides whether a statement can be parsed: compared with `Session.circumstances`."""
-        return self.pool, self.settings, self.pool.schema_epoch
+        home = self.pool.home
+        return home, self.settings, home.schema_epoch
 
     @property
     def mid_frame(self) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pooler.cache.advice import Advice
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
+    from pooler.replicas import Replicas
     from pooler.settings import Reports, Settings
 
 log = get_logger(__name__)
@@ -98,6 +99,9 @@ class Pool:
         self.breaker = Breaker(0, 1.0, 1.0, 1.0)
         self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
+        self.home = self  # of a replica's pool, that of its primary
+        self.replicas: Replicas | None = None
+        self.place = ""  # the host that the last connection was made to
         self.advice: Advice | None = None
         self.reads_committed = False  # READ COMMITTED is the default on its connections, as far as is known
         self.ready = False  # one connection was authenticated and none has failed to connect since
@@ -190,7 +194,7 @@ class Pool:
     def at_hand(self, settings: Settings, traces: frozenset[str]) -> Origin | None:
         """The connection that `acquire` would give, where that needs no thought: the last of `idle`, still in there."""
         idle = self.idle
-        if not idle or self.waiting:
+        if not idle or self.waiting.users:
             return None
         origin = idle[-1]
         if (
@@ -337,6 +341,7 @@ class Pool:
         if self.breaker.succeeded():
             log.warning("origin_breaker_closed", pool=self.name)
         self.origins.add(origin)
+        self.place = origin.target.place
         if self._reserve_connecting and self._ordinary >= self.size:
             self._reserve_connecting -= 1
             self.reserve.add(origin)

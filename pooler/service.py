@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -37,10 +38,12 @@ from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.drain import LATE_SECONDS, PARTING_SECONDS, drain, hand_over
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
+from pooler.ceremony.origins import connect
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
+from pooler.ceremony.standing import follow_primary, follow_replica
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow
@@ -50,6 +53,7 @@ from pooler.logs import get_logger
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
+from pooler.replicas import Replica, Replicas
 from pooler.sequences import SEQUENCE_TABLES_QUERY, Recallers
 from pooler.session import Session
 from pooler.settings import Reports
@@ -120,6 +124,7 @@ class Service:
                 pool.advice = Advice(cache.max_advice_shapes, time.perf_counter())
         self.verifiers = Verifiers(self._client_users())
         sources = config.password_sources()
+        self.replica_pools = self._make_replicas(config)
         self.rotations = {name: Rotation(self, pool, sources.get(name)) for name, pool in self.pools.items()}
         self.sessions: set[Session] = set()
         self.console = Console(self)
@@ -139,6 +144,44 @@ class Service:
         """By pool, as listeners; `not_heard` says which of both are lost."""
         channel = cache.notify_channel if cache.enabled else None
         self.listeners = {name: self._listener(pool, channel) for name, pool in self.pools.items()} if channel else {}
+
+    def _make_replicas(self, config: Config) -> list[Pool]:
+        pools: list[Pool] = []
+        replicas: dict[str, list[Replica]] = {}
+        for name, target, settings in config.replicas() if config.replica else ():
+            pool = Pool(f"{name} at {target.place}", target, config, self.stats, self)
+            pool.home = self.pools[name]
+            pools.append(pool)
+            replicas.setdefault(name, []).append(Replica(pool, settings.max_lag))
+        for name, several in replicas.items():
+            self.pools[name].replicas = Replicas(several)
+        return pools
+
+    @property
+    def every_pool(self) -> list[Pool]:
+        """Those that clients ask for, and those of replicas."""
+        return [*self.pools.values(), *self.replica_pools]
+
+    def replica_target(self, pool: Pool) -> Target:
+        """Where a replica's pool leads, with the password of its primary's where it has none of its own."""
+        return pool.target if pool.target.password else replace(pool.target, password=pool.home.target.password)
+
+    async def follow_replicas(self) -> None:
+        """Keep knowing which replicas may answer what."""
+        async with trio.open_nursery() as nursery:
+            for pool in self.pools.values():
+                if pool.replicas is not None:
+                    nursery.start_soon(follow_primary, self, pool, pool.replicas)
+                    for replica in pool.replicas.all:
+                        nursery.start_soon(follow_replica, self, pool, pool.replicas, replica)
+
+    async def _open(self, pool: Pool) -> Connected:
+        if pool.home is pool:
+            return await self.rotations[pool.name].connect()
+        connected = await connect(self.replica_target(pool), self.reactor, timeout=pool.limits.origin_connect_timeout)
+        if "in_hot_standby" in connected.parameters:
+            connected.parameters["in_hot_standby"] = "off"  # as the client's session is on the primary
+        return connected
 
     def _stream(self, pool: Pool) -> Stream:
         """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
@@ -245,10 +288,7 @@ class Service:
                 pool.step_aside()
 
     def depart_soon(self, session: Session) -> None:
-        """`session` has finished a transaction during the drain.
-
-        It is told to go a moment later: libpq takes an error that it reads together with an answer for a notice.
-        """
+        """`session` goes when it asks for something, or in a moment."""
         self.stays_until[session] = trio.current_time() + PARTING_SECONDS
 
     def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
@@ -313,7 +353,7 @@ class Service:
         self.reactor.ceremonies += 1
         begun = time.monotonic()
         try:
-            connected = await self.rotations[pool.name].connect()
+            connected = await self._open(pool)
         except trio.TooSlowError:
             self.stats.expired("origin_connect_timeout")
             seconds = pool.limits.origin_connect_timeout
@@ -369,6 +409,8 @@ class Service:
         for name, target in config.targets().items():
             self.pools[name].adopt(config, target.pool_size)
             self.catalog_changed(self.pools[name])  # other functions may be safe now
+        for pool in self.replica_pools:
+            pool.adopt(config, pool.size)
         if self.cache is not None:
             self.cache.max_entry_bytes = config.cache.max_entry_bytes
             self.cache.stale_if_error = config.cache.stale_if_error
@@ -428,7 +470,8 @@ class Service:
         retry_at: dict[str, float] = {}
         while True:
             now = time.monotonic()
-            for name, pool in self.pools.items():
+            for pool in self.every_pool:
+                name = pool.name
                 pool.tick(now)
                 if pool.missing and now >= retry_at.get(name, 0.0):
                     retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
@@ -503,7 +546,7 @@ class Service:
 
     def close_pools(self) -> None:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
-        for pool in self.pools.values():
+        for pool in self.every_pool:
             pool.close()
 
 
@@ -559,6 +602,7 @@ async def serve(
                 nursery.start_soon(rotation.run)
             for pool in service.pools.values():
                 nursery.start_soon(service.keep_catalog, pool)
+            nursery.start_soon(service.follow_replicas)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)
             for ear in service.listeners.values():

@@ -231,6 +231,9 @@ class Session:
 
     def _keep(self, data: bytes) -> None:
         self._inbox = data
+        if self.service.draining and self.holding and not self.busy:
+            self.service.reactor.call_soon(self.shutdown)
+            return
         if len(data) > self.pool.high_water:
             self.transport.pause()
 
@@ -559,7 +562,9 @@ class Session:
         """
         if self.origin is not None:
             return True
-        origin = self.pool.acquire(self)
+        origin = self._replica(capture) if capture is not None and self.pool.replicas is not None else None
+        if origin is None:
+            origin = self.pool.acquire(self)
         if origin is None:
             self.waiting = True
             self._pending = capture
@@ -567,6 +572,11 @@ class Session:
         self._attach(origin)
         self.walk_from = position
         return True
+
+    def _replica(self, capture: Capture) -> Origin | None:
+        """A replica's connection for a read that may be cached, where one is far enough and free."""
+        replicas, cache = self.pool.replicas, self.service.cache
+        return replicas.take(self, capture, cache) if replicas is not None and cache is not None else None
 
     def take_pending(self) -> Capture | None:
         """The capture that waited for a connection together with the message at hand."""
@@ -856,6 +866,8 @@ class Session:
         if not self.transport.reading and pending <= self.pool.high_water:
             self.origin_drained()
         self.pool.release(origin)
+        if self.service.draining:
+            self.depart()
 
     def tell(self, data: bytes) -> None:
         """Send the client an answer that no origin was asked for, now."""
@@ -898,14 +910,13 @@ class Session:
             if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
                 self.origin_drained()
             if origin.outdated:
-                self.pool.abandon(origin, dirty=True)
+                origin.pool.abandon(origin, dirty=True)
             elif self.state.tainted or origin.spoiled:
                 origin.close()
             else:
-                self.pool.release(origin)
+                origin.pool.release(origin)
         if self.service.draining and not self.closed and not self.busy:
-            self.transport.pause()  # it begins nothing new
-            self.service.depart_soon(self)
+            self.depart()
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -984,14 +995,8 @@ class Session:
             self.end(abrupt=True, linger=True)
 
     def origin_lost_because(self, origin: Origin, reason: str) -> None:
-        """The linked connection broke."""
-        if origin.fatal is not None and self.leaving:
-            self.origin_lost(origin.fatal)
-            return
-        if origin.fatal is not None:
-            told = f"{origin.fatal.severity} {origin.fatal.sqlstate}: {origin.fatal.message}"
-            reason = f"{reason}; it had said: {told}"
-        self.origin_lost(errors.origin_lost(reason))
+        """The linked connection broke. If the origin has said why, that is what a private connection would end with."""
+        self.origin_lost(origin.fatal or errors.origin_lost(reason))
 
     def origin_lost(self, error: PgError) -> None:
         origin, self.origin = self.origin, None
@@ -1019,6 +1024,14 @@ class Session:
         self._drop_pending()
         self._fail_message(errors.query_canceled())
         return True
+
+    def depart(self) -> None:
+        """The process ends soon, and nothing is under way here: the next thing that it asks is answered with goodbye.
+
+        libpq takes an error that it reads together with an answer for a notice, and knows nothing of why it ended.
+        """
+        self.hold()
+        self.service.depart_soon(self)
 
     def shutdown(self) -> None:
         """The process ends."""
@@ -1079,7 +1092,7 @@ class Session:
                 if self.state.tainted or origin.spoiled or self._stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come
                 else:
-                    self.pool.abandon(origin, dirty=self.state.dirty)
+                    origin.pool.abandon(origin, dirty=self.state.dirty)
         self.statements.clear()
 
     def _finish_leaving(self) -> None:

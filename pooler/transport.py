@@ -305,12 +305,14 @@ class Transport:
         Raises:
           TransportClosed: the connection broke.
         """
-        while True:
-            data = self.receive()
-            if data is not None:
-                await trio.lowlevel.checkpoint()
-                return data
+        data = self.receive()
+        if data is not None:
+            await trio.lowlevel.checkpoint()
+            return data
+        while data is None:  # each wait is a checkpoint, and a second one would be another round of trio's loop
             await self._wait(trio.lowlevel.wait_readable)
+            data = self.receive()
+        return data
 
     async def send_all(self, data: bytes) -> None:
         """Send everything.

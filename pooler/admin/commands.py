@@ -154,7 +154,7 @@ def _version(service: Service) -> Iterator[Row]:
 
 def _pools(service: Service) -> Iterator[Row]:
     now = time.monotonic()
-    for pool in service.pools.values():
+    for pool in service.every_pool:
         yield (
             pool.name, pool.size, pool.idle_count, pool.busy_count, pool.connecting_count, pool.waiting_count,
             round(pool.oldest_wait_seconds(now), 3), "yes" if pool.ready else "no",
@@ -203,7 +203,7 @@ def _client_state(session: Session) -> str:
 
 def _origins(service: Service) -> Iterator[Row]:
     now = time.monotonic()
-    for pool in service.pools.values():
+    for pool in service.every_pool:
         idle = set(pool.idle)
         for origin in pool.origins:
             session = origin.session
@@ -219,6 +219,17 @@ def _origin_state(origin: Origin) -> str:
     if origin.session is not None:
         return "linked"
     return "draining" if origin.draining else "borrowed"
+
+
+def _replicas(service: Service) -> Iterator[Row]:
+    now = time.perf_counter()
+    for pool in service.pools.values():
+        for replica in pool.replicas.all if pool.replicas is not None else ():
+            lag = replica.lag(now)
+            yield (
+                pool.name, replica.pool.target.place, "yes" if replica.usable(now) else "no",
+                round(lag, 3) if lag is not None else None, round(replica.latency, 6), replica.reads, replica.problem,
+            )  # fmt: skip
 
 
 def _breakers(service: Service) -> Iterator[Row]:
@@ -293,7 +304,7 @@ def _settings(name: str, value: object) -> Iterator[Row]:
 
 def _masked(name: str, secret: SecretStr) -> str:
     """A secret; of a connection URL, where it leads."""
-    if name.rpartition(".")[2] != "origin":
+    if name.rpartition(".")[2] not in ("origin", "url"):
         return MASK
     target = url.parse(secret.get_secret_value())
     return f"postgresql://{target.user}:{MASK}@{target.place}/{target.dbname}?sslmode={target.sslmode}"
@@ -324,6 +335,11 @@ TABLES = {
         "whether origins are tried, and when next",
         _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure"),
         _breakers,
+    ),
+    "REPLICAS": Table(
+        "replicas, and whether reads go to them",
+        _columns("pool host usable lag_seconds~ latency_seconds~ reads# problem"),
+        _replicas,
     ),
     "STATS": Table("totals since the start", _columns("name value~"), _stats),
     "CONFIG": Table("every setting, without secrets", _columns("name value"), _config),

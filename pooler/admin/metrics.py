@@ -63,7 +63,8 @@ class ServiceCollector(Collector):
         yield from _tasks()
         yield from _clients(service)
         yield from _queries(service)
-        yield from _pools(list(service.pools.values()))
+        yield from _pools(service.every_pool)
+        yield from _replicas(service)
         yield from _origins(service)
         if service.cache is not None:
             yield from _cache(service.cache)
@@ -225,6 +226,24 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
     for pool in pools:
         waits.add_metric([pool.name], _buckets(pool.wait_histogram), pool.wait_histogram.total)
     yield waits
+
+
+def _replicas(service: Service) -> Iterator[Metric]:
+    replicas = [replica for pool in service.pools.values() if pool.replicas for replica in pool.replicas.all]
+    if not replicas:
+        return
+    now = time.perf_counter()
+    lag = GaugeMetricFamily(
+        "pgnear_replica_lag_seconds", "What was committed before that is surely there.", labels=["pool"]
+    )
+    usable = GaugeMetricFamily("pgnear_replica_usable", "Whether reads may go to it.", labels=["pool"])
+    reads = CounterMetricFamily("pgnear_replica_reads", "Reads that it was given.", labels=["pool"])
+    for replica in replicas:
+        if replica.known is not None:
+            lag.add_metric([replica.pool.name], now - replica.known.at)
+        usable.add_metric([replica.pool.name], int(replica.usable(now)))
+        reads.add_metric([replica.pool.name], replica.reads)
+    yield from (lag, usable, reads)
 
 
 def _origins(service: Service) -> Iterator[Metric]:

@@ -68,7 +68,7 @@ async def watch_deadlines(service: Service) -> None:
     while True:
         await trio.sleep(service.deadlines.look_seconds)
         now = perf_counter()
-        for pool in service.pools.values():
+        for pool in service.every_pool:
             for origin in list(pool.origins):
                 if origin.session is not None:
                     _look_at(service, origin, origin.session, now)

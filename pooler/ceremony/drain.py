@@ -29,8 +29,8 @@ STEER_SECONDS = 0.5
 LATE_SECONDS = 1.0
 """How long a client that came during the drain may take until its first transaction."""
 
-PARTING_SECONDS = 0.02
-"""Between the end of a client's transaction and its disconnection."""
+PARTING_SECONDS = 0.3
+"""How long a client that asks for nothing more is waited for."""
 
 FAREWELL_SECONDS = 1.0
 """How long a shutdown waits for the end of frames that replication clients are being sent."""
@@ -80,9 +80,13 @@ async def drain(service: Service) -> None:
 
 
 def _dismiss_idle(service: Service) -> bool:
-    """Tell clients that do nothing to go; whether others are left."""
+    """Tell clients that do nothing to go, a moment after they were found so; whether any are left."""
     now = trio.current_time()
     for session in list(service.sessions):
-        if not session.busy and now >= service.stays_until.get(session, 0.0):
-            session.shutdown()
+        if not session.busy:
+            until = service.stays_until.get(session)
+            if until is None:
+                session.depart()
+            elif now >= until:
+                session.shutdown()
     return bool(service.sessions)

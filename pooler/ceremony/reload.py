@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 RESTART = (
-    "listen", "http", "reuse_port", "session_functions", "cache.enabled", "cache.max_bytes", "cache.invalidation",
-    "cache.publication", "cache.ttl_without_stream", "cache.notify_channel", "cache.max_advice_shapes",
+    "listen", "http", "reuse_port", "replica", "session_functions", "cache.enabled", "cache.max_bytes",
+    "cache.invalidation", "cache.publication", "cache.ttl_without_stream", "cache.notify_channel",
+    "cache.max_advice_shapes",
 )  # fmt: skip
 """Settings that only a restart changes. Databases that come or go need one, too."""
 

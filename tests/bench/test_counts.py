@@ -56,12 +56,12 @@ class Ceiling:
 
 
 CEILINGS = {
-    ("simple", "forwarded"): Ceiling(46, 4, 2),
-    ("extended", "forwarded"): Ceiling(67, 4, 2),
-    ("prepared", "forwarded"): Ceiling(60, 4, 2),
-    ("simple", "cached"): Ceiling(24, 2, 1),
-    ("extended", "cached"): Ceiling(34, 2, 1),
-    ("prepared", "cached"): Ceiling(28, 2, 1),
+    ("simple", "forwarded"): Ceiling(28, 4, 2),
+    ("extended", "forwarded"): Ceiling(32, 4, 2),
+    ("prepared", "forwarded"): Ceiling(31, 4, 2),
+    ("simple", "cached"): Ceiling(11, 2, 1),
+    ("extended", "cached"): Ceiling(11, 2, 1),
+    ("prepared", "cached"): Ceiling(11, 2, 1),
 }
 SLACK = 1.02
 """What goes on beside the queries: ticks, a look at a socket that had nothing yet."""
@@ -125,6 +125,25 @@ def test_a_query_needs_no_more_calls_than_it_did(near: dict[str, Pgnear], shape:
     assert calls <= ceiling.calls * SLACK, called
     assert traffic <= ceiling.traffic * SLACK, methods
     assert polls <= ceiling.polls * 1.5  # a sleepy client makes it look in vain
+
+
+LOGINS = 50
+LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES = 137, 3, 7
+"""For one login with SCRAM: AuthenticationSASL, its continuation, and all the rest are one send each."""
+
+
+def test_a_login_needs_no_more_calls_than_it_did(near: dict[str, Pgnear]) -> None:
+    WireClient.logged_in(near["forwarded"].port).terminate()
+    counted(near["forwarded"])
+    for _ in range(LOGINS):
+        WireClient.logged_in(near["forwarded"].port).terminate()
+    functions, methods = counted(near["forwarded"])
+    called = {name: round(count / LOGINS, 2) for name, count in functions.items() if count >= LOGINS / 2}
+    called.pop("reactor.run", None)
+    print(f"login: {sum(called.values()):.1f} calls, {methods}")
+    assert sum(called.values()) <= LOGIN_CALLS, called
+    assert methods["send"] / LOGINS <= LOGIN_SENDS * SLACK
+    assert methods["recv"] / LOGINS <= LOGIN_RECEIVES  # some look in vain
 
 
 @pytest.fixture(scope="module")

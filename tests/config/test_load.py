@@ -162,7 +162,7 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place(tmp_path: Path)
         f"{file} line 8: cache.ttl: write a duration like 500ms, 10s, 5min or a number of seconds",
         "environment PGNEAR_CACHE__MAX_BYTES: cache.max_bytes: input should be greater than or equal to 1048576",
         f"{file} line 3: pool_sise: there is no such setting (did you mean pool_size?)",
-        f"{file} line 2: origin: sslmode=disable may send passwords and data unencrypted to db.example.com; "
+        f"{file} line 2: origin: sslmode=disable may send passwords and data unencrypted to db.example.com:5432; "
         "use verify-full, or set allow_plaintext_origin = true",
         f"{file} line 5: tls_cert_file: missing.crt cannot be read: No such file or directory",
     ]

@@ -198,3 +198,25 @@ def test_a_configuration_cannot_be_changed() -> None:
         settings.pool_size = 1
     with pytest.raises(ValueError, match="frozen"):
         settings.cache.ttl = 1
+
+
+@pytest.mark.parametrize(
+    ("replica", "more", "reason"),
+    [
+        ({"url": "postgresql://app@127.0.0.1/other"}, {}, "user and database must be those of the origin"),
+        ({"url": "postgresql://other@127.0.0.1/shop"}, {}, "user and database must be those of the origin"),
+        ({"url": "postgresql://app@127.0.0.1/shop", "database": "orders"}, {}, "there is no database orders"),
+        (
+            {"url": "postgresql://app@db.example.com/shop?sslmode=disable"},
+            {},
+            "may send passwords and data unencrypted",
+        ),
+        ({"url": "postgresql://app@127.0.0.1/shop"}, {"cache": {"enabled": False}}, "cache.enabled must be true"),
+        ({"url": "postgresql://app@127.0.0.1:x/shop"}, {}, "port is not a number"),
+    ],
+)
+def test_a_replica_that_could_not_stand_in_for_the_origin_is_refused(
+    replica: dict[str, str], more: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Config.model_validate({"origin": "postgresql://app:x@127.0.0.1/shop", "replica": [replica], **more})

@@ -75,7 +75,7 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
             continue
         name = f"{lines[table].strip('#[]')}.{match[1]}" if table >= 0 else match[1]
         known = re.sub(r"^(users|databases)\.\w+", r"\1.NAME", name)
-        known = re.sub(r"^(cache\.policy|override)\.", r"\1[].", known)
+        known = re.sub(r"^(cache\.policy|override|replica)\.", r"\1[].", known)
         seen.add(known)
         switched = [
             text[1:] if index in (number, table) and text[0] == "#" else text for index, text in enumerate(lines)
@@ -87,6 +87,10 @@ def test_each_line_of_the_example_file_can_be_switched_on(tmp_path: Path, monkey
             switched.insert(number, 'password = "x"')
         if name.startswith("cache.policy.") and name != "cache.policy.name":
             switched.insert(number, 'name = "catalogue"')
+        if name.startswith("replica.") and name != "replica.url":
+            switched.insert(number, 'url = "postgresql://app@localhost/shop"')
+        if name == "replica.database":
+            switched.append('[databases.orders]\norigin = "postgresql://app@localhost/shop"')
         if name.startswith("databases.replica.") and name != "databases.replica.origin":
             switched.insert(number, 'origin = "postgresql://app@localhost"')
         if name in ("password_file", "password_command"):

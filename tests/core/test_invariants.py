@@ -177,7 +177,7 @@ def test_an_origin_connection_lost_in_mid_query_is_said_with_class_08(pgnear: St
         until(lambda: direct.execute(find).fetchone(), what="the query does not run")
         thread.join(40)
         assert failure
-        assert failure[0].sqlstate == "08006"
+        assert failure[0].sqlstate == "57P01"
 
 
 def test_idle_connections_that_died_are_replaced_unnoticed(pgnear: Start, origin: Server) -> None:

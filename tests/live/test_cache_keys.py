@@ -334,6 +334,25 @@ def test_one_name_in_two_schemas_is_two_tables(near: Pgnear, past: psycopg.Conne
 # ---- what is never kept ----------------------------------------------------------------------------------------------
 
 
+def test_one_name_in_two_databases_is_two_tables(server: Server, past: psycopg.Connection) -> None:
+    past.execute(b"create database elsewhere")
+    with psycopg.connect(server.url("elsewhere"), autocommit=True) as direct:
+        direct.execute(b"create table item as select 1 as id, 77 as v")
+    query = "select v from item where id = 1"
+    with (
+        running(server.url(), databases={"elsewhere": {"origin": server.url("elsewhere")}}) as near,
+        near.connect() as here,
+        near.connect(dsn={"dbname": "elsewhere"}) as there,
+    ):
+        assert keep(near, here, query) == 10
+        assert keep(near, there, query) == 77
+        here.execute(b"update item set v = 11 where id = 1")
+        assert is_hit(near, there, query)
+        assert answer(here, query) == 11
+        assert answer(there, query) == 77
+    past.execute(b"drop database elsewhere with (force)")
+
+
 def test_an_error_is_not_kept(near: Pgnear, past: psycopg.Connection) -> None:
     read = fresh("select 1 / (20 - v) from item order by id")
     with near.connect() as client:

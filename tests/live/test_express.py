@@ -29,7 +29,8 @@ from tests.support.wire import (
     rows,
 )  # fmt: skip
 
-KEPT = "select count(*) from pg_prepared_statements where not from_sql and statement like '%{}%'"
+KEPT = "select count(*) from pg_prepared_statement() where not from_sql and statement like '%{}%'"
+"""The view of that name shows a client its own only."""
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_two_thousand_clients_are_connected_at_once(pgnear: Start) -> None:
         if hard < 4096:
             pytest.skip("this process may not have as many files open")
         resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
-    near = pgnear(pool_size=4)
+    near = pgnear(pool_size=4, max_unauthenticated_connections=2000, client_login_timeout="100s")
     with near.connect() as connection:
         connection.execute("select 1")
     before = near.peak_memory()

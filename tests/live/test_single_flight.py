@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import wire
+from tests.support.cached import keep
 from tests.support.postgres import Server
 from tests.support.process import Pgnear
 from tests.support.waiting import until
@@ -111,3 +112,35 @@ def test_an_answer_from_before_a_write_is_not_given_to_who_asks_after_it(
             late_answer = int(late.one(text) or 0)
             assert late_answer == 10 + 100 + number + 30
             early.receive_until()
+
+
+def test_an_answer_that_came_too_late_to_be_used_is_not_used_later(
+    near: Pgnear, origin: Server, direct: psycopg.Connection, table: str
+) -> None:
+    """While the catalog is read anew, who was given another's answer asks for himself, and must forget what he got.
+
+    He once kept it, and was served it when he asked again, behind a write.
+    """
+    text = f"select sum(v) from {table} where v > 0"
+    with (
+        origin.connect() as locker,
+        near.connect() as reader,
+        WireClient.logged_in(near.port) as leader,
+        WireClient.logged_in(near.port) as waiter,
+        WireClient.logged_in(near.port) as writer,
+    ):
+        held(direct, table)
+        leader.send(wire.query(text))
+        until(lambda: near.metric("pool_busy") == 1, what="the first one asks")
+        waiter.send(wire.query(text))
+        until(lambda: near.metric("cache_flights_joined_total") == 1, what="the second one waits")
+        locker.execute(b"begin; lock table pg_policy in access exclusive mode")  # the catalog cannot be read
+        writer.query(f"create table {table}_more (id int)")
+        direct.execute("commit")
+        for client in (leader, waiter):
+            assert wire.rows(client.receive_until()) == [[b"60"]]
+        locker.execute(b"commit")
+        keep(near, reader, f"select v from {table} where id = 1")
+        writer.query(f"update {table} set v = 100 where id = 1")
+        assert waiter.one(text) == b"150"
+        writer.query(f"drop table {table}_more")

@@ -407,3 +407,16 @@ def test_a_key_that_cannot_be_used_is_one_clear_line(
         assert str(path) in done.stderr
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_no_session_tickets_are_sent(pgnear: Start) -> None:
+    """As PostgreSQL: its clients do not resume sessions, and each ticket costs a login CPU and bytes."""
+    near = pgnear(tls="require")
+    client = WireClient(near.port)
+    client.send(SSL_REQUEST)
+    assert client.read(1) == b"S"
+    tls = TlsByHand(client.socket, ssl.MemoryBIO(), ssl.MemoryBIO())
+    tls.sendall(startup({"user": "postgres", "database": "postgres"}))
+    assert tls.recv(1) == b"R"
+    assert tls.tls.session is None or not tls.tls.session.has_ticket
+    client.hang_up()

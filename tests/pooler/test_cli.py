@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -281,6 +282,12 @@ def test_a_certificate_that_cannot_be_used_is_status_2_and_named(tmp_path: Path)
     done = run("serve", "--origin", URL, **settings)
     assert done.returncode == 2
     assert "environment PGNEAR_TLS_KEY_FILE: tls_key_file: the key in " in done.stderr
+
+
+@pytest.fixture
+def pgnear(pgnear: Start) -> Start:
+    """The command itself, not forked: what it does at its end is its own."""
+    return partial(pgnear, start=executed)
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------

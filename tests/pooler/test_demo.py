@@ -24,7 +24,7 @@ from tests.support.process import command
 from tests.support.waiting import until
 
 CTRL_C = b"\x03"
-STARTS_WITHIN = 40.0
+STARTS_WITHIN = 90.0
 
 
 class Demo:

@@ -43,6 +43,7 @@ def service() -> Any:
         stats=stats,
         addresses=Addresses(),
         pools=pools,
+        every_pool=list(pools.values()),
         cache=cache,
         sessions=set(),
         relays={},

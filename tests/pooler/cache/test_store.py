@@ -451,8 +451,8 @@ def test_a_scan_of_cold_keys_does_not_flush_the_hot_set(every: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_scan_of_a_million_cold_keys_does_not_flush_a_hot_set_of_a_thousand() -> None:
-    before, after = scan(1_000_000, range(1000), 10)
+def test_a_scan_of_very_many_cold_keys_does_not_flush_a_hot_set_of_a_thousand() -> None:
+    before, after = scan(300_000, range(1000), 10)
     assert before == 1.0
     assert after > 0.99
 
