@@ -36,6 +36,9 @@ _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 LEAST_ITERATIONS, MOST_ITERATIONS = 4096, 10_000_000
 """What scramp takes: RFC 7677's least, and what is no denial of service yet."""
 
+MOST_ROUNDS = 1_000_000
+"""What an origin may ask of pgnear: clients wait while they are worked through, some tenths of a second for so many."""
+
 
 def tls_server_end_point(certificate: bytes) -> bytes:
     """The channel binding data of a certificate in DER: its hash, SHA-256 where its own is MD5 or SHA-1 (RFC 5929)."""
@@ -220,6 +223,13 @@ class ScramServer:
             raise protocol_violation("malformed SCRAM message: not UTF-8") from None
 
 
+def _bearable(server_first: str) -> None:
+    """Raises PgError where the server's first message asks for more rounds than can be worked through meanwhile."""
+    rounds = server_first.rpartition(",i=")[2]
+    if rounds.isdecimal() and (len(rounds) > 9 or int(rounds) > MOST_ROUNDS):
+        raise origin_unreachable(f"it asks for {rounds[:20]} rounds of SCRAM; {MOST_ROUNDS} are the most")
+
+
 class OriginAuthenticator:
     """pgnear's side of logging in to an origin; fed with Authentication messages until AuthenticationOk.
 
@@ -257,6 +267,7 @@ class OriginAuthenticator:
             if code == _SASL:
                 return self._start_scram(data)
             if code == _SASL_CONTINUE and self._client is not None:
+                _bearable(data.decode())
                 self._client.set_server_first(data.decode())
                 return self._response(self._client.get_client_final().encode())
             if code == _SASL_FINAL and self._client is not None:

@@ -52,6 +52,14 @@ def holdings(made: Rig) -> Holdings:
     )
 
 
+def _at_rest(made: Rig, before: Holdings, within: float = 30.0) -> Holdings:
+    """What is held when tasks with a deadline of their own (a client that left, a write that is followed) are over."""
+    end = time.monotonic() + within
+    while (now := holdings(made)).tasks > before.tasks and time.monotonic() < end:
+        _wait(0.2)
+    return now
+
+
 def _metric(made: Rig, name: str) -> float:
     with urlopen(f"http://127.0.0.1:{made.http}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
@@ -115,7 +123,7 @@ def soak(server: Server, seconds: float, tellers: int, seed: int, pause: tuple[f
             stop.set()
             worker.join(30)
         wrong += audit(second, made.ask)
-        after = holdings(made)
+        after = _at_rest(made, before)
         print(f"faults {happened}; {second.acknowledged} transfers; errors {second.errors}", flush=True)
         print(f"before {before}\nafter  {after}", flush=True)
         if after.memory > before.memory + MEMORY_MAY_GROW_BYTES:

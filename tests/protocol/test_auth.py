@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import secrets
+from struct import pack
 
 import pytest
 import scramp.core
@@ -522,3 +523,15 @@ def test_a_former_password_under_the_same_salt_will_do_and_no_third_one() -> Non
     for password in ("chalk", "pen"):
         with pytest.raises(PgError, match="password authentication failed"):
             exchange(ScramServer([current, former, elsewhere], "user", None), client(password))
+
+
+def test_an_origin_that_asks_for_more_rounds_than_can_be_borne_is_refused_at_once() -> None:
+    """Ten million of them, which scramp takes, held every client of pgnear up for most of a minute."""
+    login = OriginAuthenticator("user", "secret", channel_binding=None, cleartext_allowed=False)
+    first = login.feed(pack("!I", 10) + b"SCRAM-SHA-256\0\0")
+    assert first is not None
+    nonce = first.rpartition(b"r=")[2]
+    salt = base64.b64encode(b"s" * 16)
+    for rounds in (b"1000001", b"10000000", b"9" * 5000):
+        with pytest.raises(PgError, match="rounds of SCRAM"):
+            login.feed(pack("!I", 11) + b"r=" + nonce + b"x,s=" + salt + b",i=" + rounds)
