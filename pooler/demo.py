@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
@@ -107,12 +107,7 @@ def _run(port: int, data: Path | None, http: str | None) -> None:
         data=data, password=secrets.token_urlsafe(24), settings={} if data is None else {"fsync": "on"}
     )
     try:
-        print("Starting PostgreSQL ...", flush=True)
-        if postgres.start():
-            print("Loading the sample ...", flush=True)
-            _load_sample(postgres)
-        origin = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{postgres.port}/{DATABASE}"
-        trio.run(_serve, _settings(origin, listen, http), postgres.bin)
+        trio.run(_serve, postgres, listen, http)
     finally:
         for number in SIGNALS:  # the rest is quick; a second Ctrl-C must not leave a server behind
             signal.signal(number, signal.SIG_IGN)
@@ -149,12 +144,16 @@ def _free_address(address: str | None) -> str | None:
     return address
 
 
-def _load_sample(postgres: EmbeddedPostgres) -> None:
+def _load_sample(postgres: EmbeddedPostgres, stopped: Callable[[], bool]) -> None:
     role = f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}';\nCREATE DATABASE {DATABASE} OWNER {USER};\n"
     sample = files("pooler").joinpath("sample.sql").read_text(encoding="utf-8")
     script = ("-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-")
     _client(postgres, "psql", *script, "postgres", user="postgres", password=postgres.password, stdin=role)
+    if stopped():
+        return
     _client(postgres, "pgbench", "-i", "-q", DATABASE)
+    if stopped():
+        return
     _client(postgres, "psql", *script, DATABASE, stdin=sample)
     (postgres.data / MARK).write_text("Filled by `pgnear demo`.\n", encoding="utf-8")
 
@@ -186,20 +185,40 @@ def _client(
         raise PostgresFailed(f"{program} cannot load the sample: {done.stderr.strip()}")
 
 
-async def _serve(settings: config.Config, programs: Path) -> None:
-    """Serve, and show what happens, until a signal. A second one cuts the goodbyes to clients short."""
+async def _serve(postgres: EmbeddedPostgres, listen: str, http: str | None) -> None:
+    """Start, serve, and show what happens, until a signal. A second one cuts the goodbyes to clients short."""
     stop = trio.Event()
     console = Console(highlight=False)
     with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
 
             def started(service: Service) -> None:
-                _say_hello(service, programs, console)
+                _say_hello(service, postgres.bin, console)
                 nursery.start_soon(_show_live if console.is_terminal else _show_lines, service, console)
 
             nursery.start_soon(_watch, signals, stop, nursery.cancel_scope)
-            await serve(settings, started=started, stop=stop)
+            await _prepare(postgres, stop)
+            if not stop.is_set():
+                origin = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{postgres.port}/{DATABASE}"
+                await serve(_settings(origin, listen, http), started=started, stop=stop)
             nursery.cancel_scope.cancel()
+
+
+async def _prepare(postgres: EmbeddedPostgres, stop: trio.Event) -> None:
+    """A PostgreSQL with the sample in it. Each step is carried to its end, lest a program is left behind.
+
+    Raises:
+      PostgresFailed: there is none, and that is not because of a signal, which Ctrl-C sends to initdb and psql, too.
+    """
+    try:
+        print("Starting PostgreSQL ...", flush=True)
+        if await trio.to_thread.run_sync(postgres.start) and not stop.is_set():
+            print("Loading the sample ...", flush=True)
+            await trio.to_thread.run_sync(_load_sample, postgres, stop.is_set)
+    except PostgresFailed:
+        await trio.sleep(0.1)  # the signal that ended a program came to us as well
+        if not stop.is_set():
+            raise
 
 
 async def _watch(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:

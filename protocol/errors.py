@@ -263,6 +263,9 @@ def origin_lost(reason: str) -> PgError:
     )
 
 
+ORIGIN_UNREACHABLE = "the origin database cannot be reached: "
+
+
 @_examples(
     "reason",
     "Connection refused",
@@ -280,10 +283,18 @@ def origin_lost(reason: str) -> PgError:
     "it offers only SCRAM-SHA-512 authentication",
     "SCRAM failed: The server signature doesn't match.",
     "it said AuthenticationOk without finishing SCRAM",
+    "it asks for 10000000 rounds of SCRAM; 1000000 are the most",
+    "it breaks the protocol: a message ended before its last field",
+    "what it said behind its login made no sense",
+    "an internal error of pgnear; see its log",
+    "it has no address",
+    "it is not what target_session_attrs=read-write asks for",
+    "it refuses pgnear's login: password authentication failed",
+    "db1:5432: Connection refused; db2:5432: Connection refused",
 )
 def origin_unreachable(reason: str) -> PgError:
     """A new origin connection could not be opened, encrypted or logged in."""
-    return PgError("08001", f"the origin database cannot be reached: {reason}")
+    return PgError("08001", ORIGIN_UNREACHABLE + reason)
 
 
 @_example(reason="the origin database cannot be reached: Connection refused", failures=5, retry_in_seconds=1.234)
@@ -378,7 +389,9 @@ def disabled(database: str) -> PgError:
 @_example(problems="pgnear.toml line 3: pool_size: input should be greater than or equal to 1")
 def cannot_reload(problems: str) -> PgError:
     """RELOAD, and the configuration cannot be used; the old one still holds."""
-    return PgError("F0000", "the configuration was not reloaded", detail=problems, hint="Correct it, and RELOAD again.")
+    return PgError(
+        "F0000", "the configuration was not reloaded", detail=f"{problems}.", hint="Correct it, and RELOAD again."
+    )
 
 
 @_example(name="public.odrers")

@@ -77,7 +77,7 @@ async def connect(
             except PgError as error:
                 _failures.note(host, time.monotonic())
                 refused |= isinstance(error, LoginRefused)
-                problems[host.place] = error.message.removeprefix(errors.origin_unreachable("").message)
+                problems[host.place] = error.message.removeprefix(errors.ORIGIN_UNREACHABLE)
                 log.info("origin_host_passed_over", host=host.place, wanted=wish, reason=error.message)
             else:
                 _failures.forget(host)

@@ -100,7 +100,7 @@ def test_check_config_says_everything_at_once(tmp_path: Path) -> None:
         f"pgnear: {file} line 4: cache.ttl: input should be greater than 0",
         "pgnear: environment PGNEAR_LOG__level: log.level: input should be 'debug', 'info', 'warning' or 'error'",
         f"pgnear: {file} line 2: pool_sise: there is no such setting (did you mean pool_size?)",
-        f"pgnear: {file} line 1: origin: sslmode=allow may send passwords and data unencrypted to db; "
+        f"pgnear: {file} line 1: origin: sslmode=allow may send passwords and data unencrypted to db:5432; "
         "use verify-full, or set allow_plaintext_origin = true",
     ]
 

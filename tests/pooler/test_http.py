@@ -29,6 +29,8 @@ def service() -> Any:
         stats=Stats(),
         addresses=Addresses(),
         pools={},
+        every_pool=(),
+        listeners={},
         cache=None,
         sessions=set(),
         relays={},

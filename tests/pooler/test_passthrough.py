@@ -57,11 +57,11 @@ def relaying(high_water: int = 1 << 20) -> Iterator[tuple[Relay, socket.socket, 
     origin, near_origin = socket.socketpair()
     reactor = Reactor()
     service: Any = SimpleNamespace(relays={}, cache=None, reactor=reactor)
-    pool: Any = SimpleNamespace(name="shop", high_water=high_water)
+    pool: Any = SimpleNamespace(name="shop", target=None, high_water=high_water)
     request = StartupMessage(3, 0, {"user": "app", "replication": "true"})
     relay = Relay(service, pool, Transport(near_client, reactor), request)
     service.relays[relay.key[0]] = relay
-    relay.begin(Connected(Transport(near_origin, reactor), 1, b"1234", {}), b"")
+    relay.begin(Connected(Transport(near_origin, reactor), 1, b"1234", {}, pool.target), b"")
     with client, origin:
         yield relay, client, origin
     relay.end("the test is over")
