@@ -24,7 +24,7 @@ from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, 
 from protocol import errors, framing
 
 if TYPE_CHECKING:
-    from pooler.extended import Operation
+    from pooler.operations import Operation
     from pooler.origin import Origin
     from pooler.session import Session
 
