@@ -24,7 +24,7 @@ from pooler import express, extended, simple
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
-from pooler.caching import NOTHING, depart, keep, note_block, note_write, reach_of
+from pooler.caching import depart, keep, note_block
 from pooler.logs import get_logger
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
@@ -39,6 +39,7 @@ from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
+from pooler.writes import NOTHING, end_unsure, invalidate, note_write, reach_of, schema_changed
 from protocol import errors, framing
 from protocol.errors import PgError
 from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
@@ -743,9 +744,9 @@ class Session:
         """A notable frame of `unit` passed."""
         if kind == COMMAND_COMPLETE:
             if self.writes:
-                self._invalidate()
+                invalidate(self)
             if self.schema_changes:
-                self._schema_changed()
+                schema_changed(self)
         elif kind == ERROR:
             self.service.stats.query_errors += 1
             if self.state.watching:
@@ -812,12 +813,12 @@ class Session:
             if self.portals:
                 self.portals.clear()
             if self.writes:
-                self._invalidate()
+                invalidate(self)
                 if not origin.units:
                     self.writes = False
                     self.reach = NOTHING
             if self.schema_changes:
-                self._schema_changed()
+                schema_changed(self)
                 self.schema_changes = False
             if self.defaults_change:
                 service.defaults_changed(self.defaults_change)
@@ -835,17 +836,6 @@ class Session:
         self.reports = origin.reports
         if frames:
             origin.emit(frames)
-
-    def _schema_changed(self) -> None:
-        """Names may mean something else now: statements are parsed and the catalog is read anew."""
-        self.pool.schema_epoch += 1
-        if self.service.cache is not None:
-            self.service.cache.invalidate_database(self.namespace)
-        self.service.catalog_changed(self.pool)
-
-    def _invalidate(self) -> None:
-        if self.service.cache is not None:
-            self.service.cache.invalidate(self.namespace, self.reach)
 
     def has_nothing_to_do(self, origin: Origin) -> bool:
         """Whether the end of an ordinary unit, outside a transaction, is nothing but the end of the link."""
@@ -1005,13 +995,8 @@ class Session:
         origin, self.origin = self.origin, None
         self._to_origin.clear()
         if self.writes and origin is not None:
-            self._end_unsure(origin)
+            end_unsure(self, origin)
         self.fatal(error)
-
-    def _end_unsure(self, origin: Origin) -> None:
-        """Whether the write that `origin` works on takes effect is not known, and nobody will be told."""
-        self._invalidate()
-        self.service.follow_write(origin, self.namespace, self.reach)
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
@@ -1086,7 +1071,7 @@ class Session:
         if origin is not None:
             self.origin = None
             if self.writes and origin.units:
-                self._end_unsure(origin)
+                end_unsure(self, origin)
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
