@@ -2,7 +2,7 @@
 
 Lives here: whether a read may be cached (syntax, catalog, policy), its key, freshness and background refresh. Not here:
 entries and their bounds (`cache.store`), what a statement reads (`cache.catalog`), what a write invalidates (`writes`),
-the messages that an answer becomes (`simple`, `answers`).
+who asks for all (`boarding`), the messages that an answer becomes (`simple`, `answers`).
 
 A read's way: `ask` gives an Entry (fresh, or stale with its refresh under way), a `Capture` (cacheable; the origin's
 answer is copied on its way and handed to `keep`), `WAIT` (somebody else asks the origin the same already; the session
@@ -14,6 +14,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pooler.boarding import Wait, board, leave
 from pooler.cache.catalog import Verdict
 from pooler.cache.entry import Entry
 from pooler.cache.eviction import MAX_USES
@@ -35,16 +36,9 @@ NO_PARAMETERS = b"\0\0"
 _REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
 
 
-class _Wait:
-    """Of `WAIT`."""
-
-
-WAIT = _Wait()
-
-
 def ask(
     session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool, stated: bool = False
-) -> Entry | Capture | _Wait | None:
+) -> Entry | Capture | Wait | None:
     """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
 
     Args:
@@ -63,12 +57,12 @@ def ask(
     else:
         verdict = verdict_on(session, prepared)
         if verdict is None or not verdict.cacheable:
-            _not_for_all(session)
+            leave(session)
             return None
         policy, tables = _policy(session, prepared), verdict.tables
         prepared.asked = (catalog, reports, user, policy, tables)
     if not policy.enabled:
-        _not_for_all(session)
+        leave(session)
         return None
     key = (session.namespace, user, session.settings.label, prepared.text, prepared.types, tail)
     entry = cache.get(key, now, policy.namespace)
@@ -81,7 +75,7 @@ def ask(
         or (described and entry.row_description is None)
         or (stated and entry.parameter_description is None and not without_parameters(tail))
     ):
-        return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
+        return board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
     return entry
@@ -147,40 +141,6 @@ def make_ready(
             session.namespace, session.user, session.state.settings, session.reports, catalog
         )
     store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
-
-
-def _not_for_all(session: Session) -> None:
-    """What is asked is not for the cache, any more perhaps: others must not wait for it."""
-    flight, session.flight = session.flight, None
-    if flight is not None and session.service.flights is not None:
-        session.service.flights.leave(flight, session)
-
-
-def _board(session: Session, capture: Capture) -> Capture | _Wait:
-    """Lead the flight for a key that is not there, or wait for it."""
-    flights = session.service.flights
-    if flights is None or session.alone or session.origin is not None:
-        session.alone = False
-        return capture
-    flight = session.flight
-    if flight is None or flight.leader is not session or flight.key != capture.key:
-        tables = tuple(capture.tables)
-        flight = flights.join(capture.key, session, capture.sent_at, capture.database, tables)
-    if flight.leader is session:
-        session.flight = None
-        capture.flight, capture.flights = flight, flights
-        return capture
-    session.flight = flight
-    session.hold()
-    return WAIT
-
-
-def depart(service: Service, capture: Capture, now: float) -> None:
-    """The query of `capture` goes out only now: its answer will have all writes up to here."""
-    assert service.cache is not None
-    capture.stamp, capture.sent_at = service.cache.begin(), now
-    if capture.flight is not None and service.flights is not None:
-        service.flights.departed(capture.flight)
 
 
 def may_be_asked(session: Session) -> bool:

@@ -17,8 +17,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pooler.answers import answer_locally, look_up
+from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
-from pooler.caching import WAIT, may_be_asked, study
+from pooler.caching import may_be_asked, study
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
 from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
@@ -78,7 +79,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         if lookup is True:
             return True
         capture = lookup
-    capture = session.take_pending() or capture
+    capture = take_pending(session) or capture
     origin = session.origin
     assert origin is not None
     if session.service.classifier.recalls_seen and recall_sequences(session, operations) and not origin.open_unit:
@@ -100,7 +101,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:
-        session.capture(unit, capture)
+        copy_answer(session, unit, capture)
     bound = translation.bound
     if len(bound) == 1:
         prepared, tail = bound[0]

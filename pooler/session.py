@@ -21,10 +21,11 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from pooler import express, extended, simple
+from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
-from pooler.caching import depart, keep, note_block
+from pooler.caching import keep, note_block
 from pooler.logs import get_logger
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
@@ -38,7 +39,7 @@ from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
+from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from pooler.writes import NOTHING, end_unsure, invalidate, note_write, reach_of, schema_changed
 from protocol import errors, framing
 from protocol.errors import PgError
@@ -77,6 +78,7 @@ class Session:
       traces: what it may have left on connections for good (`sql.traces`). insists: it must not see those of others.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
+      pending: the capture that waits for a connection together with the message at the head of the input.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
       copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
       holding: input is kept until the origin has said something that pgnear must know first.
@@ -88,10 +90,10 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_pending", "_scope", "_scope_label",
-        "_stream", "_stream_begun", "_to_origin", "alone", "began", "bound", "closed", "copying", "database",
-        "defaults_change", "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace",
-        "only_reads", "origin", "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_scope", "_scope_label", "_stream",
+        "_stream_begun", "_to_origin", "alone", "began", "bound", "closed", "copying", "database", "defaults_change",
+        "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
+        "pending", "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes",
         "sequence_home", "service", "skipping", "state", "statements", "stirred", "traces", "transport",
         "unnamed_doubted", "user", "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
@@ -129,7 +131,7 @@ class Session:
         self.landed: Entry | None = None
         self.alone = False
         self.only_reads = False
-        self._pending: Capture | None = None
+        self.pending: Capture | None = None
         self.origin: Origin | None = None
         self.waiting = False
         self.holding = False
@@ -512,12 +514,6 @@ class Session:
             body = _POSITION.sub(lambda found: b"\0P%d\0" % place_before(said, edits, int(found[1])), body)
         return framing.frame(frame[:1], body)
 
-    def capture(self, unit: Unit, capture: Capture) -> None:
-        """Copy the unit's answer for the cache."""
-        unit.capture = capture
-        unit.latency = self.service.stats.miss_latency
-        unit.notable = ALL
-
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.
 
@@ -569,7 +565,7 @@ class Session:
             origin = self.pool.acquire(self)
         if origin is None:
             self.waiting = True
-            self._pending = capture
+            self.pending = capture
             return False
         self._attach(origin)
         self.walk_from = position
@@ -579,18 +575,6 @@ class Session:
         """A replica's connection for a read that may be cached, where one is far enough and free."""
         replicas, cache = self.pool.replicas, self.service.cache
         return replicas.take(self, capture, cache) if replicas is not None and cache is not None else None
-
-    def take_pending(self) -> Capture | None:
-        """The capture that waited for a connection together with the message at hand."""
-        capture, self._pending = self._pending, None
-        if capture is not None:
-            depart(self.service, capture, perf_counter())
-        return capture
-
-    def _drop_pending(self) -> None:
-        capture, self._pending = self._pending, None
-        if capture is not None:
-            capture.fail()
 
     def land(self, entry: Entry) -> None:
         """Somebody else's answer to what this session asks."""
@@ -603,11 +587,6 @@ class Session:
         self.flight = flight
         self.alone = flight is None
         self.release_hold()
-
-    def _leave_flight(self) -> None:
-        flight, self.flight = self.flight, None
-        if flight is not None and self.service.flights is not None:
-            self.service.flights.leave(flight, self)
 
     def _attach(self, origin: Origin) -> None:
         self.origin = origin
@@ -660,7 +639,7 @@ class Session:
     def refused(self, error: PgError) -> None:
         """The pool's other answer: the message that needed a connection fails, the session goes on."""
         self.waiting = False
-        self._drop_pending()
+        drop_pending(self)
         self._fail_message(error)
 
     def _fail_message(self, error: PgError) -> None:
@@ -1001,7 +980,7 @@ class Session:
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
         if self.holding and self.flight is not None:
-            self._leave_flight()
+            leave(self)
             self.holding = False
             self._fail_message(errors.query_canceled())
             return True
@@ -1009,7 +988,7 @@ class Session:
             return False
         self.pool.withdraw(self)
         self.waiting = False
-        self._drop_pending()
+        drop_pending(self)
         self._fail_message(errors.query_canceled())
         return True
 
@@ -1063,8 +1042,8 @@ class Session:
         if self.waiting:
             self.pool.withdraw(self)
             self.waiting = False
-        self._drop_pending()
-        self._leave_flight()
+        drop_pending(self)
+        leave(self)
         self.service.forget(self)
         self._chunks.clear()
         self._inbox = b""

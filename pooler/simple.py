@@ -13,9 +13,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pooler import views
+from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
+from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -63,13 +64,13 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     if session.origin is None and not session.link(position, capture):
         return False
     assert session.origin is not None
-    capture = session.take_pending() or capture
+    capture = take_pending(session) or capture
     if statement.recalls_sequences:
         session.forget_others_sequences(session.origin)
     session.origin.unnamed = None
     unit = open_unit(session, started)
     if capture is not None:
-        session.capture(unit, capture)
+        copy_answer(session, unit, capture)
     session.mind(statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
     if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
