@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
+from pooler.consequences import mind
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
 from protocol.framing import length_at
@@ -77,7 +78,7 @@ def _query(session: Session, data: bytes) -> bool:
         if origin.units:
             return False
         unit = _unit(session, origin)
-        session.mind(statement, unit)
+        mind(session, statement, unit)
     unit.simple = True
     if session.pool.advice is not None:
         study(session, unit, statement, data[5:-1], ALL_TEXT)
@@ -171,7 +172,7 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     unit = _unit(session, origin)
     service = session.service
     if (not statement.reads_only and service.observes) or (statement.sequences and service.recallers):
-        session.mind(statement, unit)
+        mind(session, statement, unit)
     elif statement.sequences:
         session.sequence_home = origin
         origin.sequence_client = session.key[0]

@@ -20,6 +20,7 @@ from pooler.answers import answer_locally, look_up
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
 from pooler.caching import may_be_asked, study
+from pooler.consequences import forget_others_sequences, go_home, look, restore_startup
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
 from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
@@ -69,9 +70,9 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             session.skip_to_sync(at_sync=terminator == _SYNC)
             return True
         if session.service.classifier.recalls_seen and recall_sequences(session, operations):
-            session.go_home()
+            go_home(session)
         if session.service.classifier.looks_seen:
-            session.look(b";".join(texts_that_look(session, operations)))
+            look(session, b";".join(texts_that_look(session, operations)))
         if not session.link(start, capture):
             return False
     elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
@@ -83,7 +84,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     origin = session.origin
     assert origin is not None
     if session.service.classifier.recalls_seen and recall_sequences(session, operations) and not origin.open_unit:
-        session.forget_others_sequences(origin)
+        forget_others_sequences(session, origin)
     if session.schema_moved and _verify(session, origin, operations):
         return False
     alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
@@ -115,7 +116,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if not unit.synced and unit is not origin.units[-1]:
         raise errors.protocol_violation("messages were sent behind an unfinished COPY")
     if translation.discards_all and unit.synced and session.state.startup is not DEFAULTS:
-        session.send_later(session.restore_startup(unit))
+        session.send_later(restore_startup(session, unit))
     return True
 
 

@@ -25,25 +25,23 @@ from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
-from pooler.caching import keep, note_block
+from pooler.caching import keep
+from pooler.consequences import leave_traces
 from pooler.logs import get_logger
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
-from pooler.sequences import Kind
-from pooler.settings import DEFAULTS, Reports, Settings
-from pooler.sql.effects import quote_literal, set_config_sql
-from pooler.sql.statement import DefaultChange, Part, PinKind, Statement
-from pooler.sql.traces import looks_closely
+from pooler.settings import Reports, Settings
+from pooler.sql.statement import DefaultChange, Part, PinKind
 from pooler.sql.views import Edit, place_before
 from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
-from pooler.writes import NOTHING, end_unsure, invalidate, note_write, reach_of, schema_changed
+from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
+from pooler.writes import NOTHING, end_unsure, invalidate, schema_changed
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
+from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -398,21 +396,6 @@ class Session:
         self.hold()
         self.send_later(FLUSH_FRAME)
 
-    def restore_startup(self, unit: Unit) -> bytes:
-        """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
-        unit.silent = True
-        if self.origin is not None:
-            self.origin.unnamed = None  # it ends with this Query
-
-        def done(own: Unit) -> None:
-            if own.error is not None and not unit.failed:
-                self.fatal(own.error)
-
-        own = Unit.own(done)
-        own.announces = True
-        self.push(own)
-        return DEFAULTS.difference_to(self.state.startup)
-
     def skip_to_sync(self, *, at_sync: bool) -> None:
         """An extended batch has failed without an origin: the rest of it is dropped, up to its Sync."""
         if at_sync:
@@ -425,55 +408,7 @@ class Session:
         """Whether DDL has been seen at all, so that a statement may be older than its tables."""
         return self.pool.schema_epoch > 0
 
-    # ---- what a statement means for the session ----------------------------------------------------------------------
-
-    def mind(self, statement: Statement, unit: Unit) -> None:
-        """Note what `statement`, now on its way, may do to the cache."""
-        if self.only_reads or statement.isolation:
-            note_block(self, statement)
-        if not statement.reads_only and self.service.observes:
-            reach = reach_of(self, statement)
-            if reach is None or reach:
-                note_write(self, reach)
-        if statement.sequences and self.origin is not None:
-            self.sequence_home = self.origin
-            self.origin.sequence_client = self.key[0]
-            recallers = self.service.recallers
-            self.origin.asked_again = bool(recallers) and recallers.will_ask(
-                self.kind, statement, self.pool.sequence_tables
-            )
-        if statement.leaves and self.origin is not None:
-            self.traces |= statement.leaves
-            self.origin.traces |= statement.leaves
-        if statement.changes_schema:
-            self.schema_changes = True
-        if statement.changes_defaults:
-            self.defaults_change += statement.changes_defaults
-        if statement.session_functions:
-            self.service.classifier.add_functions(statement.session_functions)
-        if statement.databases:
-            self.service.leave_databases(statement.databases)
-        if (self.writes or self.schema_changes) and unit.capture is None:
-            unit.notable |= WATCHFUL
-
-    def go_home(self) -> None:
-        """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
-        if self.service.recallers.add(self.kind):
-            log.info("sequence_values_asked_for", user=self.user, database=self.database, application=self.kind[2])
-        home = self.sequence_home
-        if self.origin is None and home is not None and home.sequence_client == self.key[0] and self.pool.take(home):
-            self._attach(home)
-
-    def forget_others_sequences(self, origin: Origin) -> None:
-        """Before currval or lastval: another client's values are not this one's, so the origin must not know them."""
-        if origin.sequence_client == self.key[0]:
-            return
-        if self.sequence_home is not None:
-            log.warning("sequence_state_lost", user=self.user, database=self.database, client=self.transport.peer)
-        origin.sequence_client = self.key[0]
-        origin.unnamed = None
-        self.push(Unit.own(lambda own: None))  # in a failed transaction it fails, and so does what comes behind
-        self.send_later(query("DISCARD SEQUENCES"))
+    # ---- what a completed statement means for the session ------------------------------------------------------------
 
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""
@@ -567,7 +502,7 @@ class Session:
             self.waiting = True
             self.pending = capture
             return False
-        self._attach(origin)
+        self.attach(origin)
         self.walk_from = position
         return True
 
@@ -588,7 +523,7 @@ class Session:
         self.alone = flight is None
         self.release_hold()
 
-    def _attach(self, origin: Origin) -> None:
+    def attach(self, origin: Origin) -> None:
         self.origin = origin
         origin.session = self
         origin.client_pid = self.key[0]
@@ -600,28 +535,9 @@ class Session:
             origin.traces |= self.settings.customs
             self.service.stats.settings_replayed += 1
         if self.insists and not self.traces <= origin.traces:
-            self._leave_traces(origin)
+            leave_traces(self, origin)
         if self.mode == "session":
             self.pin(PinKind.SESSION)
-
-    def look(self, text: bytes) -> None:
-        """Before linking for a text that may look at traces: see to it that those are this client's own."""
-        self.insists = self.service.config.strict_custom_settings or looks_closely(text) is not None
-
-    def _leave_traces(self, origin: Origin) -> None:
-        """Custom settings that this client has once set are known, as '', wherever it is."""
-        for name in sorted(name for name in self.traces - origin.traces if "." in name):
-            literal = quote_literal(name)
-            is_unknown = f"pg_catalog.current_setting({literal},true) IS NULL"
-            self.send_later(query(f"{set_config_sql(name, '')} WHERE {is_unknown}"))
-            origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
-            origin.unnamed = None
-            origin.traces |= {name}
-
-    @property
-    def kind(self) -> Kind:
-        """Clients that are taken to behave as this one does."""
-        return self.pool.name, self.user, self.reports.values.get("application_name", "")
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -630,7 +546,7 @@ class Session:
     def granted(self, origin: Origin) -> None:
         """The pool's answer to `link`: go on where the walk stopped."""
         self.waiting = False
-        self._attach(origin)
+        self.attach(origin)
         self.walk_from = 0
         self._resume_walk()
         if self.origin is origin and not origin.units and not self.closed:

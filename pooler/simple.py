@@ -17,6 +17,7 @@ from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
 from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
+from pooler.consequences import forget_others_sequences, go_home, look, mind, restore_startup
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -58,20 +59,20 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
             return False
         capture = found
     if statement.recalls_sequences:
-        session.go_home()
+        go_home(session)
     if session.origin is None and (statement.looks or session.insists):
-        session.look(text)
+        look(session, text)
     if session.origin is None and not session.link(position, capture):
         return False
     assert session.origin is not None
     capture = take_pending(session) or capture
     if statement.recalls_sequences:
-        session.forget_others_sequences(session.origin)
+        forget_others_sequences(session, session.origin)
     session.origin.unnamed = None
     unit = open_unit(session, started)
     if capture is not None:
         copy_answer(session, unit, capture)
-    session.mind(statement, unit)
+    mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
     if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
         session.send_later(_followed(session, unit, statement, text))
@@ -117,7 +118,7 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -
         session.rewritten = (unit, text, edits)
     frame = query(edited(text, edits))
     if any(part.discards == "all" for part in statement.parts) and state.startup is not DEFAULTS:
-        frame += session.restore_startup(unit)
+        frame += restore_startup(session, unit)
     return frame
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pooler import views
 from pooler.cache.keys import ALL_TEXT
 from pooler.caching import NO_PARAMETERS
+from pooler.consequences import mind
 from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
@@ -270,7 +271,7 @@ class Translation:
             self.messages.append(self.data[start:end])
         self.steps.append((BIND, True, name, None))
         statement = prepared.statement
-        session.mind(statement, self.unit)
+        mind(session, statement, self.unit)
         self.bound.append((prepared, self.data[rest:end]))
         if statement.has_effects or (session.state.watching and statement.parts):
             session.state.watching = True
