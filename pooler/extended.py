@@ -16,6 +16,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from pooler import copying
 from pooler.answers import answer_locally, look_up
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
@@ -98,7 +99,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
-        unit.synced = session.copying is None or not session.in_copy  # which ignores it
+        unit.synced = session.copying is None or not copying.is_open(session)  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
+from pooler import copying
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
@@ -448,7 +449,7 @@ class Origin:
         unit = self.units[0]
         if unit.synced or (unit.steps and not unit.failed):
             return True
-        return self.session is not None and self.session.in_copy
+        return self.session is not None and copying.is_open(self.session)
 
     def make_room(self) -> list[Prepared]:
         """Forget statements until there is room for one more, and say which: they must be closed on the connection."""

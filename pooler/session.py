@@ -20,7 +20,7 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import express, extended, simple
+from pooler import copying, express, extended, simple
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
@@ -78,7 +78,9 @@ class Session:
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       pending: the capture that waits for a connection together with the message at the head of the input.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
-      copying: the unit in which the origin waits for COPY data, if `in_copy` says so.
+      copying: the unit in which the origin waits for COPY data, if `copying.is_open`.
+      stream_left: bytes that are missing of a CopyData that passes unlooked at. stream_begun: the origin has its head.
+      to_origin: bytes for the linked connection, sent when the walk is over.
       holding: input is kept until the origin has said something that pgnear must know first.
       stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
         something had come, or was under way.
@@ -88,12 +90,12 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_scope", "_scope_label", "_stream",
-        "_stream_begun", "_to_origin", "alone", "began", "bound", "closed", "copying", "database", "defaults_change",
-        "flight", "holding", "insists", "key", "landed", "leaving", "mode", "namespace", "only_reads", "origin",
-        "pending", "pool", "portals", "quiet_since", "reach", "reports", "rewritten", "schema_changes",
-        "sequence_home", "service", "skipping", "state", "statements", "stirred", "traces", "transport",
-        "unnamed_doubted", "user", "view", "waiting", "walk_from", "writes", "wrote",
+        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_scope", "_scope_label", "alone", "began",
+        "bound", "closed", "copying", "database", "defaults_change", "flight", "holding", "insists", "key", "landed",
+        "leaving", "mode", "namespace", "only_reads", "origin", "pending", "pool", "portals", "quiet_since", "reach",
+        "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
+        "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "unnamed_doubted", "user",
+        "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -148,12 +150,12 @@ class Session:
         self._chunks: list[bytes] = []
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
-        self._stream = 0  # bytes left of a CopyData that passes without being looked at
+        self.stream_left = 0
         self.copying: Unit | None = None
-        self._stream_begun = False  # its beginning was sent to the origin
+        self.stream_begun = False
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._to_origin: list[bytes] = []
+        self.to_origin: list[bytes] = []
         self.walk_from = 0
         self.view: View | None = None
         self._scope_label = self.state.current.label
@@ -205,7 +207,7 @@ class Session:
         """Whether what comes now is a new request, with nothing before it that is incomplete, waits or is skipped."""
         return not (
             self.waiting or self.holding or self.leaving or self.skipping or self._inbox or self._missing
-            or self._discard or self._stream
+            or self._discard or self.stream_left
         )  # fmt: skip
 
     def _take(self, data: bytes) -> None:
@@ -243,7 +245,7 @@ class Session:
         """Handle every whole message in `data`; keep what is incomplete or must wait."""
         end = len(data)
         limit = self.pool.max_message_bytes
-        position = self._pass_stream(data) if self._stream else 0
+        position = copying.pass_stream(self, data) if self.stream_left else 0
         batch: list[tuple[int, int, int]] = []
         kept = position  # everything before it is handled
         while end - position >= 5:
@@ -258,8 +260,8 @@ class Session:
                 return
             if frame_end > end:
                 if kind == COPY_DATA and not batch:
-                    self._stream_begun = self._copy_data(data[position:end])
-                    self._stream = frame_end - end
+                    self.stream_begun = copying.pass_on(self, data[position:end])
+                    self.stream_left = frame_end - end
                     kept = end
                 else:
                     self._missing = frame_end - end
@@ -305,8 +307,8 @@ class Session:
             self._flush_client()
             if self.closed:
                 return
-        if self._to_origin:
-            self._flush_origin(data)
+        if self.to_origin:
+            self.flush_origin(data)
 
     def _skip_message(self, kind: int, rest: int, error: PgError) -> None:
         """A message is over the limit and nothing else is under way: it fails, and the session goes on behind it."""
@@ -337,26 +339,6 @@ class Session:
             self._refuse(error)
             return False
 
-    def _pass_stream(self, data: bytes) -> int:
-        taken = min(self._stream, len(data))
-        self._stream -= taken
-        if self._stream_begun:
-            # The origin has the frame's head: it must get the rest, even if the COPY has failed meanwhile.
-            self._to_origin.append(data[:taken])
-            if not self._stream:
-                self._stream_begun = False
-                self._flush_origin(b"")
-                self.settled()
-        return taken
-
-    def _copy_data(self, part: bytes) -> bool:
-        """Pass a part of a COPY on; whether there is one. If not, it has failed, and the origin would ignore it too."""
-        origin = self.origin
-        if origin is None or not origin.units:
-            return False
-        self._to_origin.append(part)
-        return True
-
     def _single(self, data: bytes, position: int, kind: int, frame_end: int) -> bool:
         """A message that is no part of an extended batch; False if it must wait."""
         if kind in (QUERY, FUNCTION_CALL) and self.origin is not None and self.origin.open_unit is not None:
@@ -369,14 +351,14 @@ class Session:
         if kind == QUERY:
             return simple.submit(self, data, position, frame_end)
         if kind == TERMINATE:
-            if self.in_copy:
+            if copying.is_open(self):
                 self.send_later(TERMINATE_FRAME)  # it is no part of COPY: what the origin says to it is the last word
             elif self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
-            self._flush_origin(data)
+            self.flush_origin(data)
             self.end(abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
-            self._copy_data(data[position:frame_end])
+            copying.pass_on(self, data[position:frame_end])
             if kind != COPY_DATA:
                 self.copying = None
         elif kind == FUNCTION_CALL:
@@ -386,7 +368,7 @@ class Session:
             self.only_reads = False
             self.reach = None
             simple.open_unit(self, perf_counter())
-            self._to_origin.append(data[position:frame_end])
+            self.to_origin.append(data[position:frame_end])
         else:
             self._refuse(errors.protocol_violation(f"invalid frontend message type {kind}"))
         return True
@@ -476,7 +458,7 @@ class Session:
 
     def send_later(self, data: bytes) -> None:
         """Bytes for the linked origin, sent when the walk is over."""
-        self._to_origin.append(data)
+        self.to_origin.append(data)
 
     def answer(self, data: bytes) -> None:
         """Bytes for the client that no origin was asked for."""
@@ -528,7 +510,7 @@ class Session:
         origin.session = self
         origin.client_pid = self.key[0]
         if origin.settings is not self.settings:
-            self._to_origin.append(origin.settings.difference_to(self.settings))
+            self.to_origin.append(origin.settings.difference_to(self.settings))
             origin.units.append(Unit.own())
             origin.unnamed = None
             origin.settings = self.settings
@@ -590,8 +572,8 @@ class Session:
         if data:
             self._walk(data)
 
-    def _flush_origin(self, data: bytes) -> None:
-        parts = self._to_origin
+    def flush_origin(self, data: bytes) -> None:
+        parts = self.to_origin
         if not parts:
             return
         origin = self.origin
@@ -619,7 +601,7 @@ class Session:
         origin.lost(f"before anything was sent: {reason}")
         self.service.stats.retries += 1
         self._chunks.clear()
-        self._missing = self._stream = 0
+        self._missing = self.stream_left = 0
         self._inbox = data[self.walk_from :]
         self._resume_walk()
 
@@ -649,32 +631,9 @@ class Session:
             if PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
         elif kind == COPY_IN and self.origin is not None:
-            self.copying = unit
-            if not unit.simple and unit.synced:
-                self._ignore_sync(unit, self.origin)
-            if self.leaving:
-                self.origin.send_or_lose(TERMINATE_FRAME)
+            copying.begin(self, self.origin, unit)
         elif kind == COPY_BOTH:
             self.pin(PinKind.REPLICATION)
-
-    @property
-    def in_copy(self) -> bool:
-        """Whether the origin waits for COPY data that the client has not ended."""
-        unit, origin = self.copying, self.origin
-        if unit is None or origin is None or unit not in origin.units:
-            self.copying = None
-            return False
-        return self.leaving or not unit.failed
-
-    def _ignore_sync(self, unit: Unit, origin: Origin) -> None:
-        """An origin in COPY IN ignores the Sync that was sent along: `unit` ends with the next, which may be here."""
-        unit.synced = False
-        if len(origin.units) > 1 and not origin.units[1].simple and not origin.units[1].swallow:
-            follower = origin.units[1]
-            del origin.units[1]
-            unit.synced = follower.synced
-            if follower.steps:
-                unit.script(list(follower.steps))
 
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
@@ -738,7 +697,7 @@ class Session:
         return not (
             state.watching or state.pins or state.tainted or self.writes or self.schema_changes
             or self.defaults_change or self.only_reads or self.portals or self.leaving or self.holding
-            or self._stream_begun or self._to_origin or origin.reports is not self.reports
+            or self.stream_begun or self.to_origin or origin.reports is not self.reports
         )  # fmt: skip
 
     def part(self, origin: Origin, data: bytes) -> None:
@@ -782,7 +741,7 @@ class Session:
     def settled(self) -> None:
         """Nothing is owed: give the connection back unless a transaction, a pin or held input keeps it."""
         origin = self.origin
-        if origin is None or origin.units or origin.status != IDLE or self._to_origin or self._stream_begun:
+        if origin is None or origin.units or origin.status != IDLE or self.to_origin or self.stream_begun:
             if self.leaving and origin is not None and not origin.owes_answers:
                 self._finish_leaving()
             return
@@ -867,7 +826,7 @@ class Session:
             reason=error.message,
         )
         if self.origin is not None:
-            self._flush_origin(b"")
+            self.flush_origin(b"")
         self.fatal(error)
 
     def fatal(self, error: PgError) -> None:
@@ -888,7 +847,7 @@ class Session:
 
     def origin_lost(self, error: PgError) -> None:
         origin, self.origin = self.origin, None
-        self._to_origin.clear()
+        self.to_origin.clear()
         if self.writes and origin is not None:
             end_unsure(self, origin)
         self.fatal(error)
@@ -970,9 +929,9 @@ class Session:
             if origin.units and not origin.owes_answers:
                 origin.close()  # a batch without its Sync: closing undoes it
             elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin, within_message=self._stream_begun)
+                self.service.cancel_abandoned(origin, within_message=self.stream_begun)
             elif not origin.closed:
-                if self.state.tainted or origin.spoiled or self._stream_begun:
+                if self.state.tainted or origin.spoiled or self.stream_begun:
                     origin.close()  # the rest of a message that it has begun to read will not come
                 else:
                     origin.pool.abandon(origin, dirty=self.state.dirty)
