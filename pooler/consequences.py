@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pooler import ending
 from pooler.caching import note_block
 from pooler.logs import get_logger
 from pooler.sequences import Kind
@@ -105,7 +106,7 @@ def restore_startup(session: Session, unit: Unit) -> bytes:
 
     def done(own: Unit) -> None:
         if own.error is not None and not unit.failed:
-            session.fatal(own.error)
+            ending.fatal(session, own.error)
 
     own = Unit.own(done)
     own.announces = True

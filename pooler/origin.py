@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler import copying
+from pooler import copying, ending
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
@@ -394,7 +394,7 @@ class Origin:
         session = self.session
         self.close()
         if session is not None:
-            session.origin_lost(errors.settings_not_restored(error))
+            ending.lost(session, errors.settings_not_restored(error))
 
     def _deliver(self) -> None:
         out = self._out
@@ -501,9 +501,9 @@ class Origin:
         self.close()
         self.pool.lost(self, reason, idle=idle)
         if session is not None and self.mid_frame:
-            session.end(abrupt=True)  # an error put inside a row that was cut short would be read as its values
+            ending.end(session, abrupt=True)  # an error put inside a row that was cut short would be read as its values
         elif session is not None:
-            session.origin_lost_because(self, reason)
+            ending.lost_because(session, self, reason)
 
     def crashed(self, error: Exception) -> None:
         self.lost("an internal error of pgnear; see its log")

@@ -20,7 +20,7 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, express, extended, simple
+from pooler import copying, ending, express, extended, simple
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
@@ -38,7 +38,7 @@ from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
-from pooler.writes import NOTHING, end_unsure, invalidate, schema_changed
+from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors, framing
 from protocol.errors import PgError
 from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at
@@ -90,8 +90,8 @@ class Session:
     """
 
     __slots__ = (
-        "_chunks", "_discard", "_inbox", "_missing", "_out", "_out_bytes", "_scope", "_scope_label", "alone", "began",
-        "bound", "closed", "copying", "database", "defaults_change", "flight", "holding", "insists", "key", "landed",
+        "_discard", "_missing", "_out", "_out_bytes", "_scope", "_scope_label", "alone", "began", "bound", "chunks",
+        "closed", "copying", "database", "defaults_change", "flight", "holding", "inbox", "insists", "key", "landed",
         "leaving", "mode", "namespace", "only_reads", "origin", "pending", "pool", "portals", "quiet_since", "reach",
         "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
         "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "unnamed_doubted", "user",
@@ -146,8 +146,8 @@ class Session:
         self.writes = False  # something was sent that may write, and its transaction is not over
         self.wrote: frozenset[int] | None = NOTHING  # the tables that the statement before this one may write to
         self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
-        self._inbox = b""
-        self._chunks: list[bytes] = []
+        self.inbox = b""
+        self.chunks: list[bytes] = []
         self._missing = 0
         self._discard = 0  # bytes left of a message that was refused
         self.stream_left = 0
@@ -190,12 +190,12 @@ class Session:
         try:
             data = self.transport.receive()
         except TransportClosed:
-            self.end(abrupt=True)
+            ending.end(self, abrupt=True)
             return
         if data is None:
             return
         if not data:
-            self.end(abrupt=True)
+            ending.end(self, abrupt=True)
             return
         self.stirred = True
         if self._is_clear and express.submit(self, data):
@@ -206,7 +206,7 @@ class Session:
     def _is_clear(self) -> bool:
         """Whether what comes now is a new request, with nothing before it that is incomplete, waits or is skipped."""
         return not (
-            self.waiting or self.holding or self.leaving or self.skipping or self._inbox or self._missing
+            self.waiting or self.holding or self.leaving or self.skipping or self.inbox or self._missing
             or self._discard or self.stream_left
         )  # fmt: skip
 
@@ -217,26 +217,26 @@ class Session:
             self._discard -= dropped
             data = data[dropped:]
         if self._missing > len(data):
-            self._chunks.append(data)
+            self.chunks.append(data)
             self._missing -= len(data)
             return
-        if self._chunks:
-            self._chunks.append(data)
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+        if self.chunks:
+            self.chunks.append(data)
+            data = b"".join(self.chunks)
+            self.chunks.clear()
         self._missing = 0
-        if self._inbox:
-            data = self._inbox + data
-            self._inbox = b""
+        if self.inbox:
+            data = self.inbox + data
+            self.inbox = b""
         if self.waiting or self.leaving or self.holding:
             self._keep(data)
             return
         self._walk(data)
 
     def _keep(self, data: bytes) -> None:
-        self._inbox = data
+        self.inbox = data
         if self.service.draining and self.holding and not self.busy:
-            self.service.reactor.call_soon(self.shutdown)
+            self.service.reactor.call_soon(lambda: ending.shutdown(self))
             return
         if len(data) > self.pool.high_water:
             self.transport.pause()
@@ -256,7 +256,7 @@ class Session:
                 self._skip_message(kind, frame_end - end, bad_length(kind, length, limit))
                 return
             if not 4 <= length <= limit:
-                self._refuse(bad_length(kind, length, limit))
+                ending.refuse(self, bad_length(kind, length, limit))
                 return
             if frame_end > end:
                 if kind == COPY_DATA and not batch:
@@ -296,7 +296,7 @@ class Session:
             kept = position
             batch = []
             if self._out_bytes > self.pool.high_water:
-                self._flush_client()
+                self.flush_client()
                 if self.closed:
                     return
                 if self.transport.pending > self.pool.high_water:
@@ -304,7 +304,7 @@ class Session:
         if kept < end:
             self._keep_rest(data[kept:] if kept else data)
         if self._out:  # answers from here are for what came before anything that an origin was asked
-            self._flush_client()
+            self.flush_client()
             if self.closed:
                 return
         if self.to_origin:
@@ -319,11 +319,11 @@ class Session:
             self.answer(READY_IDLE)
         else:
             self.skipping = True
-        self._flush_client()
+        self.flush_client()
 
     def _keep_rest(self, rest: bytes) -> None:
         if self._missing and not (self.waiting or self.holding):
-            self._chunks.append(rest)
+            self.chunks.append(rest)
         else:
             self._missing = 0
             self._keep(rest)
@@ -333,10 +333,10 @@ class Session:
         try:
             return handle(self, data, *arguments)
         except ValueError:
-            self._refuse(errors.protocol_violation("a message ended before its last field"))
+            ending.refuse(self, errors.protocol_violation("a message ended before its last field"))
             return False
         except PgError as error:
-            self._refuse(error)
+            ending.refuse(self, error)
             return False
 
     def _single(self, data: bytes, position: int, kind: int, frame_end: int) -> bool:
@@ -356,7 +356,7 @@ class Session:
             elif self.origin is not None and self.origin.open_unit is not None:
                 self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
             self.flush_origin(data)
-            self.end(abrupt=False)
+            ending.end(self, abrupt=False)
         elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
             copying.pass_on(self, data[position:frame_end])
             if kind != COPY_DATA:
@@ -370,7 +370,7 @@ class Session:
             simple.open_unit(self, perf_counter())
             self.to_origin.append(data[position:frame_end])
         else:
-            self._refuse(errors.protocol_violation(f"invalid frontend message type {kind}"))
+            ending.refuse(self, errors.protocol_violation(f"invalid frontend message type {kind}"))
         return True
 
     def _hold_for_answers(self, origin: Origin) -> None:
@@ -542,14 +542,14 @@ class Session:
 
     def _fail_message(self, error: PgError) -> None:
         """Answer the message at the head of the inbox with `error`."""
-        data = self._inbox
+        data = self.inbox
         self.answer(error.response())
         if data[:1] in (b"Q", b"F"):
-            self._inbox = data[1 + length_at(data, 1)[0] :]
+            self.inbox = data[1 + length_at(data, 1)[0] :]
             self.answer(READY_IDLE)
         else:
             self.skipping = True
-        self._flush_client()
+        self.flush_client()
         if not self.closed:
             self._resume_walk()
 
@@ -567,7 +567,7 @@ class Session:
     def _resume_walk(self) -> None:
         if self.closed or self.waiting or self.holding:
             return
-        data, self._inbox = self._inbox, b""
+        data, self.inbox = self.inbox, b""
         self.transport.resume()
         if data:
             self._walk(data)
@@ -600,9 +600,9 @@ class Session:
         origin.draining = True
         origin.lost(f"before anything was sent: {reason}")
         self.service.stats.retries += 1
-        self._chunks.clear()
+        self.chunks.clear()
         self._missing = self.stream_left = 0
-        self._inbox = data[self.walk_from :]
+        self.inbox = data[self.walk_from :]
         self._resume_walk()
 
     def origin_drained(self) -> None:
@@ -682,7 +682,7 @@ class Session:
                 origin.pool.role_reported(origin, READ_ONLY)  # a SET of the client's is not what it comes from
             self.report(origin)
         if status != IDLE and self.mode == "statement":
-            service.reactor.call_soon(lambda: self.fatal(errors.no_transaction_blocks()))
+            service.reactor.call_soon(lambda: ending.fatal(self, errors.no_transaction_blocks()))
 
     def report(self, origin: Origin) -> None:
         """Tell the client which reported settings have changed, as the origin would before ReadyForQuery."""
@@ -705,7 +705,7 @@ class Session:
         try:
             pending = self.transport.send(data)
         except TransportClosed:
-            self.end(abrupt=True)
+            ending.end(self, abrupt=True)
             return
         self.origin = None
         if not origin.transport.reading:
@@ -714,14 +714,14 @@ class Session:
             self.origin_drained()
         origin.pool.release(origin)
         if self.service.draining:
-            self.depart()
+            ending.depart(self)
 
     def tell(self, data: bytes) -> None:
         """Send the client an answer that no origin was asked for, now."""
         try:
             pending = self.transport.send(data)
         except TransportClosed:
-            self.end(abrupt=True)
+            ending.end(self, abrupt=True)
             return
         if pending > self.pool.high_water:
             self.transport.pause()
@@ -733,7 +733,7 @@ class Session:
         try:
             self.transport.send(data)
         except TransportClosed:
-            self.end(abrupt=True)
+            ending.end(self, abrupt=True)
             return
         if self.transport.pending > self.pool.high_water and self.origin is not None:
             self.origin.transport.pause()
@@ -743,10 +743,10 @@ class Session:
         origin = self.origin
         if origin is None or origin.units or origin.status != IDLE or self.to_origin or self.stream_begun:
             if self.leaving and origin is not None and not origin.owes_answers:
-                self._finish_leaving()
+                ending.end(self, abrupt=True)
             return
         if self.leaving:
-            self._finish_leaving()
+            ending.end(self, abrupt=True)
         elif self.state.pins:
             if self.state.probe_due:
                 self._probe(origin)
@@ -763,7 +763,7 @@ class Session:
             else:
                 origin.pool.release(origin)
         if self.service.draining and not self.closed and not self.busy:
-            self.depart()
+            ending.depart(self)
 
     def _probe(self, origin: Origin) -> None:
         """Ask the origin whether the state that pins is still there."""
@@ -789,7 +789,7 @@ class Session:
         try:
             self.transport.flush()
         except TransportClosed:
-            self.end(abrupt=True)
+            ending.end(self, abrupt=True)
             return
         if self.transport.pending > self.pool.high_water // 2:
             return
@@ -798,10 +798,10 @@ class Session:
         if not self.waiting:
             if self.origin is None or self.origin.transport.pending <= self.pool.high_water:
                 self.transport.resume()
-            if self._inbox and not self.leaving:
+            if self.inbox and not self.leaving:
                 self._resume_walk()
 
-    def _flush_client(self) -> None:
+    def flush_client(self) -> None:
         if self._out:
             data = b"".join(self._out)
             self._out.clear()
@@ -809,48 +809,12 @@ class Session:
             try:
                 self.transport.send(data)
             except TransportClosed:
-                self.end(abrupt=True)
+                ending.end(self, abrupt=True)
                 return
             if self.transport.pending > self.pool.high_water:
                 self.transport.pause()
 
     # ---- its end -----------------------------------------------------------------------------------------------------
-
-    def _refuse(self, error: PgError) -> None:
-        """The client broke the protocol or a bound: it is told, and its connection ends."""
-        log.warning(
-            "client_refused",
-            user=self.user,
-            client=self.transport.peer,
-            sqlstate=error.sqlstate,
-            reason=error.message,
-        )
-        if self.origin is not None:
-            self.flush_origin(b"")
-        self.fatal(error)
-
-    def fatal(self, error: PgError) -> None:
-        """Say `error` as the last thing and close."""
-        if self.closed:
-            return
-        if self.origin is not None and self.origin.mid_frame:
-            self.end(abrupt=True)  # words put inside a row that was cut short would be read as its values
-            return
-        self.answer(error.fatal().response())
-        self._flush_client()
-        if not self.closed:
-            self.end(abrupt=True, linger=True)
-
-    def origin_lost_because(self, origin: Origin, reason: str) -> None:
-        """The linked connection broke. If the origin has said why, that is what a private connection would end with."""
-        self.origin_lost(origin.fatal or errors.origin_lost(reason))
-
-    def origin_lost(self, error: PgError) -> None:
-        origin, self.origin = self.origin, None
-        self.to_origin.clear()
-        if self.writes and origin is not None:
-            end_unsure(self, origin)
-        self.fatal(error)
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
@@ -866,18 +830,6 @@ class Session:
         drop_pending(self)
         self._fail_message(errors.query_canceled())
         return True
-
-    def depart(self) -> None:
-        """The process ends soon, and nothing is under way here: the next thing that it asks is answered with goodbye.
-
-        libpq takes an error that it reads together with an answer for a notice, and knows nothing of why it ended.
-        """
-        self.hold()
-        self.service.depart_soon(self)
-
-    def shutdown(self) -> None:
-        """The process ends."""
-        self.fatal(errors.admin_shutdown())
 
     def has_key(self, secret: bytes) -> bool:
         """Whether `secret` is the one this client was given to cancel with."""
@@ -898,50 +850,8 @@ class Session:
             or (origin is not None and (bool(origin.units) or origin.status != IDLE))
         )
 
-    def end(self, *, abrupt: bool, linger: bool = False) -> None:
-        """The client left: by Terminate, or (abrupt) without a word; or we end it, having said why (linger)."""
-        if self.closed:
-            return
-        origin = self.origin
-        if not abrupt and origin is not None and origin.owes_answers:
-            # What it sent before Terminate is carried out, as on a private connection.
-            self.leaving = True
-            self.transport.pause()
-            self.service.leave_later(self)
-            return
-        self.closed = True
-        if linger:
-            self.transport.linger()
-        else:
-            self.transport.close()
-        if self.waiting:
-            self.pool.withdraw(self)
-            self.waiting = False
-        drop_pending(self)
-        leave(self)
-        self.service.forget(self)
-        self._chunks.clear()
-        self._inbox = b""
-        if origin is not None:
-            self.origin = None
-            if self.writes and origin.units:
-                end_unsure(self, origin)
-            if origin.units and not origin.owes_answers:
-                origin.close()  # a batch without its Sync: closing undoes it
-            elif origin.units and not origin.closed:
-                self.service.cancel_abandoned(origin, within_message=self.stream_begun)
-            elif not origin.closed:
-                if self.state.tainted or origin.spoiled or self.stream_begun:
-                    origin.close()  # the rest of a message that it has begun to read will not come
-                else:
-                    origin.pool.abandon(origin, dirty=self.state.dirty)
-        self.statements.clear()
-
-    def _finish_leaving(self) -> None:
-        self.end(abrupt=True)
-
     def crashed(self, error: Exception) -> None:
-        self.fatal(errors.internal_error())
+        ending.fatal(self, errors.internal_error())
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "waiting" if self.waiting else "linked" if self.origin else "unlinked"
