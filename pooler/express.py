@@ -1,7 +1,7 @@
 """The express lane: whole requests in the shapes that nearly all have, on the shortest way there is.
 
 Lives here: a Query, and Parse/Bind/Describe/Execute/Sync with or without the Parse, each alone in what its client has
-sent. What is in the slightest unusual is left to `Session._walk`, which can do everything: a False from here has
+sent. What is in the slightest unusual is left to `walk`, which can do everything: a False from here has
 changed nothing that matters.
 
 What makes it fast: a text's meaning and a Parse message's statement are found by the message's own bytes; a cached

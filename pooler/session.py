@@ -1,8 +1,8 @@
-"""One client in traffic: its frames in, an origin connection when it needs one, its answers out.
+"""One client in traffic: what it is and has, an origin connection when it needs one, its answers out.
 
-Lives here: the walk over frontend frames, linking and releasing, settings and pins, the client's end. Not here: login
-(`ceremony.login`), what the extended protocol's messages become (`extended`), backend frames (`origin`), what a
-statement means (`sql`).
+Lives here: a client's state, linking and releasing, and what answers mean for it on their way. Not here: login
+(`ceremony.login`), its frames (`walk`, `express`), what they become (`simple`, `extended`), backend frames (`origin`),
+what a statement means (`sql`, and `consequences` for the session), its end (`ending`).
 
 States of a session, each seen from two attributes:
 
@@ -15,12 +15,12 @@ States of a session, each seen from two attributes:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, ending, express, extended, simple
+from pooler import copying, ending, express
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
@@ -38,29 +38,21 @@ from pooler.state import SessionState, probe_query
 from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
+from pooler.walk import take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors, framing
 from protocol.errors import PgError
-from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at
+from protocol.framing import READY_IDLE, length_at
 
 if TYPE_CHECKING:
     from pooler.service import Service
 
 log = get_logger(__name__)
 
-QUERY, PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, FUNCTION_CALL, TERMINATE = b"QPBDECSHFX"
-COPY_DATA, COPY_DONE, COPY_FAIL = b"dcf"
-_SKIPPABLE = frozenset({QUERY, PARSE, BIND})
-_BATCH_ENDS = frozenset({SYNC, FLUSH})
-_BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
-
 _POSITION = re.compile(rb"\0P(\d+)\0")
 _ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
-PARTIAL_BATCH_BYTES = 65536
-"""Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
-"""
 
 
 class Session:
@@ -80,7 +72,10 @@ class Session:
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
       copying: the unit in which the origin waits for COPY data, if `copying.is_open`.
       stream_left: bytes that are missing of a CopyData that passes unlooked at. stream_begun: the origin has its head.
-      to_origin: bytes for the linked connection, sent when the walk is over.
+      chunks: a message that is incomplete, of which `missing` bytes have not come. discard: bytes to come of a message
+        that was refused. inbox: input that must wait.
+      to_origin: bytes for the linked connection, sent when the walk is over. out: answers that no origin was asked for,
+        `out_bytes` in all.
       holding: input is kept until the origin has said something that pgnear must know first.
       stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
         something had come, or was under way.
@@ -90,12 +85,12 @@ class Session:
     """
 
     __slots__ = (
-        "_discard", "_missing", "_out", "_out_bytes", "_scope", "_scope_label", "alone", "began", "bound", "chunks",
-        "closed", "copying", "database", "defaults_change", "flight", "holding", "inbox", "insists", "key", "landed",
-        "leaving", "mode", "namespace", "only_reads", "origin", "pending", "pool", "portals", "quiet_since", "reach",
-        "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state", "statements",
-        "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "unnamed_doubted", "user",
-        "view", "waiting", "walk_from", "writes", "wrote",
+        "_scope", "_scope_label", "alone", "began", "bound", "chunks", "closed", "copying", "database",
+        "defaults_change", "discard", "flight", "holding", "inbox", "insists", "key", "landed", "leaving", "missing",
+        "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
+        "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state",
+        "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "unnamed_doubted",
+        "user", "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -148,13 +143,13 @@ class Session:
         self.reach: frozenset[int] | None = NOTHING  # the tables it may write to; None: any
         self.inbox = b""
         self.chunks: list[bytes] = []
-        self._missing = 0
-        self._discard = 0  # bytes left of a message that was refused
+        self.missing = 0
+        self.discard = 0
         self.stream_left = 0
         self.copying: Unit | None = None
         self.stream_begun = False
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self.out: list[bytes] = []
+        self.out_bytes = 0
         self.to_origin: list[bytes] = []
         self.walk_from = 0
         self.view: View | None = None
@@ -180,7 +175,7 @@ class Session:
         """Begin traffic; `received` came behind the login already."""
         self.transport.register(self)
         if received:
-            self._take(received)
+            take(self, received)
         if not self.closed:
             self.readable()
 
@@ -200,183 +195,15 @@ class Session:
         self.stirred = True
         if self._is_clear and express.submit(self, data):
             return
-        self._take(data)
+        take(self, data)
 
     @property
     def _is_clear(self) -> bool:
         """Whether what comes now is a new request, with nothing before it that is incomplete, waits or is skipped."""
         return not (
-            self.waiting or self.holding or self.leaving or self.skipping or self.inbox or self._missing
-            or self._discard or self.stream_left
+            self.waiting or self.holding or self.leaving or self.skipping or self.inbox or self.missing
+            or self.discard or self.stream_left
         )  # fmt: skip
-
-    def _take(self, data: bytes) -> None:
-        self.stirred = True
-        if self._discard:
-            dropped = min(self._discard, len(data))
-            self._discard -= dropped
-            data = data[dropped:]
-        if self._missing > len(data):
-            self.chunks.append(data)
-            self._missing -= len(data)
-            return
-        if self.chunks:
-            self.chunks.append(data)
-            data = b"".join(self.chunks)
-            self.chunks.clear()
-        self._missing = 0
-        if self.inbox:
-            data = self.inbox + data
-            self.inbox = b""
-        if self.waiting or self.leaving or self.holding:
-            self._keep(data)
-            return
-        self._walk(data)
-
-    def _keep(self, data: bytes) -> None:
-        self.inbox = data
-        if self.service.draining and self.holding and not self.busy:
-            self.service.reactor.call_soon(lambda: ending.shutdown(self))
-            return
-        if len(data) > self.pool.high_water:
-            self.transport.pause()
-
-    def _walk(self, data: bytes) -> None:
-        """Handle every whole message in `data`; keep what is incomplete or must wait."""
-        end = len(data)
-        limit = self.pool.max_message_bytes
-        position = copying.pass_stream(self, data) if self.stream_left else 0
-        batch: list[tuple[int, int, int]] = []
-        kept = position  # everything before it is handled
-        while end - position >= 5:
-            kind = data[position]
-            length = length_at(data, position + 1)[0]
-            frame_end = position + 1 + length
-            if length > limit and kind in _SKIPPABLE and self.origin is None:
-                self._skip_message(kind, frame_end - end, bad_length(kind, length, limit))
-                return
-            if not 4 <= length <= limit:
-                ending.refuse(self, bad_length(kind, length, limit))
-                return
-            if frame_end > end:
-                if kind == COPY_DATA and not batch:
-                    self.stream_begun = copying.pass_on(self, data[position:end])
-                    self.stream_left = frame_end - end
-                    kept = end
-                else:
-                    self._missing = frame_end - end
-                break
-            if kind in _BATCHED:
-                batch.append((kind, position, frame_end))
-                position = frame_end
-                if frame_end - kept < PARTIAL_BATCH_BYTES:
-                    continue
-                handled = self.skipping or self._guard(data, extended.submit, kept, batch, 0)
-            elif kind in _BATCH_ENDS:
-                if self.skipping:
-                    if kind == SYNC:
-                        self.skipping = False
-                        self._out.append(READY_IDLE)
-                    handled = True
-                else:
-                    handled = self._guard(data, extended.submit, kept, batch, kind)
-                position = frame_end
-            else:
-                if batch and not self.skipping:  # a Query or CopyData behind messages without Sync
-                    if not self._guard(data, extended.submit, kept, batch, 0):
-                        break
-                    batch = []
-                    kept = position
-                handled = self._guard(data, Session._single, position, kind, frame_end)
-                position = frame_end
-            if self.closed or self.leaving:
-                return
-            if not handled:
-                break
-            kept = position
-            batch = []
-            if self._out_bytes > self.pool.high_water:
-                self.flush_client()
-                if self.closed:
-                    return
-                if self.transport.pending > self.pool.high_water:
-                    break
-        if kept < end:
-            self._keep_rest(data[kept:] if kept else data)
-        if self._out:  # answers from here are for what came before anything that an origin was asked
-            self.flush_client()
-            if self.closed:
-                return
-        if self.to_origin:
-            self.flush_origin(data)
-
-    def _skip_message(self, kind: int, rest: int, error: PgError) -> None:
-        """A message is over the limit and nothing else is under way: it fails, and the session goes on behind it."""
-        log.warning("message_too_large", user=self.user, client=self.transport.peer, reason=error.message)
-        self._discard = max(rest, 0)
-        self.answer(error.response())
-        if kind == QUERY:
-            self.answer(READY_IDLE)
-        else:
-            self.skipping = True
-        self.flush_client()
-
-    def _keep_rest(self, rest: bytes) -> None:
-        if self._missing and not (self.waiting or self.holding):
-            self.chunks.append(rest)
-        else:
-            self._missing = 0
-            self._keep(rest)
-
-    def _guard(self, data: bytes, handle: Callable[..., bool], *arguments: object) -> bool:
-        """Run one handler; a message that breaks the protocol ends the session with an error it can read."""
-        try:
-            return handle(self, data, *arguments)
-        except ValueError:
-            ending.refuse(self, errors.protocol_violation("a message ended before its last field"))
-            return False
-        except PgError as error:
-            ending.refuse(self, error)
-            return False
-
-    def _single(self, data: bytes, position: int, kind: int, frame_end: int) -> bool:
-        """A message that is no part of an extended batch; False if it must wait."""
-        if kind in (QUERY, FUNCTION_CALL) and self.origin is not None and self.origin.open_unit is not None:
-            if self.origin.open_unit.failed:
-                return True  # the origin skips everything up to a Sync
-            if self.origin.open_unit.steps:
-                self._hold_for_answers(self.origin)
-                return False
-            self.origin.spoiled = True  # PostgreSQL 18 may be left in a state that the next client would meet
-        if kind == QUERY:
-            return simple.submit(self, data, position, frame_end)
-        if kind == TERMINATE:
-            if copying.is_open(self):
-                self.send_later(TERMINATE_FRAME)  # it is no part of COPY: what the origin says to it is the last word
-            elif self.origin is not None and self.origin.open_unit is not None:
-                self.send_later(FLUSH_FRAME)  # what it sent is carried out, and the end of it must be seen
-            self.flush_origin(data)
-            ending.end(self, abrupt=False)
-        elif kind in (COPY_DATA, COPY_DONE, COPY_FAIL):
-            copying.pass_on(self, data[position:frame_end])
-            if kind != COPY_DATA:
-                self.copying = None
-        elif kind == FUNCTION_CALL:
-            if not self.link(position):
-                return False
-            self.writes = True
-            self.only_reads = False
-            self.reach = None
-            simple.open_unit(self, perf_counter())
-            self.to_origin.append(data[position:frame_end])
-        else:
-            ending.refuse(self, errors.protocol_violation(f"invalid frontend message type {kind}"))
-        return True
-
-    def _hold_for_answers(self, origin: Origin) -> None:
-        """Whether what comes now is carried out or skipped depends on what is still under way: wait for that."""
-        self.hold()
-        self.send_later(FLUSH_FRAME)
 
     def skip_to_sync(self, *, at_sync: bool) -> None:
         """An extended batch has failed without an origin: the rest of it is dropped, up to its Sync."""
@@ -462,8 +289,8 @@ class Session:
 
     def answer(self, data: bytes) -> None:
         """Bytes for the client that no origin was asked for."""
-        self._out.append(data)
-        self._out_bytes += len(data)
+        self.out.append(data)
+        self.out_bytes += len(data)
 
     # ---- the link ----------------------------------------------------------------------------------------------------
 
@@ -570,7 +397,7 @@ class Session:
         data, self.inbox = self.inbox, b""
         self.transport.resume()
         if data:
-            self._walk(data)
+            walk(self, data)
 
     def flush_origin(self, data: bytes) -> None:
         parts = self.to_origin
@@ -601,7 +428,7 @@ class Session:
         origin.lost(f"before anything was sent: {reason}")
         self.service.stats.retries += 1
         self.chunks.clear()
-        self._missing = self.stream_left = 0
+        self.missing = self.stream_left = 0
         self.inbox = data[self.walk_from :]
         self._resume_walk()
 
@@ -802,10 +629,10 @@ class Session:
                 self._resume_walk()
 
     def flush_client(self) -> None:
-        if self._out:
-            data = b"".join(self._out)
-            self._out.clear()
-            self._out_bytes = 0
+        if self.out:
+            data = b"".join(self.out)
+            self.out.clear()
+            self.out_bytes = 0
             try:
                 self.transport.send(data)
             except TransportClosed:
