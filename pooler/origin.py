@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler import copying, ending
+from pooler import copying, ending, words
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
@@ -307,7 +307,7 @@ class Origin:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
         if kind == NOTIFICATION and session is not None:
-            self._out.append(session.notified(frame))
+            self._out.append(words.notification(session, frame))
             return False
         if kind == ERROR and (b"\0VFATAL\0" in frame[5:80] or b"\0VPANIC\0" in frame[5:80]):
             self.fatal = PgError.from_payload(frame[5:])
@@ -330,7 +330,7 @@ class Origin:
                 self._out.append(self.overdue[1].response())
                 return False
             if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
-                self._out.append(session.in_its_words(frame, unit))
+                self._out.append(words.error(session, frame, unit))
                 return False
         return forward
 

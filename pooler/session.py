@@ -14,7 +14,6 @@ States of a session, each seen from two attributes:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from hmac import compare_digest
 from time import perf_counter, time
@@ -33,14 +32,14 @@ from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
 from pooler.sql.statement import DefaultChange, Part, PinKind
-from pooler.sql.views import Edit, place_before
+from pooler.sql.views import Edit
 from pooler.state import SessionState, probe_query
-from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
+from pooler.statements import Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
 from pooler.walk import take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
-from protocol import errors, framing
+from protocol import errors
 from protocol.errors import PgError
 from protocol.framing import READY_IDLE, length_at
 
@@ -48,9 +47,6 @@ if TYPE_CHECKING:
     from pooler.service import Service
 
 log = get_logger(__name__)
-
-_POSITION = re.compile(rb"\0P(\d+)\0")
-_ORIGIN_NAME = re.compile(ORIGIN_PREFIX + rb"\d+")
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -247,17 +243,6 @@ class Session:
         stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
         log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
 
-    def in_its_words(self, frame: bytes, unit: Unit) -> bytes:
-        """An ErrorResponse of the origin's with the client's names of statements, and places in the client's text."""
-        names = {prepared.name: name for name, prepared in self.statements.items()}
-        if self.bound in self.statements:  # of several names for one statement, the one that was used
-            names[self.statements[self.bound].name] = self.bound
-        body = _ORIGIN_NAME.sub(lambda found: names.get(found[0], self.bound or found[0]), frame[5:])
-        if self.rewritten is not None and self.rewritten[0] is unit:
-            _, said, edits = self.rewritten
-            body = _POSITION.sub(lambda found: b"\0P%d\0" % place_before(said, edits, int(found[1])), body)
-        return framing.frame(frame[:1], body)
-
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.
 
@@ -438,11 +423,6 @@ class Session:
             self.transport.resume()
 
     # ---- from the origin ---------------------------------------------------------------------------------------------
-
-    def notified(self, frame: bytes) -> bytes:
-        """A NotificationResponse of the origin's with the sender's process id as clients know it."""
-        pid = self.service.client_pid(self, int.from_bytes(frame[5:9], "big"))
-        return frame[:5] + pid.to_bytes(4, "big") + frame[9:]
 
     def notice(self, unit: Unit, kind: int, frame: bytes) -> None:
         """A notable frame of `unit` passed."""
