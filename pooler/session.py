@@ -19,21 +19,20 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, ending, express
+from pooler import copying, ending, express, pins
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
 from pooler.caching import keep
 from pooler.consequences import leave_traces
-from pooler.logs import get_logger
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
 from pooler.sql.statement import DefaultChange, Part, PinKind
 from pooler.sql.views import Edit
-from pooler.state import SessionState, probe_query
+from pooler.state import SessionState
 from pooler.statements import Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
@@ -45,8 +44,6 @@ from protocol.framing import READY_IDLE, length_at
 
 if TYPE_CHECKING:
     from pooler.service import Service
-
-log = get_logger(__name__)
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -218,7 +215,7 @@ class Session:
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""
         for kind in self.state.complete(part, tag):
-            self._pinned(kind)
+            pins.tell(self, kind)
         origin = self.origin
         if part.deallocates is not None or part.discards == "all":
             if part.deallocates:
@@ -232,16 +229,6 @@ class Session:
                     self.statements[b""] = unnamed
                 if origin is not None:
                     origin.prepared.clear()
-
-    def pin(self, kind: PinKind) -> None:
-        """Keep the connection because of `kind`."""
-        if self.state.pin(kind):
-            self._pinned(kind)
-
-    def _pinned(self, kind: PinKind) -> None:
-        stats = self.service.stats
-        stats.pins[kind.value] = stats.pins.get(kind.value, 0) + 1
-        log.info("client_pinned", user=self.user, database=self.database, reason=kind.value, client=self.transport.peer)
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.
@@ -331,7 +318,7 @@ class Session:
         if self.insists and not self.traces <= origin.traces:
             leave_traces(self, origin)
         if self.mode == "session":
-            self.pin(PinKind.SESSION)
+            pins.pin(self, PinKind.SESSION)
 
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
@@ -440,7 +427,7 @@ class Session:
         elif kind == COPY_IN and self.origin is not None:
             copying.begin(self, self.origin, unit)
         elif kind == COPY_BOTH:
-            self.pin(PinKind.REPLICATION)
+            pins.pin(self, PinKind.REPLICATION)
 
     def completed(self, unit: Unit, status: int) -> None:
         """ReadyForQuery of `unit`, which is not yet passed on."""
@@ -556,7 +543,7 @@ class Session:
             ending.end(self, abrupt=True)
         elif self.state.pins:
             if self.state.probe_due:
-                self._probe(origin)
+                pins.probe(self, origin)
         elif not self.holding:
             self.origin = None
             if not origin.transport.reading:
@@ -571,26 +558,6 @@ class Session:
                 origin.pool.release(origin)
         if self.service.draining and not self.closed and not self.busy:
             ending.depart(self)
-
-    def _probe(self, origin: Origin) -> None:
-        """Ask the origin whether the state that pins is still there."""
-        kinds = self.state.probed_kinds()
-        if not kinds:
-            return
-
-        def done(own: Unit) -> None:
-            if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
-                answers = own.rows[1]
-                present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
-                for kind in self.state.probe_answered(present):
-                    log.info("client_unpinned", user=self.user, database=self.database, reason=kind.value)
-
-        origin.unnamed = None
-        self.push(Unit.own(done))
-        try:
-            origin.send(probe_query(kinds))
-        except TransportClosed as error:
-            origin.lost(f"while sending: {error}")
 
     def writable(self) -> None:
         try:
