@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from pooler import ending
 from pooler.caching import note_block
+from pooler.link import attach
 from pooler.logs import get_logger
 from pooler.sequences import Kind
 from pooler.settings import DEFAULTS
-from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import Statement
 from pooler.sql.traces import looks_closely
 from pooler.unit import WATCHFUL, Unit
@@ -67,7 +67,7 @@ def go_home(session: Session) -> None:
     if session.origin is not None or home is None or home.sequence_client != session.key[0]:
         return
     if session.pool.take(home):
-        session.attach(home)
+        attach(session, home)
 
 
 def forget_others_sequences(session: Session, origin: Origin) -> None:
@@ -85,17 +85,6 @@ def forget_others_sequences(session: Session, origin: Origin) -> None:
 def look(session: Session, text: bytes) -> None:
     """Before linking for a text that may look at traces: see to it that those are this client's own."""
     session.insists = session.service.config.strict_custom_settings or looks_closely(text) is not None
-
-
-def leave_traces(session: Session, origin: Origin) -> None:
-    """Custom settings that this client has once set are known, as '', wherever it is."""
-    for name in sorted(name for name in session.traces - origin.traces if "." in name):
-        literal = quote_literal(name)
-        is_unknown = f"pg_catalog.current_setting({literal},true) IS NULL"
-        session.send_later(query(f"{set_config_sql(name, '')} WHERE {is_unknown}"))
-        origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
-        origin.unnamed = None
-        origin.traces |= {name}
 
 
 def restore_startup(session: Session, unit: Unit) -> bytes:

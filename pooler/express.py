@@ -163,7 +163,7 @@ def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
 
 
 def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
-    """What `Session.link` and `mind` do, where there is little to do; the unit that is owed."""
+    """What `link` and `mind` do, where there is little to do; the unit that is owed."""
     session.pool.idle.pop()
     session.origin = origin
     origin.session = session

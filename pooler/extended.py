@@ -22,6 +22,7 @@ from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
 from pooler.caching import may_be_asked, study
 from pooler.consequences import forget_others_sequences, go_home, look, restore_startup
+from pooler.link import link
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
 from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
@@ -74,7 +75,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             go_home(session)
         if session.service.classifier.looks_seen:
             look(session, b";".join(texts_that_look(session, operations)))
-        if not session.link(start, capture):
+        if not link(session, start, capture):
             return False
     elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
         lookup = look_up(session, data, operations)

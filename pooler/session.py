@@ -25,7 +25,7 @@ from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
 from pooler.caching import keep
-from pooler.consequences import leave_traces
+from pooler.link import attach
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
@@ -266,32 +266,6 @@ class Session:
 
     # ---- the link ----------------------------------------------------------------------------------------------------
 
-    def link(self, position: int, capture: Capture | None = None) -> bool:
-        """Have an origin connection, settings included. False: in the queue now; handle the message again when granted.
-
-        `capture` waits with the message.
-
-        `position` is where the message begins in the data that is being walked; if the connection turns out
-        to be dead before anything was sent, the walk starts there again on another one.
-        """
-        if self.origin is not None:
-            return True
-        origin = self._replica(capture) if capture is not None and self.pool.replicas is not None else None
-        if origin is None:
-            origin = self.pool.acquire(self)
-        if origin is None:
-            self.waiting = True
-            self.pending = capture
-            return False
-        self.attach(origin)
-        self.walk_from = position
-        return True
-
-    def _replica(self, capture: Capture) -> Origin | None:
-        """A replica's connection for a read that may be cached, where one is far enough and free."""
-        replicas, cache = self.pool.replicas, self.service.cache
-        return replicas.take(self, capture, cache) if replicas is not None and cache is not None else None
-
     def land(self, entry: Entry) -> None:
         """Somebody else's answer to what this session asks."""
         self.flight = None
@@ -304,22 +278,6 @@ class Session:
         self.alone = flight is None
         self.release_hold()
 
-    def attach(self, origin: Origin) -> None:
-        self.origin = origin
-        origin.session = self
-        origin.client_pid = self.key[0]
-        if origin.settings is not self.settings:
-            self.to_origin.append(origin.settings.difference_to(self.settings))
-            origin.units.append(Unit.own())
-            origin.unnamed = None
-            origin.settings = self.settings
-            origin.traces |= self.settings.customs
-            self.service.stats.settings_replayed += 1
-        if self.insists and not self.traces <= origin.traces:
-            leave_traces(self, origin)
-        if self.mode == "session":
-            pins.pin(self, PinKind.SESSION)
-
     def push(self, unit: Unit) -> None:
         assert self.origin is not None
         self.origin.units.append(unit)
@@ -327,7 +285,7 @@ class Session:
     def granted(self, origin: Origin) -> None:
         """The pool's answer to `link`: go on where the walk stopped."""
         self.waiting = False
-        self.attach(origin)
+        attach(self, origin)
         self.walk_from = 0
         self._resume_walk()
         if self.origin is origin and not origin.units and not self.closed:
@@ -588,7 +546,7 @@ class Session:
             if self.transport.pending > self.pool.high_water:
                 self.transport.pause()
 
-    # ---- its end -----------------------------------------------------------------------------------------------------
+    # ---- asked by others ---------------------------------------------------------------------------------------------
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""

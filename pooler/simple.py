@@ -18,6 +18,7 @@ from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
 from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
 from pooler.consequences import forget_others_sequences, go_home, look, mind, restore_startup
+from pooler.link import link
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -62,7 +63,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         go_home(session)
     if session.origin is None and (statement.looks or session.insists):
         look(session, text)
-    if session.origin is None and not session.link(position, capture):
+    if session.origin is None and not link(session, position, capture):
         return False
     assert session.origin is not None
     capture = take_pending(session) or capture

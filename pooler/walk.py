@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pooler import copying, ending, extended, simple
+from pooler.link import link
 from pooler.logs import get_logger
 from protocol import errors
 from protocol.errors import PgError
@@ -192,7 +193,7 @@ def _single(session: Session, data: bytes, position: int, kind: int, frame_end: 
         if kind != COPY_DATA:
             session.copying = None
     elif kind == FUNCTION_CALL:
-        if not session.link(position):
+        if not link(session, position):
             return False
         session.writes = True
         session.only_reads = False
