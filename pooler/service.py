@@ -30,10 +30,10 @@ from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony import drain, supervisor
-from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.connect import Connected
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.ears import Ears
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
@@ -132,12 +132,16 @@ class Service:
         self.http_address: str | None = None
         self.catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
-        self.not_heard: dict[str, set[str]] = {name: set() for name in self.pools}
-        streamed = cache.enabled and cache.invalidation != "writes"
-        self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
-        """By pool, as listeners; `not_heard` says which of both are lost."""
-        channel = cache.notify_channel if cache.enabled else None
-        self.listeners = {name: self._listener(pool, channel) for name, pool in self.pools.items()} if channel else {}
+        self.ears = Ears(self, self.cache, self.pools) if self.cache is not None else None
+        self.streams: dict[str, Stream] = {}
+        self.listeners: dict[str, Listener] = {}
+        """By pool, as streams; `ears` says which of both are lost."""
+        if self.ears is not None and cache.invalidation != "writes":
+            self.streams = {name: self.ears.stream(pool) for name, pool in self.pools.items()}
+        if self.ears is not None and (channel := cache.notify_channel):
+            self.listeners = {
+                name: self.ears.listener(pool, channel, told_by_origin) for name, pool in self.pools.items()
+            }
 
     def _make_replicas(self, config: Config) -> list[Pool]:
         pools: list[Pool] = []
@@ -177,75 +181,10 @@ class Service:
             connected.parameters["in_hot_standby"] = "off"  # as the client's session is on the primary
         return connected
 
-    def _stream(self, pool: Pool) -> Stream:
-        """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
-        store, name = self.cache, pool.name
-        assert store is not None
-        cap = self.config.cache.ttl_without_stream
-        if self.config.cache.invalidation == "stream":
-            self._deaf(name, "stream")
-
-        def changed(tables: frozenset[int] | None) -> None:
-            if pool.advice is not None:
-                pool.advice.updates.note(tables, time.perf_counter())
-
-        async def ask(text: str) -> list[tuple[int, bytes]]:
-            async with borrowed(pool) as origin:
-                with trio.fail_after(pool.limits.origin_connect_timeout):
-                    return await ask_origin(origin, text)
-
-        return Stream(
-            pool.target,
-            self.reactor,
-            on_invalidate=partial(store.invalidate, name),
-            on_change=changed,
-            on_lost=lambda reason: self._deaf(name, "stream"),
-            on_recovered=lambda: self._hears(name, "stream"),
-            on_uncovered=lambda tables: store.cap_tables(name, tables, cap),
-            on_schema=lambda: self.catalog_changed(pool),
-            name=pool.name,
-            publication=self.config.cache.publication,
-            create=self.config.cache.invalidation == "stream",
-            ask_elsewhere=ask,
-            connect_timeout=pool.limits.origin_connect_timeout,
-        )
-
     def _dropped(self, entry: Entry) -> None:
         advice = self.pools[entry.database].advice
         if advice is not None:
             advice.gone(entry.fingerprint, entry.hits)
-
-    def _listener(self, pool: Pool, channel: str) -> Listener:
-        """Who hears what `pool`'s origin says is to be purged. While it is lost, TTLs are capped."""
-        store, name = self.cache, pool.name
-        assert store is not None
-        self._deaf(name, "notify")
-
-        def recovered() -> None:
-            self._hears(name, "notify")
-            store.invalidate_database(name)  # what was said meanwhile is not known
-
-        return Listener(
-            lambda: pool.target,
-            self.reactor,
-            channel,
-            on_payload=partial(told_by_origin, store, pool),
-            on_lost=lambda: self._deaf(name, "notify"),
-            on_recovered=recovered,
-            connect_timeout=self.config.origin_connect_timeout,
-        )
-
-    def _deaf(self, database: str, ear: str) -> None:
-        """Who should tell of writes to `database` does not: nothing may be old for long."""
-        assert self.cache is not None
-        self.not_heard[database].add(ear)
-        self.cache.cap(database, self.config.cache.ttl_without_stream)
-
-    def _hears(self, database: str, ear: str) -> None:
-        assert self.cache is not None
-        self.not_heard[database].discard(ear)
-        if not self.not_heard[database]:
-            self.cache.cap(database, None)
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
