@@ -12,7 +12,6 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 
 import trio
@@ -31,13 +30,12 @@ from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony import drain, supervisor
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
-from pooler.ceremony.connect import Connected
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.ears import Ears
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
-from pooler.ceremony.origins import connect
+from pooler.ceremony.opening import open_for
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
@@ -55,13 +53,11 @@ from pooler.reactor import Reactor
 from pooler.replicas import Replica, Replicas
 from pooler.sequences import Recallers
 from pooler.session import Session
-from pooler.settings import Reports
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
-from protocol import errors
 from protocol.errors import PgError
 
 log = get_logger(__name__)
@@ -160,10 +156,6 @@ class Service:
         """Those that clients ask for, and those of replicas."""
         return [*self.pools.values(), *self.replica_pools]
 
-    def replica_target(self, pool: Pool) -> Target:
-        """Where a replica's pool leads, with the password of its primary's where it has none of its own."""
-        return pool.target if pool.target.password else replace(pool.target, password=pool.home.target.password)
-
     async def follow_replicas(self) -> None:
         """Keep knowing which replicas may answer what."""
         async with trio.open_nursery() as nursery:
@@ -172,14 +164,6 @@ class Service:
                     nursery.start_soon(follow_primary, self, pool, pool.replicas)
                     for replica in pool.replicas.all:
                         nursery.start_soon(follow_replica, self, pool, pool.replicas, replica)
-
-    async def _open(self, pool: Pool) -> Connected:
-        if pool.home is pool:
-            return await self.rotations[pool.name].connect()
-        connected = await connect(self.replica_target(pool), self.reactor, timeout=pool.limits.origin_connect_timeout)
-        if "in_hot_standby" in connected.parameters:
-            connected.parameters["in_hot_standby"] = "off"  # as the client's session is on the primary
-        return connected
 
     def _dropped(self, entry: Entry) -> None:
         advice = self.pools[entry.database].advice
@@ -278,58 +262,10 @@ class Service:
     # ---- ceremonies that pools ask for -------------------------------------------------------------------------------
 
     def connect(self, pool: Pool) -> None:
-        self.nursery.start_soon(self._connect, pool)
+        self.nursery.start_soon(open_for, self, pool)
 
     def soon(self, function: Callable[[], None]) -> None:
         self.reactor.call_soon(function)
-
-    async def _connect(self, pool: Pool) -> None:
-        self.reactor.ceremonies += 1
-        begun = time.monotonic()
-        try:
-            connected = await self._open(pool)
-        except trio.TooSlowError:
-            self.stats.expired("origin_connect_timeout")
-            seconds = pool.limits.origin_connect_timeout
-            failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
-            self._connect_failed(pool, failure, timed_out=True)
-        except PgError as error:
-            self._connect_failed(pool, error)
-        except Exception as error:  # a bug here costs one connection, not the process
-            log.exception("internal_error", where="connect", error=str(error))
-            pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
-        except BaseException:
-            pool.connecting_count -= 1
-            raise
-        else:
-            self.take_in(pool, connected, begun)
-        finally:
-            self.reactor.ceremonies -= 1
-
-    def take_in(self, pool: Pool, connected: Connected, begun: float) -> None:
-        """A connection of `pool`, `begun` at that time, is authenticated: it is the reactor's and the pool's now."""
-        reports = Reports.of(connected.parameters)
-        origin = Origin(connected.transport, pool, connected.pid, connected.secret, reports, connected.target)
-        origin.created = begun  # what it begins with may be from then
-        connected.transport.register(origin)
-        log.debug(
-            "origin_connected",
-            pool=pool.name,
-            origin_pid=origin.pid,
-            tls=connected.transport.tls is not None,
-        )
-        if connected.rest:  # came in the same read as the end of the login
-            origin.take(connected.rest)
-        if origin.closed:
-            pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
-        else:
-            pool.connected(origin)
-
-    def _connect_failed(self, pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
-        log.error(
-            "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
-        )
-        pool.connect_failed(error, timed_out=timed_out)
 
     def reset(self, pool: Pool, origin: Origin) -> None:
         self.nursery.start_soon(self._contained, origin, reset, pool, origin, pool.limits.origin_connect_timeout)

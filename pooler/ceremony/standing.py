@@ -13,6 +13,7 @@ import trio
 
 from config import Target
 from pooler.ceremony.connect import Connected, ask, text_rows
+from pooler.ceremony.opening import replica_target
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from pooler.replicas import Point, Replica, Replicas
@@ -116,7 +117,7 @@ async def follow_replica(service: Service, home: Pool, replicas: Replicas, repli
     try:
         while True:
             try:
-                target, timeout = service.replica_target(replica.pool), home.limits.origin_connect_timeout
+                target, timeout = replica_target(replica.pool), home.limits.origin_connect_timeout
                 asked_at = perf_counter()
                 lsn, system, timeline, standby = await line.ask(target, timeout, _REPLICA)
                 if standby != "t":
