@@ -40,7 +40,7 @@ from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
-from pooler.ceremony.standing import follow_primary, follow_replica
+from pooler.ceremony.standing import follow_replicas
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow
@@ -155,15 +155,6 @@ class Service:
     def every_pool(self) -> list[Pool]:
         """Those that clients ask for, and those of replicas."""
         return [*self.pools.values(), *self.replica_pools]
-
-    async def follow_replicas(self) -> None:
-        """Keep knowing which replicas may answer what."""
-        async with trio.open_nursery() as nursery:
-            for pool in self.pools.values():
-                if pool.replicas is not None:
-                    nursery.start_soon(follow_primary, self, pool, pool.replicas)
-                    for replica in pool.replicas.all:
-                        nursery.start_soon(follow_replica, self, pool, pool.replicas, replica)
 
     def _dropped(self, entry: Entry) -> None:
         advice = self.pools[entry.database].advice
@@ -421,7 +412,7 @@ async def serve(
                 nursery.start_soon(rotation.run)
             for pool in service.pools.values():
                 nursery.start_soon(keep_catalog, service, pool)
-            nursery.start_soon(service.follow_replicas)
+            nursery.start_soon(follow_replicas, service)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)
             for ear in service.listeners.values():

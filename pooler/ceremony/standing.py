@@ -84,7 +84,17 @@ class _Line:
             self._connected = None
 
 
-async def follow_primary(service: Service, pool: Pool, replicas: Replicas) -> None:
+async def follow_replicas(service: Service) -> None:
+    """Keep knowing which replicas may answer what, of every pool that has some."""
+    async with trio.open_nursery() as nursery:
+        for pool in service.pools.values():
+            if pool.replicas is not None:
+                nursery.start_soon(_follow_primary, service, pool, pool.replicas)
+                for replica in pool.replicas.all:
+                    nursery.start_soon(_follow_replica, service, pool, pool.replicas, replica)
+
+
+async def _follow_primary(service: Service, pool: Pool, replicas: Replicas) -> None:
     """Note where the primary stands, for as long as the process lives."""
     line, known = _Line(service), True
     assert service.cache is not None
@@ -110,7 +120,7 @@ async def follow_primary(service: Service, pool: Pool, replicas: Replicas) -> No
         line.close()
 
 
-async def follow_replica(service: Service, home: Pool, replicas: Replicas, replica: Replica) -> None:
+async def _follow_replica(service: Service, home: Pool, replicas: Replicas, replica: Replica) -> None:
     """Note how far a replica has come, for as long as the process lives."""
     line = _Line(service)
     told: str | None = None
