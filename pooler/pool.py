@@ -23,7 +23,7 @@ from pooler.queue import Queued, WaitQueue
 from pooler.roles import fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.cache.advice import Advice

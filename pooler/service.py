@@ -58,7 +58,7 @@ from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 log = get_logger(__name__)
 

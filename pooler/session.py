@@ -40,8 +40,8 @@ from pooler.statements import ORIGIN_PREFIX, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, WATCHFUL, Capture, Unit
 from protocol import errors, framing
-from protocol.errors import PgError
 from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at, query
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

@@ -21,7 +21,7 @@ from config.deadlines import Deadlines
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

@@ -20,7 +20,7 @@ from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.settings import Reports
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

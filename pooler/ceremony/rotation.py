@@ -22,7 +22,7 @@ from pooler.ceremony.opening import take_in
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.pool import Pool

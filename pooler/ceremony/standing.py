@@ -18,7 +18,7 @@ from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from pooler.replicas import Point, Replica, Replicas
 from pooler.transport import TransportClosed
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
