@@ -45,6 +45,8 @@ ASIDE_SECONDS = 10.0
 EXPRESS_BYTES = 8192
 """Longer requests are not looked at for the express lane."""
 
+NO_SUCH_DATABASE = "3D000"
+
 
 class Waiter(Queued, Protocol):
     """Somebody who waits for a connection."""
@@ -333,7 +335,9 @@ class Pool:
         self.last_failure = error
         now, breaker = monotonic(), self.breaker
         was_closed = breaker.closed
-        if breaker.failed(now, timed_out=timed_out):
+        if error.sqlstate == NO_SUCH_DATABASE:
+            breaker.succeeded()  # the origin answers; the database may be made at any moment, through pgnear even
+        elif breaker.failed(now, timed_out=timed_out):
             self.ready = False
             log.log(
                 logging.ERROR if was_closed else logging.WARNING,

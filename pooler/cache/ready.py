@@ -65,7 +65,7 @@ class Shelf:
     """All views of the process.
 
     Args:
-      max_bytes: of requests and responses together; when it is full, all is forgotten: what is hot is back at once.
+      max_bytes: of requests and responses together; when it is full, the oldest go: what is hot is back at once.
     """
 
     __slots__ = ("_views", "bytes", "max_bytes")
@@ -95,7 +95,9 @@ class Shelf:
             return
         self._take(view, request)
         self.bytes += size + READY_BYTES
-        if self.bytes > self.max_bytes:
+        while self.bytes > self.max_bytes and view.answers:
+            self._take(view, next(iter(view.answers)))
+        if self.bytes > self.max_bytes:  # it is other views that take the room
             self.clear()
             return
         view.answers[request] = ready

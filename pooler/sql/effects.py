@@ -203,6 +203,16 @@ def _calls(facts: Facts, session_functions: frozenset[str]) -> tuple[set[PinKind
 _TRUE = ("t", "true", "on", "yes", "y", "1")
 
 
+def names_set(facts: Facts) -> list[str | None]:
+    """The settings that its calls of set_config name, followed or not; None for each that does not show."""
+    found = []
+    for call in facts.calls:
+        if names(call.funcname)[-1] == "set_config":
+            name = _constant(call.args[0] if call.args else None)
+            found.append(name.lower() if isinstance(name, str) else None)
+    return found
+
+
 def _always_runs(node: Any, call: Any) -> bool:
     """Whether `call` is a column of a plain SELECT without anything that could keep it from running once."""
     if node.DESCRIPTOR.name != "SelectStmt":

@@ -29,17 +29,15 @@ looks_closely = re.compile(
 """The same of one text, whose literals are there: settings without a dot are no custom ones."""
 
 
-def left_by(parts: Iterable[Part]) -> frozenset[str]:
-    """The traces that these statements may leave."""
-    traces = set()
+def left_by(parts: Iterable[Part], configured: Iterable[str | None]) -> frozenset[str]:
+    """The traces that statements may leave.
+
+    Args:
+      configured: what their calls of set_config name, None for each name that does not show.
+    """
+    traces = {UNKNOWN if name is None else name for name in configured if name is None or "." in name}
     for part in parts:
-        named = [change.name for change in part.changes]
-        for config in part.configs:
-            if isinstance(config.name, str):
-                named.append(config.name)
-            else:
-                traces.add(UNKNOWN)
-        traces.update(name for name in named if "." in name)
+        traces.update(change.name for change in part.changes if "." in change.name)
         if PinKind.TEMPORARY in part.pins:
             traces.add(TEMPORARY_SCHEMA)
         if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE}):
