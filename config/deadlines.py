@@ -1,13 +1,14 @@
 """Which deadlines hold for whom: the general ones, and overrides by database and user.
 
-Not here: the settings themselves (`model`), and who watches them (`pooler.ceremony.deadlines`).
+Not here: the settings themselves (`model`, `overrides`), and who watches them (`pooler.ceremony.deadlines`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Protocol
+
+from config.overrides import Override
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,6 @@ class Deadlines:
     origin_idle_timeout: float
     origin_lifetime: float
     cancel_wait_timeout: float
-
-
-class Override(Protocol):
-    """Some of the `Deadlines`, the others None, and whom they are for; an empty condition is everybody."""
-
-    @property
-    def database(self) -> tuple[str, ...]: ...
-
-    @property
-    def user(self) -> tuple[str, ...]: ...
 
 
 NAMES = tuple(field.name for field in fields(Deadlines))

@@ -1,559 +1,53 @@
-"""Every setting of pgnear: its name, type, unit, default and when to change it.
+"""All settings of pgnear in one `Config`: name, type, unit, default and when to change each.
+
+Lives here: the settings at the top, and the rules between sections, at the end of `Config`. Not here: the sections
+(`users`, `origins`, `overrides`, `cache`, `log`), and what a value may be (`values`).
 
 The descriptions are the documentation: the README's table, `pgnear.example.toml` and `schema.json` are generated from
-here by `python -m config.reference`. Rules that concern several settings at once are at the end of `Config`.
+them by `python -m config.reference`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from config import url
+from config.cache import Cache
 from config.certificates import problem_of_authorities, problems_of_pair
 from config.deadlines import Deadlines, deadlines_of
+from config.log import Log
+from config.origins import Breaker, Database, Replica
+from config.overrides import Override
 from config.passwords import PasswordSource
 from config.url import Target, is_local
+from config.users import User
+from config.values import (
+    Address,
+    Command,
+    Connections,
+    Duration,
+    Names,
+    Pooling,
+    PoolSize,
+    Seconds,
+    Section,
+    Size,
+    Statements,
+    Url,
+    host_and_port,
+    several,
+)
 
 CONSOLE = "pgnear"
 """The database name by which clients ask for pgnear itself."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|KiB|MB|MiB|GB|GiB)?", re.IGNORECASE)
-_SIZE_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 1024,
-    "kib": 1024,
-    "mb": 1024**2,
-    "mib": 1024**2,
-    "gb": 1024**3,
-    "gib": 1024**3,
-}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?", re.IGNORECASE)
-_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):  # which Python takes for 1 and 0
-        raise ValueError("is true or false where a number is wanted")
-    return value
-
-
-def _size(value: Any) -> Any:
-    if not isinstance(value, str):
-        return _number(value)
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("write a size like 64MB, 512kB or a number of bytes")
-    return int(float(match[1]) * _SIZE_UNITS[(match[2] or "").lower()])
-
-
-def duration(value: Any) -> Any:
-    """Seconds: a number as it is, a text like 500ms, 10s or 5min read.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    if not isinstance(value, str):
-        return _number(value)
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("write a duration like 500ms, 10s, 5min or a number of seconds")
-    return float(match[1]) * _DURATION_UNITS[(match[2] or "").lower()]
-
-
-def _several(value: Any) -> Any:
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return [part.strip() for item in value for part in item.split(",") if part.strip()]
-    return value
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"is no JSON: {error}") from None
-    return value
-
-
-def _address(value: Any) -> Any:
-    if isinstance(value, str) and not value.startswith(("unix:/", "/")):
-        host, colon, port = value.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in host) != bracketed:
-            raise ValueError("write HOST:PORT, [IPv6]:PORT or unix:/path/of/socket")
-    return value
-
-
-def _host_and_port(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(("unix:", "/")):
-        raise ValueError("write HOST:PORT or [IPv6]:PORT")
-    return value
-
-
-def _arguments(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = shlex.split(value)
-        except ValueError as error:
-            raise ValueError(f"cannot be split into words: {error}") from None
-    if value in ([], ()):
-        raise ValueError("names no program")
-    return value
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"unit": "bytes"})]
-Seconds = Annotated[float, BeforeValidator(duration), Field(allow_inf_nan=False, json_schema_extra={"unit": "seconds"})]
-Connections = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})]
-PoolSize = Annotated[
-    int, Field(ge=1, le=10000), BeforeValidator(_number), Field(json_schema_extra={"unit": "connections"})
-]
-Statements = Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "statements"})]
-Address = Annotated[str, BeforeValidator(_address), Field(json_schema_extra={"unit": "address"})]
-Command = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_arguments),
-    Field(json_schema_extra={"unit": "program and arguments"}),
-]
-Url = Annotated[SecretStr, Field(json_schema_extra={"unit": "URL"})]
-
-_VERIFIER = re.compile(r"SCRAM-SHA-256\$[1-9][0-9]*:[A-Za-z0-9+/]+=*\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-Pooling = Literal["transaction", "session", "statement"]
-
-
-class User(_Model):
-    """A user that may connect to pgnear."""
-
-    password: SecretStr | None = Field(
-        None,
-        description="The user's password. For a user whose password may stand in the configuration.",
-        examples=["correct horse battery staple"],
-    )
-    verifier: SecretStr | None = Field(
-        None,
-        description="Instead of the password, its SCRAM verifier, as the origin has it in pg_authid.rolpassword. For a "
-        "password that pgnear should not know.",
-        examples=[
-            "SCRAM-SHA-256$4096:61LftshPYyJcSb+qWQAkdQ==$ftKwzawJUtxbT2wN89/WY3ntchTbrgp09xaKVZ/LY6A=:"
-            "2Bb3DAJ+IplHFmoZdD1SJ5KIvz0/Fkv3/Hu9V9MrJSI="
-        ],
-    )
-
-    pooling: Pooling | None = Field(
-        None,
-        description="The user's own mode; unset, the database's. Set it for a user whose sessions need another one.",
-        examples=["session"],
-    )
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> User:
-        if (self.password is None) == (self.verifier is None):
-            raise ValueError("give either a password or a verifier")
-        if self.password is not None and not self.password.get_secret_value():
-            raise ValueError("the password is empty, and no client would send that")
-        if self.verifier is not None and not _VERIFIER.fullmatch(self.verifier.get_secret_value()):
-            raise ValueError("a verifier looks like SCRAM-SHA-256$4096:salt$StoredKey:ServerKey")
-        return self
-
-
-class Database(_Model):
-    """A database that clients can ask for by the name of its table."""
-
-    origin: Url = Field(
-        description="Its connection URL. Give it for each database beyond the one of the top-level origin.",
-        examples=["postgresql://app:secret@replica.example.com:5432/shop"],
-    )
-    password_file: Path | None = Field(
-        None,
-        description="A file with the password for its origin, as the top-level password_file. Give it where the URL "
-        "has no password.",
-        examples=["/run/secrets/shop"],
-    )
-    password_command: Command | None = Field(
-        None,
-        description="A command that prints the password for its origin, as the top-level password_command. Give it "
-        "where the URL has no password.",
-        examples=["/usr/local/bin/password-of shop"],
-    )
-    pool_size: PoolSize | None = Field(
-        None,
-        description="Origin connections of its own pool; unset, the top-level pool_size. Lower it for a database that "
-        "few ask for.",
-        examples=[5],
-    )
-    pooling: Pooling | None = Field(
-        None,
-        description="The database's own mode; unset, the top-level one. Set it where one database needs another.",
-        examples=["session"],
-    )
-    reuse_statements: bool | None = Field(
-        None,
-        description="Whether its connections keep statements that clients parse without a name; unset, as at the top "
-        "level. Set it where one database needs another.",
-        examples=[False],
-    )
-
-
-Ttl = Annotated[
-    float, Field(gt=0, allow_inf_nan=False, json_schema_extra={"unit": "seconds"}), BeforeValidator(duration)
-]
-Duration = Annotated[
-    float, Field(ge=0, allow_inf_nan=False, json_schema_extra={"unit": "seconds"}), BeforeValidator(duration)
-]
-Budget = Annotated[int, Field(ge=65536, json_schema_extra={"unit": "bytes"}), BeforeValidator(_size)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_several), Field(json_schema_extra={"unit": "names"})]
-
-
-class CachePolicy(_Model):
-    """How answers of some statements are cached. The first policy whose every condition holds counts."""
-
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9_-]+$",
-        description="Its name, in metrics and for purging; not default, which is that of all others. Give each policy "
-        "its own.",
-        examples=["catalogue"],
-    )
-    tables: Names = Field(
-        (),
-        description="Condition: the statement reads one of these tables, given as table or schema.table. Set it for "
-        "tables that change more rarely or more often than others.",
-        examples=["public.products"],
-    )
-    fingerprint: Names = Field(
-        (),
-        description="Condition: the statement's fingerprint, as EXPLAIN CACHE shows it, is one of these. Set it for "
-        "single statements.",
-        examples=["0a1b2c3d4e5f6071"],
-    )
-    user: Names = Field(
-        (),
-        description="Condition: the client's user is one of these. Set it where users differ in how fresh their "
-        "answers must be.",
-        examples=["reporting"],
-    )
-    database: Names = Field(
-        (),
-        description="Condition: the client's database is one of these. Set it where there are several.",
-        examples=["shop"],
-    )
-    application_name: Names = Field(
-        (),
-        description="Condition: the client's application_name is one of these. Set it for programs that share a user.",
-        examples=["dashboard"],
-    )
-    text: str | None = Field(
-        None,
-        description="Condition: a regular expression (Python's) that is found in the statement's text. Set it where "
-        "nothing else tells statements apart.",
-        examples=["(?i)from products"],
-    )
-    enabled: bool = Field(
-        True,
-        description="Whether the answers are cached at all. Turn off for what must always come from the origin; a "
-        "comment in the statement cannot turn it on again.",
-    )
-    ttl: Ttl | None = Field(
-        None,
-        description="In place of cache.ttl; unset, that. Raise it for what rarely changes, lower it where writes go "
-        "past pgnear.",
-        examples=[600.0],
-    )
-    stale_while_revalidate: Duration | None = Field(
-        None,
-        description="In place of cache.stale_while_revalidate; unset, that. Use 0 where no answer may be older than "
-        "its ttl.",
-        examples=[0.0],
-    )
-    negative_ttl: Duration | None = Field(
-        None,
-        description="In place of cache.negative_ttl; unset, that. Use 0 where a new row must be seen at once though it "
-        "was written past pgnear.",
-        examples=[0.0],
-    )
-    max_bytes: Budget | None = Field(
-        None,
-        description="Memory for these answers, of cache.max_bytes; unset, they share that with all others. Set it so "
-        "that they cannot crowd others out.",
-        examples=[16 * 1024**2],
-    )
-
-    @model_validator(mode="after")
-    def _usable(self) -> CachePolicy:
-        if self.name == "default":
-            raise ValueError("default is the name of what holds without a policy")
-        try:
-            re.compile(self.text or "")
-        except re.error as error:
-            raise ValueError(f"text is no regular expression: {error}") from None
-        return self
-
-
-class Override(_Model):
-    """Deadlines for some clients. Of each, the first override counts whose conditions hold and that sets it."""
-
-    database: Names = Field(
-        (),
-        description="Condition: the client's database is one of these. Set it where databases differ.",
-        examples=["shop"],
-    )
-    user: Names = Field(
-        (),
-        description="Condition: the client's user is one of these. Set it where users differ; not for what concerns "
-        "origin connections, which users share.",
-        examples=["reporting"],
-    )
-    query_timeout: Duration | None = Field(
-        None,
-        description="In place of the top-level query_timeout; unset, that. Raise it for reports.",
-        examples=[300.0],
-    )
-    transaction_timeout: Duration | None = Field(
-        None,
-        description="In place of the top-level transaction_timeout; unset, that. Raise it for migrations.",
-        examples=[600.0],
-    )
-    idle_in_transaction_timeout: Duration | None = Field(
-        None,
-        description="In place of the top-level idle_in_transaction_timeout; unset, that. Raise it for people at psql.",
-        examples=[600.0],
-    )
-    client_idle_timeout: Duration | None = Field(
-        None,
-        description="In place of the top-level client_idle_timeout; unset, that. Lower it for clients that forget to "
-        "leave.",
-        examples=[600.0],
-    )
-    pool_wait_timeout: Ttl | None = Field(
-        None,
-        description="In place of the top-level pool_wait_timeout; unset, that. Raise it for work that nobody watches.",
-        examples=[60.0],
-    )
-    pause_timeout: Duration | None = Field(
-        None,
-        description="In place of the top-level pause_timeout; unset, that. Lower it for clients that may fail.",
-        examples=[30.0],
-    )
-    origin_connect_timeout: Ttl | None = Field(
-        None,
-        description="In place of the top-level origin_connect_timeout; unset, that. Raise it for a database that "
-        "sleeps until somebody connects.",
-        examples=[30.0],
-    )
-    origin_idle_timeout: Duration | None = Field(
-        None,
-        description="In place of the top-level origin_idle_timeout; unset, that. Lower it for a database that few ask "
-        "for.",
-        examples=[60.0],
-    )
-    origin_lifetime: Duration | None = Field(
-        None,
-        description="In place of the top-level origin_lifetime; unset, that. Lower it for a database that moves.",
-        examples=[300.0],
-    )
-    cancel_wait_timeout: Ttl | None = Field(
-        None,
-        description="In place of the top-level cancel_wait_timeout; unset, that. Raise it for a database far away.",
-        examples=[30.0],
-    )
-
-    @model_validator(mode="after")
-    def _origins_are_shared(self) -> Override:
-        names = (
-            "pause_timeout", "origin_connect_timeout", "origin_idle_timeout", "origin_lifetime", "cancel_wait_timeout",
-        )  # fmt: skip
-        if self.user and (wrong := [name for name in names if getattr(self, name) is not None]):
-            raise ValueError(f"{', '.join(wrong)}: users share origin connections; give it without user")
-        return self
-
-
-class Cache(_Model):
-    """The query cache."""
-
-    enabled: bool = Field(True, description="Whether repeated reads are answered from memory. Turn off to only pool.")
-    ttl: Seconds = Field(
-        60.0,
-        gt=0,
-        description="How long an answer may be served, unless a write through pgnear ends it earlier. Lower it where "
-        "others write past pgnear and readers must see that sooner.",
-    )
-    stale_while_revalidate: Seconds = Field(
-        15.0,
-        ge=0,
-        description="How long after its ttl an answer is still served, while one query fetches a new one. Use 0 where "
-        "no answer may be older than its ttl.",
-    )
-    negative_ttl: Seconds = Field(
-        5.0,
-        ge=0,
-        description="The ttl of answers without rows, and the most that they may be stale. Raise it where questions "
-        "about what does not exist are many.",
-    )
-    ttl_without_stream: Seconds = Field(
-        5.0,
-        gt=0,
-        description="The most that an answer may be old while the stream of the origin's changes, where there is one, "
-        "is lost. Lower it where writes go past pgnear and readers must see them soon.",
-    )
-    stale_if_error: Seconds = Field(
-        0.0,
-        ge=0,
-        description="How long after its time an answer is still served while the origin cannot be reached (its breaker "
-        "is open); 0 is never. Writes end it as ever. Set it where an old answer is better than none.",
-    )
-    max_bytes: Size = Field(
-        128 * 1024**2,
-        ge=1024**2,
-        description="Memory for all answers together. Raise it when pgnear_cache_evictions_total grows.",
-    )
-    max_entry_bytes: Size = Field(
-        1024**2,
-        ge=1024,
-        description="The largest answer that is kept; a larger one is passed on and forgotten. Raise it for large "
-        "answers that are asked for often.",
-    )
-    safe_functions: Annotated[tuple[str, ...], BeforeValidator(_several)] | None = Field(
-        None,
-        description="Names of your STABLE functions (`name` or `schema.name`) whose answers follow from arguments and "
-        "settings alone: statements that call them may be cached. Do not name one that reads a table: a change of that "
-        "table would not be noticed. IMMUTABLE ones need no entry, VOLATILE ones are never cached.",
-        examples=["app.price_class"],
-    )
-
-    policy: Annotated[tuple[CachePolicy, ...], BeforeValidator(_json)] = Field(
-        (),
-        description="How answers of some statements are cached. The first policy whose every condition holds counts. "
-        "In the environment, PGNEAR_CACHE__POLICY holds them as a JSON list.",
-    )
-
-    max_advice_shapes: Statements = Field(
-        500,
-        ge=0,
-        le=100000,
-        description="Shapes of reads, in each database, whose calls are counted for SHOW CACHE ADVICE, with the cache "
-        "on or off; some 2 kB each, and the cheapest are forgotten for new ones. Raise it where SHOW CACHE ADVICE "
-        "says that many were; 0 counts nothing.",
-    )
-    invalidation: Literal["auto", "writes", "stream"] = Field(
-        "auto",
-        description="Which writes end an answer's life: those through pgnear (writes), or also those past it, by a "
-        "logical replication stream from the origin. auto uses one where the origin is ready for it; stream makes the "
-        "publication, and warns where there is no stream. See docs/invalidation.md.",
-    )
-    notify_channel: Annotated[str, Field(json_schema_extra={"unit": "name"})] | None = Field(
-        None,
-        pattern=r"^.{1,63}$",
-        description="A channel that pgnear listens on at each origin, for NOTIFYs that say what to purge (table "
-        "orders, namespace catalogue, fingerprint 0a1b2c3d4e5f6071, all); unset, none. Set it where programs that "
-        "write past pgnear can tell it. See docs/invalidation.md.",
-        examples=["pgnear"],
-    )
-    publication: Annotated[str, Field(json_schema_extra={"unit": "name"})] = Field(
-        "pgnear",
-        pattern=r"^.{1,63}$",
-        description="The publication that the stream reads, made by pgnear cache setup. Change it where several "
-        "pgnears of different owners use one database.",
-    )
-
-    @model_validator(mode="after")
-    def _one_fits(self) -> Cache:
-        if self.max_entry_bytes > self.max_bytes:
-            raise ValueError("max_entry_bytes is larger than max_bytes: no answer of that size could be kept")
-        seen: set[str] = set()
-        for policy in self.policy:
-            if policy.name in seen:
-                raise ValueError(f"two policies are called {policy.name}")
-            seen.add(policy.name)
-            if policy.max_bytes is not None and policy.max_bytes > self.max_bytes:
-                raise ValueError(f"the policy {policy.name} may have more memory (max_bytes) than the whole cache")
-        return self
-
-
-class Replica(_Model):
-    """A physical standby that answers reads which may be cached, where it is far enough."""
-
-    url: Url = Field(
-        description="Its connection URL: the same user and database as the origin's; without a password it has the "
-        "origin's. Give one for each replica.",
-        examples=["postgresql://app:secret@replica.example.com:5432/shop"],
-    )
-    database: str | None = Field(
-        None,
-        description="Whose replica it is, by the name that clients ask for; unset, the top-level origin's. Set it for "
-        "one of [databases].",
-        examples=["orders"],
-    )
-    pool_size: PoolSize = Field(
-        10, description="Connections to it at most; when all are busy the origin answers. Raise it for many readers."
-    )
-    max_lag: Seconds = Field(
-        5.0,
-        ge=1,
-        description="What was written past pgnear may be missing for so long; a replica that is further behind is not "
-        "asked. Writes through pgnear are never missing. Lower it where others write.",
-    )
-
-
-class Breaker(_Model):
-    """When an origin that cannot be reached is left alone for a while."""
-
-    failures: Annotated[int, BeforeValidator(_number), Field(json_schema_extra={"unit": "attempts"})] = Field(
-        5,
-        ge=0,
-        description="So many connections in a row that cannot be made open the breaker: then queries that need a new "
-        "one fail at once (57P03) and one probe at a time is made. Raise it for an unreliable network; 0 turns it off.",
-    )
-    timeout_rate: Annotated[float, BeforeValidator(_number), Field(json_schema_extra={"unit": "part"})] = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
-        "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
-    )
-    retry_after: Seconds = Field(
-        1.0,
-        gt=0,
-        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
-        "attempts do harm.",
-    )
-    retry_at_most: Seconds = Field(
-        10.0,
-        gt=0,
-        description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
-    )
-
-
-class Log(_Model):
-    """What is written to standard error."""
-
-    format: Literal["auto", "console", "json"] = Field(
-        "auto",
-        description="The form of a line: key=value (console) or JSON. auto is console on a terminal, json elsewhere; "
-        "change it when that guess is wrong.",
-    )
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info",
-        description="The least that is written. debug adds a line for each connection on either side; use it to find "
-        "out why somebody cannot connect.",
-    )
-
-
-class Config(_Model):
+class Config(Section):
     """All settings."""
 
     origin: Url | None = Field(
@@ -596,14 +90,14 @@ class Config(_Model):
         description="How long connecting to the origin may take, TLS and login included. Raise it for an origin that "
         "sleeps until somebody connects.",
     )
-    listen: Annotated[tuple[Address, ...], BeforeValidator(_several)] = Field(
+    listen: Annotated[tuple[Address, ...], BeforeValidator(several)] = Field(
         ("127.0.0.1:6432",),
         min_length=1,
         json_schema_extra={"unit": "addresses"},
         description="Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/path, one or a list. Change it when "
         "clients are on other machines (0.0.0.0:6432) or use a unix socket (unix:/run/pgnear/.s.PGSQL.6432).",
     )
-    http: Annotated[Address, BeforeValidator(_host_and_port)] | None = Field(
+    http: Annotated[Address, BeforeValidator(host_and_port)] | None = Field(
         None,
         description="Where /metrics, /healthz and /readyz are served: HOST:PORT; unset, nowhere. Set it to be "
         "monitored.",
@@ -661,7 +155,7 @@ class Config(_Model):
         description="When a client gives its origin connection back: after each transaction, after each statement "
         "(transaction blocks are refused), or when it leaves. Set session for a client whose state cannot be followed.",
     )
-    session_functions: Annotated[tuple[str, ...], BeforeValidator(_several)] | None = Field(
+    session_functions: Annotated[tuple[str, ...], BeforeValidator(several)] | None = Field(
         None,
         description="Names of functions with effects on the session that neither their call nor their body shows; "
         "calling one pins the client. Add those of your extensions; well-known ones are built in.",

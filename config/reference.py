@@ -1,6 +1,7 @@
 """Writes the documentation of the settings from the models: `python -m config.reference`.
 
-Lives here: the forms that documentation takes. What it says is in `model`; a setting is documented by declaring it.
+Lives here: the forms that documentation takes. What it says is in `model` and the sections: to declare a setting is to
+document it.
 
 - `config/schema.json`: JSON Schema of the TOML file, for editors;
 - `config/pgnear.example.toml`: every setting, its default and a comment;

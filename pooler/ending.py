@@ -12,7 +12,7 @@ from pooler.boarding import drop_pending, leave
 from pooler.logs import get_logger
 from pooler.writes import end_unsure
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.origin import Origin

@@ -39,8 +39,8 @@ from pooler.unit import (
     Unit,
 )  # fmt: skip
 from protocol import errors
-from protocol.errors import PgError
 from protocol.framing import length_at, parameter_status
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from config import Target

@@ -1,7 +1,8 @@
 """The origin connections of one database and role, and who gets them.
 
 Lives here: every decision about them (idle, busy, waiting, limits, ageing), in plain synchronous code with no I/O of
-its own. Opening and resetting connections is ceremony, which the pool only asks for through `PoolCeremonies`.
+its own. Which idle connection suits whom is in `matching`. Opening and resetting connections is ceremony, which the
+pool only asks for through `PoolCeremonies`.
 
 Users take turns (`queue`); a connection that becomes free goes to the waiter whose turn it is before anybody else can
 see it. Who would wait in vain is refused at once: the queue is full or too slow, or the origin is down (`breaker`).
@@ -19,11 +20,12 @@ from config import Config, Target
 from pooler.breaker import Breaker
 from pooler.defaults import Defaults
 from pooler.logs import get_logger
+from pooler.matching import take_idle
 from pooler.queue import Queued, WaitQueue
 from pooler.roles import fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.cache.advice import Advice
@@ -40,12 +42,10 @@ PEEK_AFTER_SECONDS: Final = 0.02
 ASIDE_SECONDS = 10.0
 """How long a database that is being dropped is left alone; PostgreSQL itself waits 5 s for others to leave."""
 
-MATCH_DEPTH = 8
-"""How many idle connections are compared with the session's settings before the latest one is taken."""
-
-
 EXPRESS_BYTES = 8192
 """Longer requests are not looked at for the express lane."""
+
+NO_SUCH_DATABASE = "3D000"
 
 
 class Waiter(Queued, Protocol):
@@ -170,7 +170,7 @@ class Pool:
         """A connection now, or None: then `waiter` is in the queue and is granted one or refused later."""
         if not self.waiting.users:
             while self.idle:
-                origin = self._take_idle(waiter.settings, waiter.traces)
+                origin = take_idle(self.idle, waiter.settings, waiter.traces)
                 if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
                     self._replace(origin)
                     break
@@ -259,31 +259,7 @@ class Pool:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
         if self.waiting.users or not self.idle or len(self.idle) + self.size - self._ordinary < 2:
             return None
-        return self._take_idle(settings, settings.customs)
-
-    def _take_idle(self, settings: Settings, traces: frozenset[str]) -> Origin:
-        """The latest one, but for one that has the same settings; before both, one with the same traces.
-
-        So clients with custom settings and clients without them keep to connections of their own, where there are
-        enough.
-        """
-        idle = self.idle
-        last = len(idle) - 1
-        if idle[last].settings is not settings or idle[last].traces != traces:
-            second = last
-            found = 1 if idle[last].traces <= traces else 0
-            for index in range(last, max(-1, last - MATCH_DEPTH), -1):
-                origin = idle[index]
-                if origin.traces == traces:
-                    if origin.settings is settings:
-                        return idle.pop(index)
-                    fits = 3
-                else:
-                    fits = 2 if origin.settings is settings and origin.traces <= traces else 0
-                if fits > found:
-                    second, found = index, fits
-            return idle.pop(second)
-        return idle.pop()
+        return take_idle(self.idle, settings, settings.customs)
 
     def _replace(self, origin: Origin) -> None:
         """Close a connection that has traces which its next client must not see; another one is opened."""
@@ -359,7 +335,9 @@ class Pool:
         self.last_failure = error
         now, breaker = monotonic(), self.breaker
         was_closed = breaker.closed
-        if breaker.failed(now, timed_out=timed_out):
+        if error.sqlstate == NO_SUCH_DATABASE:
+            breaker.succeeded()  # the origin answers; the database may be made at any moment, through pgnear even
+        elif breaker.failed(now, timed_out=timed_out):
             self.ready = False
             log.log(
                 logging.ERROR if was_closed else logging.WARNING,

@@ -12,7 +12,6 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 
 import trio
@@ -31,19 +30,18 @@ from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony import drain, supervisor
-from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
-from pooler.ceremony.connect import Connected
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.ears import Ears
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
-from pooler.ceremony.origins import connect
+from pooler.ceremony.opening import open_for
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
-from pooler.ceremony.standing import follow_primary, follow_replica
+from pooler.ceremony.standing import follow_replicas
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow
@@ -56,14 +54,12 @@ from pooler.reactor import Reactor
 from pooler.replicas import Replica, Replicas
 from pooler.sequences import Recallers
 from pooler.session import Session
-from pooler.settings import Reports
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
 from pooler.transport import end_lingering
-from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 log = get_logger(__name__)
 
@@ -133,12 +129,16 @@ class Service:
         self.http_address: str | None = None
         self.catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
-        self.not_heard: dict[str, set[str]] = {name: set() for name in self.pools}
-        streamed = cache.enabled and cache.invalidation != "writes"
-        self.streams = {name: self._stream(pool) for name, pool in self.pools.items()} if streamed else {}
-        """By pool, as listeners; `not_heard` says which of both are lost."""
-        channel = cache.notify_channel if cache.enabled else None
-        self.listeners = {name: self._listener(pool, channel) for name, pool in self.pools.items()} if channel else {}
+        self.ears = Ears(self, self.cache, self.pools) if self.cache is not None else None
+        self.streams: dict[str, Stream] = {}
+        self.listeners: dict[str, Listener] = {}
+        """By pool, as streams; `ears` says which of both are lost."""
+        if self.ears is not None and cache.invalidation != "writes":
+            self.streams = {name: self.ears.stream(pool) for name, pool in self.pools.items()}
+        if self.ears is not None and (channel := cache.notify_channel):
+            self.listeners = {
+                name: self.ears.listener(pool, channel, told_by_origin) for name, pool in self.pools.items()
+            }
 
     def _make_replicas(self, config: Config) -> list[Pool]:
         pools: list[Pool] = []
@@ -157,96 +157,10 @@ class Service:
         """Those that clients ask for, and those of replicas."""
         return [*self.pools.values(), *self.replica_pools]
 
-    def replica_target(self, pool: Pool) -> Target:
-        """Where a replica's pool leads, with the password of its primary's where it has none of its own."""
-        return pool.target if pool.target.password else replace(pool.target, password=pool.home.target.password)
-
-    async def follow_replicas(self) -> None:
-        """Keep knowing which replicas may answer what."""
-        async with trio.open_nursery() as nursery:
-            for pool in self.pools.values():
-                if pool.replicas is not None:
-                    nursery.start_soon(follow_primary, self, pool, pool.replicas)
-                    for replica in pool.replicas.all:
-                        nursery.start_soon(follow_replica, self, pool, pool.replicas, replica)
-
-    async def _open(self, pool: Pool) -> Connected:
-        if pool.home is pool:
-            return await self.rotations[pool.name].connect()
-        connected = await connect(self.replica_target(pool), self.reactor, timeout=pool.limits.origin_connect_timeout)
-        if "in_hot_standby" in connected.parameters:
-            connected.parameters["in_hot_standby"] = "off"  # as the client's session is on the primary
-        return connected
-
-    def _stream(self, pool: Pool) -> Stream:
-        """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
-        store, name = self.cache, pool.name
-        assert store is not None
-        cap = self.config.cache.ttl_without_stream
-        if self.config.cache.invalidation == "stream":
-            self._deaf(name, "stream")
-
-        def changed(tables: frozenset[int] | None) -> None:
-            if pool.advice is not None:
-                pool.advice.updates.note(tables, time.perf_counter())
-
-        async def ask(text: str) -> list[tuple[int, bytes]]:
-            async with borrowed(pool) as origin:
-                with trio.fail_after(pool.limits.origin_connect_timeout):
-                    return await ask_origin(origin, text)
-
-        return Stream(
-            pool.target,
-            self.reactor,
-            on_invalidate=partial(store.invalidate, name),
-            on_change=changed,
-            on_lost=lambda reason: self._deaf(name, "stream"),
-            on_recovered=lambda: self._hears(name, "stream"),
-            on_uncovered=lambda tables: store.cap_tables(name, tables, cap),
-            on_schema=lambda: self.catalog_changed(pool),
-            name=pool.name,
-            publication=self.config.cache.publication,
-            create=self.config.cache.invalidation == "stream",
-            ask_elsewhere=ask,
-            connect_timeout=pool.limits.origin_connect_timeout,
-        )
-
     def _dropped(self, entry: Entry) -> None:
         advice = self.pools[entry.database].advice
         if advice is not None:
             advice.gone(entry.fingerprint, entry.hits)
-
-    def _listener(self, pool: Pool, channel: str) -> Listener:
-        """Who hears what `pool`'s origin says is to be purged. While it is lost, TTLs are capped."""
-        store, name = self.cache, pool.name
-        assert store is not None
-        self._deaf(name, "notify")
-
-        def recovered() -> None:
-            self._hears(name, "notify")
-            store.invalidate_database(name)  # what was said meanwhile is not known
-
-        return Listener(
-            lambda: pool.target,
-            self.reactor,
-            channel,
-            on_payload=partial(told_by_origin, store, pool),
-            on_lost=lambda: self._deaf(name, "notify"),
-            on_recovered=recovered,
-            connect_timeout=self.config.origin_connect_timeout,
-        )
-
-    def _deaf(self, database: str, ear: str) -> None:
-        """Who should tell of writes to `database` does not: nothing may be old for long."""
-        assert self.cache is not None
-        self.not_heard[database].add(ear)
-        self.cache.cap(database, self.config.cache.ttl_without_stream)
-
-    def _hears(self, database: str, ear: str) -> None:
-        assert self.cache is not None
-        self.not_heard[database].discard(ear)
-        if not self.not_heard[database]:
-            self.cache.cap(database, None)
 
     # ---- sessions ----------------------------------------------------------------------------------------------------
 
@@ -340,58 +254,10 @@ class Service:
     # ---- ceremonies that pools ask for -------------------------------------------------------------------------------
 
     def connect(self, pool: Pool) -> None:
-        self.nursery.start_soon(self._connect, pool)
+        self.nursery.start_soon(open_for, self, pool)
 
     def soon(self, function: Callable[[], None]) -> None:
         self.reactor.call_soon(function)
-
-    async def _connect(self, pool: Pool) -> None:
-        self.reactor.ceremonies += 1
-        begun = time.monotonic()
-        try:
-            connected = await self._open(pool)
-        except trio.TooSlowError:
-            self.stats.expired("origin_connect_timeout")
-            seconds = pool.limits.origin_connect_timeout
-            failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
-            self._connect_failed(pool, failure, timed_out=True)
-        except PgError as error:
-            self._connect_failed(pool, error)
-        except Exception as error:  # a bug here costs one connection, not the process
-            log.exception("internal_error", where="connect", error=str(error))
-            pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
-        except BaseException:
-            pool.connecting_count -= 1
-            raise
-        else:
-            self.take_in(pool, connected, begun)
-        finally:
-            self.reactor.ceremonies -= 1
-
-    def take_in(self, pool: Pool, connected: Connected, begun: float) -> None:
-        """A connection of `pool`, `begun` at that time, is authenticated: it is the reactor's and the pool's now."""
-        reports = Reports.of(connected.parameters)
-        origin = Origin(connected.transport, pool, connected.pid, connected.secret, reports, connected.target)
-        origin.created = begun  # what it begins with may be from then
-        connected.transport.register(origin)
-        log.debug(
-            "origin_connected",
-            pool=pool.name,
-            origin_pid=origin.pid,
-            tls=connected.transport.tls is not None,
-        )
-        if connected.rest:  # came in the same read as the end of the login
-            origin.take(connected.rest)
-        if origin.closed:
-            pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
-        else:
-            pool.connected(origin)
-
-    def _connect_failed(self, pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
-        log.error(
-            "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
-        )
-        pool.connect_failed(error, timed_out=timed_out)
 
     def reset(self, pool: Pool, origin: Origin) -> None:
         self.nursery.start_soon(self._contained, origin, reset, pool, origin, pool.limits.origin_connect_timeout)
@@ -547,7 +413,7 @@ async def serve(
                 nursery.start_soon(rotation.run)
             for pool in service.pools.values():
                 nursery.start_soon(keep_catalog, service, pool)
-            nursery.start_soon(service.follow_replicas)
+            nursery.start_soon(follow_replicas, service)
             for stream in service.streams.values():
                 nursery.start_soon(stream.run)
             for ear in service.listeners.values():

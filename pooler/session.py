@@ -39,8 +39,8 @@ from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Un
 from pooler.walk import take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors
-from protocol.errors import PgError
 from protocol.framing import READY_IDLE, length_at
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

@@ -15,8 +15,8 @@ from pooler import copying, ending, extended, simple
 from pooler.link import link
 from pooler.logs import get_logger
 from protocol import errors
-from protocol.errors import PgError
 from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.session import Session

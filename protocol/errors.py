@@ -1,161 +1,20 @@
-"""ErrorResponse and NoticeResponse, and every error that pgnear itself raises.
+"""Every error that pgnear itself raises.
 
 An error of pgnear's reads like one of PostgreSQL's: severity, SQLSTATE, message, and where they help a detail and a
-hint that names the setting. The functions at the end are the whole list; nothing else in pgnear makes up a SQLSTATE.
-Each says when it is raised and has examples: `docs/errors.md` is made from them (`python -m protocol.reference`).
-Source: PostgreSQL documentation, "Error and Notice Message Fields" and "PostgreSQL Error Codes".
+hint that names the setting. This is the whole list; nothing else in pgnear makes up a SQLSTATE. Each says when it is
+raised and has examples (`examples`): `docs/errors.md` is made from them (`python -m protocol.reference`).
+
+Not here: what an error is and its form on the wire (`responses`).
+Source: PostgreSQL documentation, "PostgreSQL Error Codes".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from protocol.examples import example, examples
+from protocol.responses import FrameError, MalformedMessage, PgError
 
 
-class PgError(Exception):
-    """An error that a client can be told.
-
-    Args:
-      sqlstate: five characters.
-      message: one line, lower case first, as PostgreSQL writes them.
-      severity: ERROR, FATAL or PANIC.
-      detail, hint: whole sentences, or None.
-      routine: of an error that stands for one of PostgreSQL's: the name by which drivers recognise it.
-    """
-
-    def __init__(
-        self,
-        sqlstate: str,
-        message: str,
-        *,
-        severity: str = "ERROR",
-        detail: str | None = None,
-        hint: str | None = None,
-        routine: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.sqlstate = sqlstate
-        self.message = message
-        self.severity = severity
-        self.detail = detail
-        self.hint = hint
-        self.routine = routine
-
-    @classmethod
-    def from_payload(cls, payload: bytes) -> PgError:
-        """The error that an ErrorResponse's body tells of."""
-        fields = parse_fields(payload)
-        sqlstate = fields.get("C", "")
-        return cls(
-            sqlstate if len(sqlstate) == 5 else "XX000",
-            fields.get("M", "no message"),
-            severity=fields.get("V", fields.get("S", "ERROR")),
-            detail=fields.get("D"),
-            hint=fields.get("H"),
-        )
-
-    def response(self) -> bytes:
-        """The whole ErrorResponse frame."""
-        return _response(b"E", self.severity, self.sqlstate, self.message, self.detail, self.hint, self.routine)
-
-    def fatal(self) -> PgError:
-        """The same error as the last thing a client hears."""
-        return PgError(self.sqlstate, self.message, severity="FATAL", detail=self.detail, hint=self.hint)
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class FrameError(PgError):
-    """A length that cannot be: under 4, or over the limit that the reader was given."""
-
-
-class MalformedMessage(PgError):
-    """Bytes that are no message of the protocol, or not the message that they say they are."""
-
-
-def error_response(
-    sqlstate: str,
-    message: str,
-    *,
-    severity: str = "ERROR",
-    detail: str | None = None,
-    hint: str | None = None,
-) -> bytes:
-    """A whole ErrorResponse frame."""
-    return _response(b"E", severity, sqlstate, message, detail, hint)
-
-
-def notice_response(
-    sqlstate: str,
-    message: str,
-    *,
-    severity: str = "NOTICE",
-    detail: str | None = None,
-    hint: str | None = None,
-) -> bytes:
-    """A whole NoticeResponse frame."""
-    return _response(b"N", severity, sqlstate, message, detail, hint)
-
-
-def _response(
-    kind: bytes,
-    severity: str,
-    sqlstate: str,
-    message: str,
-    detail: str | None,
-    hint: str | None,
-    routine: str | None = None,
-) -> bytes:
-    fields = (
-        ("S", severity), ("V", severity), ("C", sqlstate), ("M", message), ("D", detail), ("H", hint), ("R", routine),
-    )  # fmt: skip
-    body = b"".join(
-        code.encode() + value.replace("\0", "").encode(errors="replace") + b"\0"
-        for code, value in fields
-        if value is not None
-    )
-    return kind + (len(body) + 5).to_bytes(4, "big") + body + b"\0"
-
-
-def parse_fields(payload: bytes) -> dict[str, str]:
-    """The fields of an ErrorResponse's or NoticeResponse's body, by their one-letter codes."""
-    fields = {}
-    for field in payload.split(b"\0"):
-        if field:
-            fields[chr(field[0])] = field[1:].decode(errors="replace")
-    return fields
-
-
-# ---- what pgnear itself says -----------------------------------------------------------------------------------------
-
-Raises = TypeVar("Raises", bound=Callable[..., PgError])
-
-EXAMPLES: dict[Callable[..., PgError], list[dict[str, Any]]] = {}
-"""Every function below, in order, with the arguments of its examples."""
-
-
-def _example(**arguments: object) -> Callable[[Raises], Raises]:
-    """Enter the function into `EXAMPLES`."""
-
-    def enter(function: Raises) -> Raises:
-        EXAMPLES.setdefault(function, []).insert(0, arguments)  # the decorator nearest to the function runs first
-        return function
-
-    return enter
-
-
-def _examples(name: str, *values: object) -> Callable[[Raises], Raises]:
-    """Enter the function with each of `values` for its one argument."""
-
-    def enter(function: Raises) -> Raises:
-        EXAMPLES.setdefault(function, []).extend({name: value} for value in values)
-        return function
-
-    return enter
-
-
-@_example(pool="shop", waited_seconds=5.0, size=20)
+@example(pool="shop", waited_seconds=5.0, size=20)
 def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
     """A client waited `pool_wait_timeout` for a free origin connection."""
     return PgError(
@@ -166,7 +25,7 @@ def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
     )
 
 
-@_example(pool="shop", limit=500)
+@example(pool="shop", limit=500)
 def queue_full(pool: str, limit: int) -> PgError:
     """As many clients as `max_waiting` wait for an origin connection already."""
     return PgError(
@@ -177,7 +36,7 @@ def queue_full(pool: str, limit: int) -> PgError:
     )
 
 
-@_example(pool="shop", expected_seconds=31.4159, limit_seconds=10.0)
+@example(pool="shop", expected_seconds=31.4159, limit_seconds=10.0)
 def queue_too_slow(pool: str, expected_seconds: float, limit_seconds: float) -> PgError:
     """At the pace of the queue a client would wait for longer than `pool_wait_timeout`: it is not made to."""
     return PgError(
@@ -188,7 +47,7 @@ def queue_too_slow(pool: str, expected_seconds: float, limit_seconds: float) -> 
     )
 
 
-@_example(limit=10000)
+@example(limit=10000)
 def too_many_clients(limit: int) -> PgError:
     """A client connected while `max_client_connections` others were."""
     return PgError(
@@ -199,7 +58,7 @@ def too_many_clients(limit: int) -> PgError:
     )
 
 
-@_example(limit=1000)
+@example(limit=1000)
 def too_many_logins(limit: int) -> PgError:
     """A client connected while `max_unauthenticated_connections` others were still logging in."""
     return PgError(
@@ -210,7 +69,7 @@ def too_many_logins(limit: int) -> PgError:
     )
 
 
-@_example(limit=100)
+@example(limit=100)
 def too_many_from_address(limit: int) -> PgError:
     """A client connected while `max_connections_per_address` connections from its address were open."""
     return PgError(
@@ -221,7 +80,7 @@ def too_many_from_address(limit: int) -> PgError:
     )
 
 
-@_example(limit=10)
+@example(limit=10)
 def too_many_replication_connections(limit: int) -> PgError:
     """A client asked for a replication connection while `max_replication_connections` others had one."""
     return PgError(
@@ -232,7 +91,7 @@ def too_many_replication_connections(limit: int) -> PgError:
     )
 
 
-@_example(limit=1000)
+@example(limit=1000)
 def too_many_statements(limit: int) -> PgError:
     """A client prepared one statement more than `max_client_statements`."""
     return PgError(
@@ -242,7 +101,7 @@ def too_many_statements(limit: int) -> PgError:
     )
 
 
-@_example(kind=ord("Q"), length=1073741824, limit=268435456)
+@example(kind=ord("Q"), length=1073741824, limit=268435456)
 def message_too_large(kind: int, length: int, limit: int) -> FrameError:
     """A message declares more than `max_message_bytes`. During login the limit is pgnear's own."""
     return FrameError(
@@ -252,7 +111,7 @@ def message_too_large(kind: int, length: int, limit: int) -> FrameError:
     )
 
 
-@_example(reason="the connection was reset")
+@example(reason="the connection was reset")
 def origin_lost(reason: str) -> PgError:
     """The origin closed or broke the connection that worked for this client. The client's connection ends too."""
     return PgError(
@@ -266,7 +125,7 @@ def origin_lost(reason: str) -> PgError:
 ORIGIN_UNREACHABLE = "the origin database cannot be reached: "
 
 
-@_examples(
+@examples(
     "reason",
     "Connection refused",
     "no answer within 10 s (origin_connect_timeout)",
@@ -297,8 +156,8 @@ def origin_unreachable(reason: str) -> PgError:
     return PgError("08001", ORIGIN_UNREACHABLE + reason)
 
 
-@_example(reason="the origin database cannot be reached: Connection refused", failures=5, retry_in_seconds=1.234)
-@_example(reason="the origin database cannot be reached: Connection refused", failures=6, retry_in_seconds=0.0)
+@example(reason="the origin database cannot be reached: Connection refused", failures=5, retry_in_seconds=1.234)
+@example(reason="the origin database cannot be reached: Connection refused", failures=6, retry_in_seconds=0.0)
 def origin_paused(reason: str, failures: int, retry_in_seconds: float) -> PgError:
     """The origin could not be reached so often that it is left alone for a while; see [breaker]."""
     again = f"the next attempt is in {retry_in_seconds:.1f} s" if retry_in_seconds else "an attempt is under way"
@@ -310,7 +169,7 @@ def origin_paused(reason: str, failures: int, retry_in_seconds: float) -> PgErro
     )
 
 
-@_example(cause=PgError("22023", 'role "reporting" does not exist'))
+@example(cause=PgError("22023", 'role "reporting" does not exist'))
 def settings_not_restored(cause: PgError) -> PgError:
     """A connection refused a setting that this client had made on another one; the SQLSTATE is the origin's. The
     client's connection ends."""
@@ -322,25 +181,25 @@ def settings_not_restored(cause: PgError) -> PgError:
     )
 
 
-@_example(user="app")
+@example(user="app")
 def auth_failed(user: str) -> PgError:
     """The password is wrong, or there is no such user: a client is not told which."""
     return PgError("28P01", f'password authentication failed for user "{user}"')
 
 
-@_example()
+@example()
 def channel_binding_downgraded() -> PgError:
     """The client could bind SCRAM to the TLS channel and was told that pgnear cannot: somebody changed the offer."""
     return PgError("28000", "the client supports SCRAM channel binding but thinks the server does not")
 
 
-@_example(user="reporting")
+@example(user="reporting")
 def console_not_allowed(user: str) -> PgError:
     """A client asked for the database pgnear, and `admin_users` does not name it."""
     return PgError("42501", f'user "{user}" may not use the console of pgnear', hint="Name the user in admin_users.")
 
 
-@_example(beginning="select 1")
+@example(beginning="select 1")
 def unknown_command(beginning: str) -> PgError:
     """The console was told something that is none of its commands."""
     return PgError(
@@ -350,13 +209,13 @@ def unknown_command(beginning: str) -> PgError:
     )
 
 
-@_example()
+@example()
 def cache_is_off() -> PgError:
     """The console was asked about entries of a cache that does not exist."""
     return PgError("55000", "the cache is off", hint="Set cache.enabled.")
 
 
-@_example(database="shop")
+@example(database="shop")
 def catalog_unknown(database: str) -> PgError:
     """The console was given a table's name while the origin's catalog had not been read: it cannot be reached, or DDL
     has just passed."""
@@ -367,7 +226,7 @@ def catalog_unknown(database: str) -> PgError:
     )
 
 
-@_example(database="shop", seconds=300.0)
+@example(database="shop", seconds=300.0)
 def paused(database: str, seconds: float) -> PgError:
     """A query waited `pause_timeout` for a database that an operator has paused."""
     return PgError(
@@ -378,7 +237,7 @@ def paused(database: str, seconds: float) -> PgError:
     )
 
 
-@_example(database="shop")
+@example(database="shop")
 def disabled(database: str) -> PgError:
     """A client asked for a database that takes no new clients (DISABLE on the console)."""
     return PgError(
@@ -386,7 +245,7 @@ def disabled(database: str) -> PgError:
     )
 
 
-@_example(problems="pgnear.toml line 3: pool_size: input should be greater than or equal to 1")
+@example(problems="pgnear.toml line 3: pool_size: input should be greater than or equal to 1")
 def cannot_reload(problems: str) -> PgError:
     """RELOAD, and the configuration cannot be used; the old one still holds."""
     return PgError(
@@ -394,25 +253,25 @@ def cannot_reload(problems: str) -> PgError:
     )
 
 
-@_example(name="public.odrers")
+@example(name="public.odrers")
 def unknown_table(name: str) -> PgError:
     """PURGE TABLE names a table that no database has."""
     return PgError("42P01", f'relation "{name}" does not exist')
 
 
-@_example(name="catalog", known=["default", "catalogue"])
+@example(name="catalog", known=["default", "catalogue"])
 def unknown_namespace(name: str, known: list[str]) -> PgError:
     """PURGE NAMESPACE names none of the cache's policies."""
     return PgError("42704", f'namespace "{name}" does not exist', hint=f"There is {', '.join(known)}.")
 
 
-@_example(name="c1")
+@example(name="c1")
 def undefined_portal(name: str) -> PgError:
     """Execute or Describe on the console, of a portal that was not bound."""
     return PgError("34000", f'portal "{name}" does not exist')
 
 
-@_example(name="shpo")
+@example(name="shpo")
 def unknown_database(name: str) -> PgError:
     """The startup packet names a database that pgnear does not serve; said only after authentication."""
     return PgError(
@@ -422,13 +281,13 @@ def unknown_database(name: str) -> PgError:
     )
 
 
-@_example()
+@example()
 def no_user() -> PgError:
     """The startup packet names no user."""
     return PgError("28000", "no PostgreSQL user name specified in startup packet")
 
 
-@_example()
+@example()
 def tls_required() -> PgError:
     """`tls = "require"`, and the client did not encrypt."""
     return PgError(
@@ -438,7 +297,7 @@ def tls_required() -> PgError:
     )
 
 
-@_examples(
+@examples(
     "message",
     "invalid length of startup packet",
     "invalid length of startup packet: 20000",
@@ -465,26 +324,26 @@ def protocol_violation(message: str) -> PgError:
     return PgError("08P01", message)
 
 
-@_example(kind=ord("Q"), length=3)
+@example(kind=ord("Q"), length=3)
 def invalid_message_length(kind: int, length: int) -> FrameError:
     """A message's length field is under the 4 bytes that it has itself."""
     return FrameError("08P01", f"invalid message length {length} in a message of type '{_printable(kind)}'")
 
 
-@_example(name="Bind", reason="parameters: stream read less than specified amount, expected 8, found 3")
+@example(name="Bind", reason="parameters: stream read less than specified amount, expected 8, found 3")
 def malformed_message(name: str, reason: str) -> MalformedMessage:
     """A message's fields are not those of its type. Traces say so; traffic does not look that closely."""
     return MalformedMessage("08P01", f"malformed {name}: {reason}")
 
 
-@_example(kind=b"!", from_frontend=True)
+@example(kind=b"!", from_frontend=True)
 def unknown_message(kind: bytes, from_frontend: bool) -> MalformedMessage:
     """A message's type is none that this side may send. Only traces say so."""
     name = _printable(kind[0]) if kind else ""
     return MalformedMessage("08P01", f"invalid {'frontend' if from_frontend else 'backend'} message type '{name}'")
 
 
-@_example()
+@example()
 def plaintext_after_ssl_request() -> PgError:
     """Bytes came behind a request for encryption, before its answer."""
     return PgError(
@@ -494,31 +353,31 @@ def plaintext_after_ssl_request() -> PgError:
     )
 
 
-@_example()
+@example()
 def startup_encoding() -> PgError:
     """A name or value in the startup packet is not UTF-8."""
     return PgError("22021", 'invalid byte sequence for encoding "UTF8" in startup packet')
 
 
-@_example(word="-x")
+@example(word="-x")
 def unknown_startup_option(word: str) -> PgError:
     """`options` in the startup packet holds something else than `-c name=value` and `--name=value`."""
     return PgError("42601", f"invalid command-line argument for server process: {word}")
 
 
-@_example(assignment="statement_timeout")
+@example(assignment="statement_timeout")
 def startup_option_without_value(assignment: str) -> PgError:
     """`options` in the startup packet names a setting without a value."""
     return PgError("42601", f"-c {assignment} requires a value")
 
 
-@_example(major=2, minor=0)
+@example(major=2, minor=0)
 def unsupported_protocol(major: int, minor: int) -> PgError:
     """The client speaks another major version of the protocol."""
     return PgError("0A000", f"unsupported frontend protocol {major}.{minor}: pgnear supports 3.0 to 3.2")
 
 
-@_example()
+@example()
 def replication_disabled() -> PgError:
     """A client asked for a replication connection while `max_replication_connections` is 0."""
     return PgError(
@@ -528,13 +387,13 @@ def replication_disabled() -> PgError:
     )
 
 
-@_example(seconds=15.0)
+@example(seconds=15.0)
 def login_timeout(seconds: float) -> PgError:
     """A client did not finish its login within `client_login_timeout`."""
     return PgError("57014", f"login did not finish within {seconds:g} s", hint="See client_login_timeout.")
 
 
-@_example(seconds=30.0)
+@example(seconds=30.0)
 def query_timeout(seconds: float) -> PgError:
     """The origin worked on a query for longer than `query_timeout`, and was asked to cancel it. Where it does not obey
     within `cancel_wait_timeout`, the client's connection ends."""
@@ -546,7 +405,7 @@ def query_timeout(seconds: float) -> PgError:
     )
 
 
-@_example(seconds=60.0)
+@example(seconds=60.0)
 def transaction_timeout(seconds: float) -> PgError:
     """A transaction was open for longer than `transaction_timeout`. It is rolled back, the client's connection ends."""
     return PgError(
@@ -557,7 +416,7 @@ def transaction_timeout(seconds: float) -> PgError:
     )
 
 
-@_example(seconds=60.0)
+@example(seconds=60.0)
 def idle_in_transaction_timeout(seconds: float) -> PgError:
     """A client said nothing inside a transaction for longer than `idle_in_transaction_timeout`. The transaction is
     rolled back, the client's connection ends."""
@@ -569,7 +428,7 @@ def idle_in_transaction_timeout(seconds: float) -> PgError:
     )
 
 
-@_example(seconds=3600.0)
+@example(seconds=3600.0)
 def client_idle_timeout(seconds: float) -> PgError:
     """A client said nothing outside a transaction for longer than `client_idle_timeout`. Its connection ends."""
     return PgError(
@@ -580,26 +439,26 @@ def client_idle_timeout(seconds: float) -> PgError:
     )
 
 
-@_example()
+@example()
 def query_canceled() -> PgError:
     """A cancel request came while the query still waited for an origin connection."""
     return PgError("57014", "canceling statement due to user request")
 
 
-@_example()
+@example()
 def admin_shutdown() -> PgError:
     """pgnear is shutting down: new clients are turned away, and those that stayed too long are disconnected."""
     return PgError("57P01", "terminating connection due to administrator command")
 
 
-@_example(name="s1")
+@example(name="s1")
 def duplicate_prepared_statement(name: str) -> PgError:
     """Parse with the name of a statement that the client has prepared already."""
     return PgError("42P05", f'prepared statement "{name}" already exists')
 
 
-@_example(name="s1")
-@_example(name="")
+@example(name="s1")
+@example(name="")
 def undefined_prepared_statement(name: str) -> PgError:
     """Bind or Describe of a statement that the client has not prepared."""
     if not name:
@@ -607,13 +466,13 @@ def undefined_prepared_statement(name: str) -> PgError:
     return PgError("26000", f'prepared statement "{name}" does not exist')
 
 
-@_example()
+@example()
 def outdated_plan() -> PgError:
     """DDL has changed the rows of a prepared statement since its client was told what they are."""
     return PgError("0A000", "cached plan must not change result type", routine="RevalidateCachedQuery")
 
 
-@_example()
+@example()
 def no_transaction_blocks() -> PgError:
     """With pooling = "statement" a connection goes back after each statement."""
     return PgError(
@@ -623,7 +482,7 @@ def no_transaction_blocks() -> PgError:
     )
 
 
-@_example()
+@example()
 def internal_error() -> PgError:
     """A bug in pgnear; it costs one client its connection."""
     return PgError("XX000", "internal error of pgnear; its log says more")

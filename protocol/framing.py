@@ -11,7 +11,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from protocol.errors import FrameError, invalid_message_length, malformed_message, message_too_large
+from protocol.errors import invalid_message_length, malformed_message, message_too_large
+from protocol.responses import FrameError
 
 HEADER_BYTES = 5
 """Type byte and length of every message after the startup packet."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from construct import Array, If, Struct, this
 
-from protocol.errors import MalformedMessage, malformed_message, unknown_message
+from protocol.errors import malformed_message, unknown_message
 from protocol.fields import (
     Int8,
     Int32,
@@ -36,6 +36,7 @@ from protocol.fields import (
 )
 from protocol.framing import HEADER_BYTES, frame_end
 from protocol.messages import Decoded
+from protocol.responses import MalformedMessage
 
 EPOCH_SECONDS = 946_684_800
 """2000-01-01 UTC, where the protocol's clocks begin, on the clock that begins in 1970."""

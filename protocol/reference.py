@@ -11,8 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from protocol import errors
-from protocol.errors import PgError
+from protocol import errors  # noqa: F401 - enters the examples
+from protocol.examples import EXAMPLES
+from protocol.responses import PgError
 
 PATH = Path(__file__).parent.parent / "docs" / "errors.md"
 
@@ -62,7 +63,7 @@ the severity FATAL, others ERROR. `pgnear_clients_rejected_total` counts those o
 def render() -> str:
     """The whole file."""
     by_state: list[tuple[str, Callable[..., PgError], list[dict[str, Any]]]] = [
-        (function(**examples[0]).sqlstate, function, examples) for function, examples in errors.EXAMPLES.items()
+        (function(**examples[0]).sqlstate, function, examples) for function, examples in EXAMPLES.items()
     ]
     by_state.sort(key=lambda entry: entry[0])  # stable: within a SQLSTATE in the order of errors.py
     parts = [_INTRODUCTION]

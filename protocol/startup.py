@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.errors import (
-    protocol_violation,
-    startup_encoding,
-    startup_option_without_value,
-    unknown_startup_option,
-)
+from protocol.errors import protocol_violation, startup_encoding, startup_option_without_value, unknown_startup_option
 
 MAX_STARTUP_BYTES = 10000
 """The largest startup packet PostgreSQL accepts (MAX_STARTUP_PACKET_LENGTH)."""

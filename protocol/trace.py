@@ -17,9 +17,9 @@ from construct import Struct
 
 from protocol import fields as types
 from protocol import messages
-from protocol.errors import FrameError, MalformedMessage
 from protocol.fields import Message
 from protocol.framing import FrameReader
+from protocol.responses import FrameError, MalformedMessage
 
 LARGEST_FRAME = 0x3FFFFFFF
 """PostgreSQL's own limit for a message, in bytes."""

@@ -23,8 +23,8 @@ from pooler.logs import get_logger
 from pooler.settings import Reports
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
-from protocol.errors import PgError
 from protocol.framing import FrameReader, command_complete, frame
+from protocol.responses import PgError
 from protocol.startup import StartupMessage
 
 if TYPE_CHECKING:

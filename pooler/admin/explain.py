@@ -113,7 +113,8 @@ def _capped(service: Service, store: Store, pool: Pool, verdict: Verdict) -> lis
     """Why the answer lives no longer than `ttl_without_stream`, where it does not."""
     if not verdict.cacheable:
         return []
-    reasons = [f"the {ear} that tells of writes past pgnear is lost" for ear in sorted(service.not_heard[pool.name])]
+    lost = service.ears.lost[pool.name] if service.ears is not None else ()
+    reasons = [f"the {ear} that tells of writes past pgnear is lost" for ear in sorted(lost)]
     untold = verdict.tables & store.uncovered(pool.name)
     if untold:
         reasons.append(f"the stream does not tell of changes of {table_names(pool.catalog, untold)}")

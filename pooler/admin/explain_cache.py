@@ -15,7 +15,7 @@ from config.model import CONSOLE
 from pooler.ceremony.connect import ask, connect_to, text_rows
 from pooler.reactor import Reactor
 from pooler.transport import TransportClosed
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 Say = Callable[[str], None]
 

@@ -17,7 +17,7 @@ from pooler.ceremony.origins import connect
 from pooler.ceremony.publication import Ask, Missing, Standing
 from pooler.reactor import Reactor
 from pooler.transport import TransportClosed
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 Say = Callable[[str], None]
 _Work = Callable[[Ask, str, Say], Awaitable[bool]]

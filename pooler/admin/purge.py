@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from protocol import errors
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.cache.store import Store
@@ -89,7 +90,7 @@ def _oids(pool: Pool, purge: Purge) -> frozenset[int]:
     return pool.catalog.tables((purge.schema, purge.table or ""))
 
 
-def _unknown(purge: Purge) -> errors.PgError:
+def _unknown(purge: Purge) -> PgError:
     return errors.unknown_table(".".join(filter(None, (purge.schema, purge.table))))
 
 

@@ -1,7 +1,7 @@
 """How long an answer may be served, and for whom: policies from the configuration and from statements' own comments.
 
 Lives here: `Policy`, which one a statement has (`Policies.choose`), and reading `/* pgnear: ... */`. Not here: what a
-TTL does (`store`), what a policy looks like in a file (`config.model.CachePolicy`).
+TTL does (`store`), what a policy looks like in a file (`config.cache.CachePolicy`).
 
 The first policy of the configuration whose every condition holds is the statement's; without one, the default. A
 leading comment overrides numbers, and may switch off; what the operator has switched off it cannot switch on. A comment
@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Protocol
 
-from config.model import Cache, CachePolicy, duration
+from config.cache import Cache, CachePolicy
+from config.values import duration
 from pooler.cache.entry import Namespace
 from pooler.cache.store import Store
 

@@ -16,8 +16,8 @@ from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Settings
 from pooler.transport import TransportClosed
 from protocol import errors
-from protocol.errors import PgError
 from protocol.framing import parameter_status
+from protocol.responses import PgError
 
 
 class _Borrower:

@@ -16,8 +16,8 @@ from pooler.ceremony.connect import open_transport
 from pooler.logs import get_logger
 from pooler.transport import TransportClosed
 from protocol import startup
-from protocol.errors import PgError
 from protocol.framing import TERMINATE_FRAME
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.origin import Origin

@@ -20,8 +20,8 @@ from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import OriginAuthenticator, tls_server_end_point
-from protocol.errors import FrameError, MalformedMessage, PgError
 from protocol.framing import FrameReader, data_row, frame, parameter_status
+from protocol.responses import FrameError, MalformedMessage, PgError
 
 LOGIN_FRAME_LIMIT = 1 << 20
 """No message of an origin's login is larger, in bytes."""

@@ -22,7 +22,7 @@ from pooler import ending
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

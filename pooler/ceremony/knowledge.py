@@ -18,7 +18,7 @@ from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY
 from pooler.logs import get_logger
 from pooler.sequences import SEQUENCE_TABLES_QUERY
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.pool import Pool

@@ -21,7 +21,7 @@ from pooler.ceremony.login import log_in
 from pooler.logs import get_logger
 from pooler.transport import Transport
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

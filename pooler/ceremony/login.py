@@ -22,8 +22,8 @@ from pooler.settings import from_startup
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import ScramServer
-from protocol.errors import PgError
 from protocol.framing import FrameReader
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service

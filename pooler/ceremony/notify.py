@@ -20,8 +20,8 @@ from pooler.ceremony.publication import PARAMETERS, identifier
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
-from protocol.errors import FrameError, PgError
 from protocol.framing import FrameReader, query
+from protocol.responses import FrameError, PgError
 
 log = get_logger(__name__)
 

@@ -20,7 +20,7 @@ from pooler.reactor import Reactor
 from pooler.roles import fits
 from pooler.transport import TransportClosed
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 log = get_logger(__name__)
 

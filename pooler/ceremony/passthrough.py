@@ -20,8 +20,8 @@ from pooler.logs import get_logger
 from pooler.settings import Reports
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
-from protocol.errors import PgError
 from protocol.framing import HEADER_BYTES, TERMINATE_FRAME, length_at
+from protocol.responses import PgError
 from protocol.startup import StartupMessage
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from protocol.errors import PgError
 from protocol.framing import data_row
+from protocol.responses import PgError
 
 Ask = Callable[[str], Awaitable[list[tuple[int, bytes]]]]
 """Sends one SQL text and gives the frames of its answer (`ceremony.connect.ask`)."""

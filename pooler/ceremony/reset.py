@@ -14,7 +14,7 @@ from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS
 from pooler.transport import TransportClosed
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 log = get_logger(__name__)
 

@@ -18,10 +18,11 @@ import trio
 from config import Target
 from config.passwords import PasswordSource, PasswordUnavailable
 from pooler.ceremony.connect import Connected, LoginRefused
+from pooler.ceremony.opening import take_in
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -150,7 +151,7 @@ class Rotation:
         log.info("credentials_rotated", pool=pool.name, user=target.user, host=target.host, port=target.port)
         pool.renew()
         pool.connecting_count += 1
-        service.take_in(pool, connected, monotonic())
+        take_in(pool, connected, monotonic())
         service.target_changed(pool, old)
         return True
 

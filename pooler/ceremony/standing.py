@@ -13,11 +13,12 @@ import trio
 
 from config import Target
 from pooler.ceremony.connect import Connected, ask, text_rows
+from pooler.ceremony.opening import replica_target
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from pooler.replicas import Point, Replica, Replicas
 from pooler.transport import TransportClosed
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -83,7 +84,17 @@ class _Line:
             self._connected = None
 
 
-async def follow_primary(service: Service, pool: Pool, replicas: Replicas) -> None:
+async def follow_replicas(service: Service) -> None:
+    """Keep knowing which replicas may answer what, of every pool that has some."""
+    async with trio.open_nursery() as nursery:
+        for pool in service.pools.values():
+            if pool.replicas is not None:
+                nursery.start_soon(_follow_primary, service, pool, pool.replicas)
+                for replica in pool.replicas.all:
+                    nursery.start_soon(_follow_replica, service, pool, pool.replicas, replica)
+
+
+async def _follow_primary(service: Service, pool: Pool, replicas: Replicas) -> None:
     """Note where the primary stands, for as long as the process lives."""
     line, known = _Line(service), True
     assert service.cache is not None
@@ -109,14 +120,14 @@ async def follow_primary(service: Service, pool: Pool, replicas: Replicas) -> No
         line.close()
 
 
-async def follow_replica(service: Service, home: Pool, replicas: Replicas, replica: Replica) -> None:
+async def _follow_replica(service: Service, home: Pool, replicas: Replicas, replica: Replica) -> None:
     """Note how far a replica has come, for as long as the process lives."""
     line = _Line(service)
     told: str | None = None
     try:
         while True:
             try:
-                target, timeout = service.replica_target(replica.pool), home.limits.origin_connect_timeout
+                target, timeout = replica_target(replica.pool), home.limits.origin_connect_timeout
                 asked_at = perf_counter()
                 lsn, system, timeline, standby = await line.ask(target, timeout, _REPLICA)
                 if standby != "t":

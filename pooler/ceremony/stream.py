@@ -33,9 +33,9 @@ from pooler.logs import get_logger
 from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
 from protocol import startup
-from protocol.errors import FrameError, MalformedMessage, PgError
 from protocol.framing import query
 from protocol.pgoutput import XLOG_DATA_BYTES, Committed, CopyFrames, Transactions, position_of, status_update
+from protocol.responses import FrameError, MalformedMessage, PgError
 
 log = get_logger(__name__)
 

@@ -16,7 +16,7 @@ import trio
 
 from pooler.ceremony.listen import address_of, open_listener
 from protocol import errors, startup
-from protocol.errors import PgError
+from protocol.responses import PgError
 from protocol.trace import Trace
 
 CONNECT_SECONDS = 10.0

@@ -14,7 +14,7 @@ from pooler.ceremony.borrow import ask_origin, borrowed
 from pooler.ceremony.connect import text_rows
 from pooler.logs import get_logger
 from pooler.pool import Pool
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 log = get_logger(__name__)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protocol import errors, framing, messages, pgoutput, startup
+from protocol import framing, messages, pgoutput, responses, startup
 from protocol.auth import OriginAuthenticator, ScramServer, ScramVerifier
-from protocol.errors import MalformedMessage, PgError
 from protocol.framing import FrameReader
+from protocol.responses import MalformedMessage, PgError
 from tests.fuzz_protocol.machine import play
 
 Target = Callable[[bytes], None]
@@ -38,7 +38,7 @@ def frames(data: bytes) -> None:
     assert whole == parts, (whole, parts)
     for kind, body in whole[0]:
         framing.data_row(body)
-        errors.parse_fields(body)
+        responses.parse_fields(body)
         again = PgError.from_payload(body).response()
         assert framing.frame_end(again, 0, 1 << 30) == len(again)
         assert len(PgError.from_payload(body).sqlstate) == 5

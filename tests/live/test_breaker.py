@@ -112,3 +112,17 @@ def test_a_write_ends_an_old_answer_even_so(pgnear: Start, stopped: Server) -> N
         near.wait_for_log("origin_breaker_open")
         with pytest.raises(psycopg.errors.CannotConnectNow):
             client.execute("select a from shelf")
+
+
+def test_a_database_that_is_made_only_now_can_be_used_at_once(origin: Server, pgnear: Start) -> None:
+    """The origin that says so is well: nobody is turned away later because of what was missing before."""
+    near = pgnear(
+        databases={"later": {"origin": origin.url("later")}},
+        breaker={"failures": 2, "retry_after": 60, "retry_at_most": 60},
+    )
+    for _ in range(5):
+        with pytest.raises(psycopg.OperationalError, match='database "later" does not exist'):
+            near.connect(dsn={"dbname": "later"})
+    origin.execute("create database later")
+    with near.connect(dsn={"dbname": "later"}) as client:
+        assert client.execute("select current_database()").fetchone() == ("later",)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from protocol.auth import ScramServer, ScramVerifier
-from protocol.errors import PgError
+from protocol.responses import PgError
 from tests.conftest import Start
 from tests.support.certificates import Authority
 from tests.support.postgres import PASSWORD, Server, system_installation

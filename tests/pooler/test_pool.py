@@ -14,7 +14,7 @@ from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports
 from pooler.stats import Stats
 from protocol import errors
-from protocol.errors import PgError
+from protocol.responses import PgError
 
 UNREACHABLE = errors.origin_unreachable("Connection refused")
 

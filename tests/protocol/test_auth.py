@@ -26,7 +26,7 @@ from protocol.auth import (
     ScramVerifier,
     tls_server_end_point,
 )
-from protocol.errors import PgError
+from protocol.responses import PgError
 from tests.support.certificates import Authority
 from tests.support.postgres import Server
 from tests.support.wire import WireClient, frame, startup

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import messages as m
-from protocol.errors import FrameError, PgError
 from protocol.framing import HEADER_BYTES, FrameReader, bad_length, command_complete, frame, frame_end, query
+from protocol.responses import FrameError, PgError
 
 LIMIT = 1000
 FRAMES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=40)), max_size=8)

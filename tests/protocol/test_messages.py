@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import messages as m
-from protocol.errors import MalformedMessage
 from protocol.fields import Message
+from protocol.responses import MalformedMessage
 from tests.protocol.strategies import EACH, any_fields
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import messages, pgoutput
-from protocol.errors import FrameError, MalformedMessage
 from protocol.fields import Message
 from protocol.framing import frame
 from protocol.pgoutput import PLAIN, STREAMED, Committed, CopyFrames, Transactions
+from protocol.responses import FrameError, MalformedMessage
 from tests.protocol.strategies import EACH, STRINGS
 
 BY_NAME = {each.name: each for each in PLAIN}

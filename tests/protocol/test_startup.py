@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol import messages as m
 from protocol import startup
-from protocol.errors import MalformedMessage, PgError
+from protocol.responses import MalformedMessage, PgError
 from protocol.startup import CancelRequest, GSSENCRequest, SSLRequest, StartupMessage, parse_options, parse_startup
 
 QUIET = settings(deadline=None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from config.model import Cache
+from config.cache import Cache
 from pooler.cache.entry import Entry
 from pooler.cache.flight import MAX_FAILURES, Flight, Flights
 from pooler.cache.policy import Policies

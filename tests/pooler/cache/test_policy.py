@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies
 from pydantic import ValidationError
 
-from config.model import Cache
+from config.cache import Cache
 from pooler.cache.policy import Policies, Policy, overridden
 from pooler.cache.store import Namespace, Store
 from pooler.sql.statement import Statement, classify

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from config.model import Cache
+from config.cache import Cache
 from pooler.cache import epochs
 from pooler.cache.entry import TTL_JITTER, Entry
 from pooler.cache.policy import Policies, Policy
@@ -367,7 +367,7 @@ def test_sweeping_frees_what_is_dead_and_leaves_what_is_not(bench: Bench) -> Non
 
 GROWTH = """
 import sys, gc, psutil
-from config.model import Cache
+from config.cache import Cache
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 

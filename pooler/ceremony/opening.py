@@ -1,0 +1,94 @@
+"""A new connection of a pool: opened with the credentials that hold, and then the reactor's and the pool's.
+
+Lives here: what the pool is told of it, and what the log and the metrics are. Not here: which host it goes to
+(`origins`), what is said until it is logged in (`connect`), when the pool wants one (`pool`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from config import Target
+from pooler.ceremony.connect import Connected
+from pooler.ceremony.origins import connect
+from pooler.logs import get_logger
+from pooler.origin import Origin
+from pooler.pool import Pool
+from pooler.settings import Reports
+from protocol import errors
+from protocol.responses import PgError
+
+if TYPE_CHECKING:
+    from pooler.service import Service
+
+log = get_logger(__name__)
+
+
+async def open_for(service: Service, pool: Pool) -> None:
+    """Open one connection, as `Pool` asks for it; the pool hears how it went."""
+    service.reactor.ceremonies += 1
+    begun = time.monotonic()
+    try:
+        connected = await _open(service, pool)
+    except trio.TooSlowError:
+        service.stats.expired("origin_connect_timeout")
+        seconds = pool.limits.origin_connect_timeout
+        failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
+        _failed(pool, failure, timed_out=True)
+    except PgError as error:
+        _failed(pool, error)
+    except Exception as error:  # a bug here costs one connection, not the process
+        log.exception("internal_error", where="connect", error=str(error))
+        pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
+    except BaseException:
+        pool.connecting_count -= 1
+        raise
+    else:
+        take_in(pool, connected, begun)
+    finally:
+        service.reactor.ceremonies -= 1
+
+
+async def _open(service: Service, pool: Pool) -> Connected:
+    if pool.home is pool:
+        return await service.rotations[pool.name].connect()
+    connected = await connect(replica_target(pool), service.reactor, timeout=pool.limits.origin_connect_timeout)
+    if "in_hot_standby" in connected.parameters:
+        connected.parameters["in_hot_standby"] = "off"  # as the client's session is on the primary
+    return connected
+
+
+def replica_target(pool: Pool) -> Target:
+    """Where a replica's pool leads, with the password of its primary's where it has none of its own."""
+    return pool.target if pool.target.password else replace(pool.target, password=pool.home.target.password)
+
+
+def take_in(pool: Pool, connected: Connected, begun: float) -> None:
+    """A connection of `pool`, `begun` at that time, is authenticated: it is the reactor's and the pool's now."""
+    reports = Reports.of(connected.parameters)
+    origin = Origin(connected.transport, pool, connected.pid, connected.secret, reports, connected.target)
+    origin.created = begun  # what it begins with may be from then
+    connected.transport.register(origin)
+    log.debug(
+        "origin_connected",
+        pool=pool.name,
+        origin_pid=origin.pid,
+        tls=connected.transport.tls is not None,
+    )
+    if connected.rest:  # came in the same read as the end of the login
+        origin.take(connected.rest)
+    if origin.closed:
+        pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
+    else:
+        pool.connected(origin)
+
+
+def _failed(pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
+    log.error(
+        "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
+    )
+    pool.connect_failed(error, timed_out=timed_out)
