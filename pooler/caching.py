@@ -1,53 +1,44 @@
-"""What the cache answers for a session, and what it learns from what the origin answers and from writes.
+"""What the cache answers for a session, and what it learns from what the origin answers.
 
-Lives here: whether a read may be cached (syntax, catalog, policy), its key, freshness, background refresh, and what a
-write invalidates. Not here: entries and their bounds (`cache.store`), what a statement reads (`cache.catalog`), the
-messages that an answer becomes (`session`, `extended`).
+Lives here: whether a read may be cached (syntax, catalog, policy), its key, freshness and background refresh. Not here:
+entries and their bounds (`cache.store`), what a statement reads (`cache.catalog`), what a write invalidates (`writes`),
+who asks for all (`boarding`), the messages that an answer becomes (`simple`, `answers`).
 
 A read's way: `ask` gives an Entry (fresh, or stale with its refresh under way), a `Capture` (cacheable; the origin's
 answer is copied on its way and handed to `keep`), `WAIT` (somebody else asks the origin the same already; the session
-holds its input and asks again when that has landed), or None (not for the cache). A write's way: `reach_of` when it is
-sent, `Session` invalidates at each completion and at the end of its transaction, before its client hears of it.
+holds its input and asks again when that has landed), or None (not for the cache).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler.cache.catalog import Verdict, parse_search_path
+from pooler.boarding import Wait, board, leave
+from pooler.cache.catalog import Verdict
 from pooler.cache.entry import Entry
 from pooler.cache.eviction import MAX_USES
 from pooler.cache.keys import in_formats, without_parameters
 from pooler.cache.policy import Policy
 from pooler.cache.ready import Ready, View
 from pooler.origin import IDLE, IN_TRANSACTION
-from pooler.sql.statement import PinKind, Statement
+from pooler.sql.statement import Statement
 from pooler.statements import Prepared
 from pooler.unit import Capture, Unit
+from pooler.writes import NOTHING, names_by
 from protocol.framing import frame
 
 if TYPE_CHECKING:
     from pooler.service import Service
     from pooler.session import Session
 
-NOTHING: frozenset[int] = frozenset()
 NO_PARAMETERS = b"\0\0"
 _REFRESH_TAIL = frame(b"D", b"P\0") + frame(b"E", b"\0\0\0\0\0") + b"S\0\0\0\4"
-_search_path = lru_cache(maxsize=1000)(parse_search_path)
-
-
-class _Wait:
-    """Of `WAIT`."""
-
-
-WAIT = _Wait()
 
 
 def ask(
     session: Session, prepared: Prepared, tail: bytes, now: float, *, described: bool, stated: bool = False
-) -> Entry | Capture | _Wait | None:
+) -> Entry | Capture | Wait | None:
     """What the cache has for a statement bound with `tail` (a Bind's formats, values and result formats).
 
     Args:
@@ -66,12 +57,12 @@ def ask(
     else:
         verdict = verdict_on(session, prepared)
         if verdict is None or not verdict.cacheable:
-            _not_for_all(session)
+            leave(session)
             return None
         policy, tables = _policy(session, prepared), verdict.tables
         prepared.asked = (catalog, reports, user, policy, tables)
     if not policy.enabled:
-        _not_for_all(session)
+        leave(session)
         return None
     key = (session.namespace, user, session.settings.label, prepared.text, prepared.types, tail)
     entry = cache.get(key, now, policy.namespace)
@@ -84,7 +75,7 @@ def ask(
         or (described and entry.row_description is None)
         or (stated and entry.parameter_description is None and not without_parameters(tail))
     ):
-        return _board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
+        return board(session, Capture(session.namespace, key, cache.begin(), now, policy, tables, prepared))
     if entry.expires <= now and cache.claim_refresh(entry, now) and not _refresh(session, prepared, entry, policy, now):
         cache.abandon_refresh(entry)
     return entry
@@ -152,40 +143,6 @@ def make_ready(
     store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
 
 
-def _not_for_all(session: Session) -> None:
-    """What is asked is not for the cache, any more perhaps: others must not wait for it."""
-    flight, session.flight = session.flight, None
-    if flight is not None and session.service.flights is not None:
-        session.service.flights.leave(flight, session)
-
-
-def _board(session: Session, capture: Capture) -> Capture | _Wait:
-    """Lead the flight for a key that is not there, or wait for it."""
-    flights = session.service.flights
-    if flights is None or session.alone or session.origin is not None:
-        session.alone = False
-        return capture
-    flight = session.flight
-    if flight is None or flight.leader is not session or flight.key != capture.key:
-        tables = tuple(capture.tables)
-        flight = flights.join(capture.key, session, capture.sent_at, capture.database, tables)
-    if flight.leader is session:
-        session.flight = None
-        capture.flight, capture.flights = flight, flights
-        return capture
-    session.flight = flight
-    session.hold()
-    return WAIT
-
-
-def depart(service: Service, capture: Capture, now: float) -> None:
-    """The query of `capture` goes out only now: its answer will have all writes up to here."""
-    assert service.cache is not None
-    capture.stamp, capture.sent_at = service.cache.begin(), now
-    if capture.flight is not None and service.flights is not None:
-        service.flights.departed(capture.flight)
-
-
 def may_be_asked(session: Session) -> bool:
     """Whether the cache may answer now: outside a transaction, or in a block that has done nothing but read.
 
@@ -212,20 +169,8 @@ def verdict_on(session: Session, prepared: Prepared) -> Verdict | None:
     catalog = session.pool.catalog
     if catalog is None:
         return None
-    path, user = _names_by(session)
+    path, user = names_by(session)
     return catalog.reads(prepared.statement, path, user)
-
-
-def _names_by(session: Session) -> tuple[tuple[str, ...] | None, str]:
-    """(search_path, user) that names are resolved by; the path is None where the origin does not report it (before 18).
-
-    Of a session with a role of its own the user is not known, and "$user" stands for no schema; with None every
-    schema counts.
-    """
-    reported = session.reports.values.get("search_path")
-    if reported is None or not session.settings.plain_user:
-        return None, ""
-    return _search_path(reported), session.pool.target.user
 
 
 def _policy(session: Session, prepared: Prepared) -> Policy:
@@ -292,33 +237,6 @@ def _refresh(session: Session, prepared: Prepared, entry: Entry, policy: Policy,
     frames += [prepared.parse_frame(b""), frame(b"B", b"\0\0" + entry.key[-1]), _REFRESH_TAIL]
     origin.send_or_lose(b"".join(frames))
     return True
-
-
-# ---- writes ----------------------------------------------------------------------------------------------------------
-
-
-def reach_of(session: Session, statement: Statement) -> frozenset[int] | None:
-    """The tables that a statement may change, as their OIDs; None where that is not known: the whole database."""
-    catalog = session.pool.catalog
-    if catalog is None or PinKind.TEMPORARY in session.state.pins:
-        return None  # a temporary table may stand before a real one, with triggers of its own
-    path, user = _names_by(session)
-    if session.state.current is not session.state.settings:
-        path = None  # it may have changed in this transaction
-    return catalog.reach(statement, path, user)
-
-
-def note_write(session: Session, reach: frozenset[int] | None) -> None:
-    """A statement that may change the tables of `reach` is on its way."""
-    if session.pool.advice is not None:
-        session.wrote = reach
-        session.pool.advice.updates.note(reach, perf_counter())
-    if session.service.cache is not None:
-        session.writes = True
-        if reach is None or session.reach is None:
-            session.reach = None
-        else:
-            session.reach = session.reach | reach
 
 
 # ---- advice ----------------------------------------------------------------------------------------------------------

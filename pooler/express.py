@@ -1,7 +1,7 @@
 """The express lane: whole requests in the shapes that nearly all have, on the shortest way there is.
 
 Lives here: a Query, and Parse/Bind/Describe/Execute/Sync with or without the Parse, each alone in what its client has
-sent. What is in the slightest unusual is left to `Session._walk`, which can do everything: a False from here has
+sent. What is in the slightest unusual is left to `walk`, which can do everything: a False from here has
 changed nothing that matters.
 
 What makes it fast: a text's meaning and a Parse message's statement are found by the message's own bytes; a cached
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
+from pooler.consequences import mind
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
 from protocol.framing import length_at
@@ -77,7 +78,7 @@ def _query(session: Session, data: bytes) -> bool:
         if origin.units:
             return False
         unit = _unit(session, origin)
-        session.mind(statement, unit)
+        mind(session, statement, unit)
     unit.simple = True
     if session.pool.advice is not None:
         study(session, unit, statement, data[5:-1], ALL_TEXT)
@@ -162,7 +163,7 @@ def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
 
 
 def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
-    """What `Session.link` and `mind` do, where there is little to do; the unit that is owed."""
+    """What `link` and `mind` do, where there is little to do; the unit that is owed."""
     session.pool.idle.pop()
     session.origin = origin
     origin.session = session
@@ -171,7 +172,7 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     unit = _unit(session, origin)
     service = session.service
     if (not statement.reads_only and service.observes) or (statement.sequences and service.recallers):
-        session.mind(statement, unit)
+        mind(session, statement, unit)
     elif statement.sequences:
         session.sequence_home = origin
         origin.sequence_client = session.key[0]

@@ -2,60 +2,46 @@
 
 A batch is what a client sent up to a Sync or Flush. `submit` takes one through:
 
-    1. read the frames into operations (names, statements)
-    2. if the session is unlinked and the batch is one cacheable read: look in the cache, and answer from it
+    1. read the frames into operations (`operations`: names, statements)
+    2. if the session is unlinked and the batch is one cacheable read: look in the cache, and answer from it (`answers`)
     3. link; where DDL has passed since a statement was prepared, and this connection has no plan of it, ask first
        whether its result type is what the client was told
-    4. translate: statement names become pgnear's own, a Parse that this connection has is not sent (its ParseComplete
-       is made up), one that it lacks is sent first (its ParseComplete is swallowed), and each message leaves a step
-       that says what to do with its answer
+    4. translate (`translation`): the messages that go to this connection, and what is done with their answers
 
 Source: PostgreSQL documentation, "Message Flow", section "Extended Query".
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler import views
-from pooler.cache.entry import Entry
-from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, in_formats, normal_tail
-from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
-from pooler.origin import FAILED_TRANSACTION, IDLE
+from pooler import copying
+from pooler.answers import answer_locally, look_up
+from pooler.boarding import WAIT, copy_answer, take_pending
+from pooler.cache.keys import normal_tail
+from pooler.caching import may_be_asked, study
+from pooler.consequences import forget_others_sequences, go_home, look, restore_startup
+from pooler.link import link
+from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
+from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
-from pooler.sql.effects import resolve
-from pooler.sql.names import renaming
-from pooler.sql.statement import Part, PinKind, Statement
-from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
+from pooler.statements import Prepared
+from pooler.translation import Translation
+from pooler.unit import Unit
 from protocol import errors, framing
-from protocol.framing import FLUSH_FRAME, READY_IDLE, SYNC_FRAME
+from protocol.framing import FLUSH_FRAME, SYNC_FRAME
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
     from pooler.session import Session
 
-_PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
+_PARSE, _BIND, _DESCRIBE, _EXECUTE = b"PBDE"
 _SYNC = ord("S")
 _STATEMENT = ord("S")
-PARSE_COMPLETE = b"1\0\0\0\4"
-BIND_COMPLETE = b"2\0\0\0\4"
-CLOSE_COMPLETE = b"3\0\0\0\4"
-NO_PARAMETER_DESCRIPTION = b"t\0\0\0\6\0\0"
-_header = Struct("!ci").pack
-
-NOTHING = Statement()
-
-MAX_REMEMBERED_PARSE = 2048
-"""Longer Parse messages, in bytes, are read each time."""
 
 KEPT_AFTER = 2
 """So many times a client must have parsed a text without a name before a connection keeps it as a statement."""
-
-Operation = tuple[Any, ...]
 
 
 def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int, int]], terminator: int) -> bool:
@@ -67,58 +53,58 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
       ValueError: a message ended before its last field.
       PgError: a bound was passed.
     """
-    operations = [_read(session, data, frame) for frame in batch]
+    operations = [read(session, data, frame) for frame in batch]
     end = batch[-1][2] if batch else start
     capture: Any = None
     if session.origin is None:
         if terminator == _SYNC:
-            if _answer_locally(session, operations):
+            if answer_locally(session, operations):
                 return True
             if session.service.cache is not None:
-                lookup = _lookup(session, data, operations)
+                lookup = look_up(session, data, operations)
                 if lookup is True:
                     return True
                 if lookup is WAIT:
                     return False
                 capture = lookup
-        if session.mode == "statement" and any(_statement_of(session, each).begins for each in operations):
+        if session.mode == "statement" and any(statement_of(session, each).begins for each in operations):
             session.answer(errors.no_transaction_blocks().response())
             session.skip_to_sync(at_sync=terminator == _SYNC)
             return True
-        if session.service.classifier.recalls_seen and _recalls_sequences(session, operations):
-            session.go_home()
+        if session.service.classifier.recalls_seen and recall_sequences(session, operations):
+            go_home(session)
         if session.service.classifier.looks_seen:
-            session.look(b";".join(_texts_that_look(session, operations)))
-        if not session.link(start, capture):
+            look(session, b";".join(texts_that_look(session, operations)))
+        if not link(session, start, capture):
             return False
     elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
-        lookup = _lookup(session, data, operations)
+        lookup = look_up(session, data, operations)
         if lookup is True:
             return True
         capture = lookup
-    capture = session.take_pending() or capture
+    capture = take_pending(session) or capture
     origin = session.origin
     assert origin is not None
-    if session.service.classifier.recalls_seen and _recalls_sequences(session, operations) and not origin.open_unit:
-        session.forget_others_sequences(origin)
+    if session.service.classifier.recalls_seen and recall_sequences(session, operations) and not origin.open_unit:
+        forget_others_sequences(session, origin)
     if session.schema_moved and _verify(session, origin, operations):
         return False
     alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []
-    translation = _Translation(session, origin, unit, data)
+    translation = Translation(session, origin, unit, data)
     if alone and terminator == _SYNC and _is_worth_keeping(session, operations):
         translation.keeps = operations[0][4]
         translation.request = data[start : end + 5]
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
-        unit.synced = session.copying is None or not session.in_copy  # which ignores it
+        unit.synced = session.copying is None or not copying.is_open(session)  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     if capture is not None:
-        session.capture(unit, capture)
+        copy_answer(session, unit, capture)
     bound = translation.bound
     if len(bound) == 1:
         prepared, tail = bound[0]
@@ -132,7 +118,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if not unit.synced and unit is not origin.units[-1]:
         raise errors.protocol_violation("messages were sent behind an unfinished COPY")
     if translation.discards_all and unit.synced and session.state.startup is not DEFAULTS:
-        session.send_later(session.restore_startup(unit))
+        session.send_later(restore_startup(session, unit))
     return True
 
 
@@ -151,31 +137,6 @@ def _is_worth_keeping(session: Session, operations: list[Operation]) -> bool:
         and parse[4].needs is None and bind[0] == _BIND and not bind[3] and not bind[4] and execute[0] == _EXECUTE
         and all(each[0] == _DESCRIBE and each[3] != _STATEMENT for each in between)
     )  # fmt: skip
-
-
-def _statement_of(session: Session, operation: Operation) -> Statement:
-    """What a Parse or Bind is about; of other messages, nothing."""
-    kind = operation[0]
-    if kind == _PARSE:
-        prepared: Prepared | None = operation[4]
-    elif kind == _BIND:
-        prepared = session.statements.get(operation[4])
-    else:
-        return NOTHING
-    return prepared.statement if prepared is not None else NOTHING
-
-
-def _texts_that_look(session: Session, operations: list[Operation]) -> list[bytes]:
-    texts = []
-    for operation in operations:
-        if _statement_of(session, operation).looks:
-            prepared = operation[4] if operation[0] == _PARSE else session.statements[operation[4]]
-            texts.append(prepared.text)
-    return texts
-
-
-def _recalls_sequences(session: Session, operations: list[Operation]) -> bool:
-    return any(_statement_of(session, operation).recalls_sequences for operation in operations)
 
 
 def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bool:
@@ -220,538 +181,3 @@ def _open_unit(session: Session, origin: Origin) -> Unit:
     unit.synced = False
     session.push(unit)
     return unit
-
-
-def _read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operation:
-    """One frame as (kind, start, end, fields...)."""
-    kind, start, end = frame
-    body = start + 5
-    if kind == _BIND:
-        portal_end = data.index(b"\0", body, end)
-        name_end = data.index(b"\0", portal_end + 1, end)
-        return kind, start, end, data[body:portal_end], data[portal_end + 1 : name_end], name_end + 1
-    if kind == _EXECUTE:
-        portal_end = data.index(b"\0", body, end)
-        return kind, start, end, data[body:portal_end], data[portal_end + 1 : end]
-    if kind == _PARSE:
-        name_end = data.index(b"\0", body, end)
-        text_end = data.index(b"\0", name_end + 1, end)
-        scope = session.scope
-        known = scope.parses.get(data[start:end])
-        if known is not None:
-            known.parses += 1
-            return kind, start, end, b"", known
-        text = data[name_end + 1 : text_end]
-        service = session.service
-        types = data[text_end + 1 : end]
-        statement = service.classifier(text)
-        if statement.parts and statement.parts[0].named in session.statements:
-            prepared = _about_another(session, text, types, statement)
-        elif statement.shows:
-            prepared = _showing(session, text, types, statement)
-        else:
-            prepared = service.prepared.intern(text, types, statement, scope)
-            if name_end == body and statement.plain and end - start <= MAX_REMEMBERED_PARSE:
-                scope.remember(data[start:end], prepared)
-        return kind, start, end, data[body:name_end], prepared
-    if body >= end:
-        raise ValueError
-    return kind, start, end, data[body], data[body + 1 : data.index(b"\0", body + 1, end)]
-
-
-def _about_another(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
-    """SQL that speaks of a statement made by Parse (EXECUTE, PREPARE, DEALLOCATE), with pgnear's name for that."""
-    named = statement.parts[0].named
-    assert named is not None
-    target = session.statements[named]
-    edits = renaming(text, 0, len(text), {named: target.name})
-    prepared = session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
-    prepared.needs = target
-    return prepared
-
-
-def _showing(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
-    """SQL that asks the system views what its session has: changed so that it sees what it has now."""
-    edits = views.edits(session, statement.shows)
-    return session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
-
-
-# ---- the cache -------------------------------------------------------------------------------------------------------
-
-
-def _lookup(session: Session, data: bytes, operations: list[Operation]) -> Any:
-    """True: answered from the cache. A Capture: cacheable, to be stored. WAIT: hold. None: not for the cache."""
-    shape = _read_shape(session, data, operations)
-    if shape is None:
-        return None
-    prepared, tail, described, stated = shape
-    if not prepared.statement.cacheable or has_temporal_parameter(tail):
-        return None
-    started = perf_counter()
-    moved = prepared.epoch != session.pool.schema_epoch
-    found = ask(session, prepared, normal_tail(tail), started, described=described or stated or moved, stated=stated)
-    if not isinstance(found, Entry):
-        return found
-    if moved and in_formats(found.row_description or b"", ALL_TEXT) != prepared.row_description:
-        return None  # DDL has changed what the client was told of its rows: the origin refuses it, or not
-    response = _answer(session, operations, found)
-    first, last = operations[0], operations[-1]
-    if session.origin is None:
-        if first[0] == _PARSE and not first[3]:
-            make_ready(session, data[first[1] : last[2] + 5], response, found, prepared, prepares=True)
-        elif first[0] == _BIND and first[4]:
-            make_ready(session, prepared.name + data[first[5] - 1 : last[2] + 5], response, found, prepared)
-    session.service.stats.hit_latency.observe(perf_counter() - started)
-    return True
-
-
-def _read_shape(
-    session: Session, data: bytes, operations: list[Operation]
-) -> tuple[Prepared, bytes, bool, bool] | None:
-    """(statement, Bind's tail, portal described?, statement described?) of a batch that is one whole read."""
-    prepared: Prepared | None = None
-    tail: bytes | None = None
-    parsed: bytes | None = None
-    bound = stated = None
-    described = executed = False
-    for operation in operations:
-        kind = operation[0]
-        if executed:
-            return None
-        if kind == _PARSE and parsed is None and tail is None and stated is None:
-            parsed = operation[3]
-            if parsed and parsed in session.statements:
-                return None
-            prepared = operation[4]
-        elif kind == _BIND and tail is None and not operation[3]:
-            bound = operation[4]
-            if parsed is None:
-                prepared = session.statements.get(bound)
-            elif bound != parsed:
-                return None
-            tail = data[operation[5] : operation[2]]
-        elif kind == _DESCRIBE and operation[3] == _STATEMENT and stated is None:
-            stated = operation[4]
-        elif kind == _DESCRIBE and operation[3] != _STATEMENT and tail is not None and not operation[4]:
-            described = True
-        elif kind == _EXECUTE and tail is not None and not operation[3] and operation[4] == b"\0\0\0\0":
-            executed = True
-        else:
-            return None
-    if prepared is None or tail is None or not executed or stated not in (None, bound):
-        return None
-    return prepared, tail, described, stated is not None
-
-
-def _answer(session: Session, operations: list[Operation], entry: Entry) -> bytes:
-    parts = []
-    for operation in operations:
-        kind = operation[0]
-        if kind == _PARSE:
-            session.remember(operation[3], operation[4])
-            parts.append(PARSE_COMPLETE)
-        elif kind == _BIND:
-            parts.append(BIND_COMPLETE)
-        elif kind == _DESCRIBE:
-            assert entry.row_description is not None
-            if operation[3] == _STATEMENT:
-                parts.append(entry.parameter_description or NO_PARAMETER_DESCRIPTION)
-                parts.append(in_formats(entry.row_description, ALL_TEXT))
-            else:
-                parts.append(entry.row_description)
-    parts += (entry.answer, session.ready_now)
-    response = b"".join(parts)
-    session.answer(response)
-    return response
-
-
-# ---- without an origin -----------------------------------------------------------------------------------------------
-
-
-def _answer_locally(session: Session, operations: list[Operation]) -> bool:
-    """Answer a batch that no origin is needed for: Parse of a statement that is known to be right, and Close.
-
-    Outside a transaction there are no portals, and statements are ours. This spares the origin a round trip, and a
-    client that prepares does not wait for a connection.
-    """
-    parts = []
-    for operation in operations:
-        if operation[0] == _CLOSE and operation[3] in b"SP":
-            parts.append(CLOSE_COMPLETE)
-        elif operation[0] == _PARSE and operation[4].proven == session.circumstances:
-            if operation[3] and operation[3] in session.statements:
-                return False
-            parts.append(PARSE_COMPLETE)
-        else:
-            return False
-    for operation in operations:
-        if operation[0] == _PARSE:
-            session.remember(operation[3], operation[4])
-        elif operation[3] == _STATEMENT:
-            session.statements.pop(operation[4], None)
-    session.answer(b"".join(parts) + READY_IDLE)
-    return True
-
-
-# ---- translation -----------------------------------------------------------------------------------------------------
-
-
-class _Translation:
-    """Messages for one origin connection, and the steps that follow their answers.
-
-    Attributes:
-      bound: (statement, Bind's tail) of each Bind.
-      messages: what to send. changed: whether that differs from what the client sent.
-      scripted: whether the answers must be followed one by one. hides_rows: rows among them are not the client's.
-      discards_all: it executes a DISCARD ALL.
-      keeps: the statement that it parses without a name and the connection keeps under pgnear's. request: the whole
-        batch then.
-    """
-
-    __slots__ = (
-        "bound", "changed", "data", "discards_all", "hides_rows", "keeps", "messages", "origin", "request", "scripted",
-        "session", "steps", "unit",
-    )  # fmt: skip
-
-    def __init__(self, session: Session, origin: Origin, unit: Unit, data: bytes) -> None:
-        self.session = session
-        self.origin = origin
-        self.unit = unit
-        self.data = data
-        self.bound: list[tuple[Prepared, bytes]] = []
-        self.messages: list[bytes] = []
-        self.steps: list[Step] = []
-        self.changed = False
-        self.scripted = False
-        self.hides_rows = False
-        self.discards_all = False
-        self.keeps: Prepared | None = None
-        self.request = b""
-
-    def add(self, operation: Operation) -> None:
-        kind = operation[0]
-        if kind == _BIND:
-            self._bind(operation)
-        elif kind == _EXECUTE:
-            if self.session.portals:
-                self._execute(operation)
-            else:
-                self._pass(operation, EXECUTE)
-        elif kind == _DESCRIBE:
-            self._describe(operation)
-        elif kind == _PARSE:
-            self._parse(operation)
-        else:
-            self._close(operation)
-
-    def _pass(self, operation: Operation, step: int, argument: Any = None) -> None:
-        self.messages.append(self.data[operation[1] : operation[2]])
-        self.steps.append((step, True, argument, None))
-
-    def _parse(self, operation: Operation) -> None:
-        name, prepared = operation[3], operation[4]
-        session, origin = self.session, self.origin
-        if not name:
-            if self.steps:  # if the unit fails, it must be known whether this came to pass
-                self.scripted = True
-            undo = self._remember(name, prepared)
-            session.unnamed_doubted = False
-            if self.keeps is not None and prepared is self.keeps:
-                self._keep(prepared, undo)
-                return
-            before, origin.unnamed = origin.unnamed, prepared
-            if prepared.said is None:
-                self.messages.append(self.data[operation[1] : operation[2]])
-            else:
-                if prepared.needs is not None:
-                    self._have_needed(prepared.needs)
-                self.messages.append(prepared.parse_frame(b""))
-                self.changed = self.scripted = True
-
-            def undo_unnamed() -> None:
-                origin.unnamed = None if origin.unnamed is prepared else before
-                undo()
-
-            self.steps.append((PARSE, True, prepared, undo_unnamed))
-            # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
-            return
-        self.scripted = self.changed = True
-        taken = name in session.statements or name in session.state.sql_statements
-        if prepared.needs is not None:
-            self._have_needed(prepared.needs)
-        failed = origin.status == FAILED_TRANSACTION
-        if taken:  # what is wrong with the text is said first
-            if failed:
-                self._parse_unnamed(prepared, None, forward=False)
-            else:
-                self._have_needed(prepared)
-            self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
-            return
-        undo = self._remember(name, prepared)
-        if failed and prepared in origin.prepared:  # it must fail as any other would, but for ROLLBACK
-            self._parse_unnamed(prepared, undo, forward=True)
-            return
-        if prepared in origin.prepared:
-            origin.prepared.move_to_end(prepared)
-            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
-            return
-
-        def undo_named() -> None:
-            origin.prepared.pop(prepared, None)
-            undo()
-
-        self._make_room()
-        origin.prepared[prepared] = None
-        self.messages.append(prepared.parse_frame(prepared.name))
-        self.steps.append((PARSE, True, prepared, undo_named))
-        if prepared.row_description is None:  # to be compared with after DDL
-            self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
-            self.steps.append((DESCRIBE, False, prepared, None))
-
-    def _keep(self, prepared: Prepared, undo: Any) -> None:
-        """The client parses without a name what the connection has, or will have, under pgnear's."""
-        self.changed = True
-        if prepared in self.origin.prepared:
-            self.unit.prefix = PARSE_COMPLETE
-            self.unit.again = prepared, self.request
-            self._have_needed(prepared)
-        else:
-            self._have_needed(prepared)
-            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
-
-    def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
-        """Ask the origin about `prepared` without leaving it there."""
-        self.origin.unnamed = None
-        self.messages.append(prepared.parse_frame(b""))
-        self.steps.append((PARSE, forward, prepared, undo))
-
-    def _remember(self, name: bytes, prepared: Prepared) -> Any:
-        statements = self.session.statements
-        before = statements.get(name)
-        self.session.remember(name, prepared)
-
-        def undo() -> None:
-            if statements.get(name) is not prepared:
-                return  # what was sent behind has taken its place
-            if before is None:
-                del statements[name]
-            else:
-                statements[name] = before
-
-        return undo
-
-    def _make_room(self) -> None:
-        """Close the connection's least recently used statements where it has as many as it may, unseen."""
-        prepared = self.origin.prepared
-        for victim in self.origin.make_room():
-
-            def undo(victim: Prepared = victim) -> None:
-                prepared[victim] = None
-                prepared.move_to_end(victim, last=False)
-
-            self.messages.append(victim.close_frame())
-            self.steps.append((CLOSE, False, None, undo))
-
-    def _have(self, name: bytes) -> Prepared | None:
-        """The client's statement `name`, present on the origin connection from here on; None if there is none."""
-        session, origin = self.session, self.origin
-        prepared = session.statements.get(name)
-        if prepared is None:
-            return None
-        if prepared.said is not None:
-            if prepared.needs is not None:
-                self._have_needed(prepared.needs)
-            elif prepared.statement.shows:
-                prepared = _showing(session, prepared.said, prepared.types, prepared.statement)
-            session.rewritten = (self.unit, prepared.said or b"", prepared.edits)
-        if not name:
-            if origin.unnamed is not prepared:
-                self._replay(prepared, b"")
-                origin.unnamed = prepared
-                if session.unnamed_doubted:
-                    self._doubt()
-        else:
-            self._have_needed(prepared)
-        return prepared
-
-    def _have_needed(self, prepared: Prepared) -> None:
-        """`prepared`, present on the origin connection under pgnear's name from here on."""
-        origin = self.origin
-        if prepared in origin.prepared:
-            origin.prepared.move_to_end(prepared)
-        else:
-            self._make_room()
-            self._replay(prepared, prepared.name)
-            origin.prepared[prepared] = None
-
-    def _replay(self, prepared: Prepared, name: bytes) -> None:
-        """A Parse that the client does not know of."""
-        origin = self.origin
-
-        def undo() -> None:
-            if name:
-                origin.prepared.pop(prepared, None)
-            else:
-                origin.unnamed = None
-
-        self.messages.append(prepared.parse_frame(name))
-        self.steps.append((PARSE, False, prepared, undo))
-        self.scripted = self.changed = True
-        self.session.service.stats.statements_replayed += 1
-
-    def _doubt(self) -> None:
-        """The statement that was just replayed may never have come to be: if its Parse fails, it did not."""
-        session = self.session
-        session.unnamed_doubted = False
-        _, forward, _, undo_replay = self.steps.pop()
-
-        def undo() -> None:
-            undo_replay()
-            session.statements.pop(b"", None)
-
-        self.steps.append((DOUBTED, forward, errors.undefined_prepared_statement("").response(), undo))
-
-    def _bind(self, operation: Operation) -> None:
-        _, start, end, portal, name, rest = operation
-        session, origin = self.session, self.origin
-        if origin.verified and self._is_outdated(name):
-            return
-        prepared = self.keeps if self.keeps is not None else self._have(name)
-        if prepared is None:
-            if name in session.state.sql_statements:
-                self._pass(operation, BIND)
-            else:
-                self._missing(name)
-            return
-        if name or self.keeps is not None:
-            body = portal + b"\0" + prepared.name + b"\0" + self.data[rest:end]
-            self.messages.append(_header(b"B", len(body) + 4) + body)
-            self.changed = True
-        else:
-            self.messages.append(self.data[start:end])
-        self.steps.append((BIND, True, name, None))
-        statement = prepared.statement
-        session.mind(statement, self.unit)
-        self.bound.append((prepared, self.data[rest:end]))
-        if statement.has_effects or (session.state.watching and statement.parts):
-            session.state.watching = True
-            part = statement.parts[0]
-            session.portals[portal] = _with_parameters(part, self.data[rest:end]) if part.configs else part
-        elif session.portals:
-            session.portals.pop(portal, None)
-
-    def _is_outdated(self, name: bytes, before: int = _BIND) -> bool:
-        """Whether the statement's rows have changed since its client prepared it; then that is the answer."""
-        known = self.session.statements.get(name)
-        if known is None or self.origin.verified.get(known) is not False:
-            return False
-        del self.origin.verified[known]
-        parameters = known.parameter_description if before == _DESCRIBE else None
-        self._fail((parameters or b"") + errors.outdated_plan().response())
-        return True
-
-    def _execute(self, operation: Operation) -> None:
-        part = self.session.portals.get(operation[3])
-        self._pass(operation, EXECUTE, part)
-        self.scripted = True
-        if part is None:
-            return
-        startup = self.session.state.startup
-        if part.resets and startup is not DEFAULTS:
-            # A RESET goes back to what the session began with: that is set again behind it, unseen by the client.
-            for sql in startup.restore([change.name for change in part.changes if change.apply_sql is None]):
-                self._run_unseen(sql.encode())
-        if part.discards == "all":
-            self.discards_all = True
-
-    def _run_unseen(self, text: bytes) -> None:
-        """Parse, Bind, Execute and Close that the client does not know of."""
-        service = self.session.service
-        prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), self.session.scope)
-        self._have_needed(prepared)
-        portal = ORIGIN_PREFIX + b"unseen"
-        body = portal + b"\0" + prepared.name + b"\0" + ALL_TEXT
-        self.messages += [
-            _header(b"B", len(body) + 4) + body,
-            framing.frame(b"E", portal + b"\0\0\0\0\0"),
-            framing.frame(b"C", b"P" + portal + b"\0"),
-        ]
-        self.steps += [(BIND, False, None, None), (EXECUTE, False, None, None), (CLOSE, False, None, None)]
-        self.changed = self.scripted = self.hides_rows = True
-
-    def _describe(self, operation: Operation) -> None:
-        _, _, _, what, name = operation
-        if what != _STATEMENT:
-            self._pass(operation, DESCRIBE)
-            return
-        if self.origin.verified and self._is_outdated(name, _DESCRIBE):
-            return
-        prepared = self._have(name)
-        if prepared is None:
-            if name in self.session.state.sql_statements:
-                self._pass(operation, DESCRIBE)
-            else:
-                self._missing(name)
-            return
-        self.scripted = True
-        if name:
-            self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
-            self.changed = True
-            self.steps.append((DESCRIBE, True, prepared, None))
-        else:
-            self._pass(operation, DESCRIBE, prepared)
-
-    def _close(self, operation: Operation) -> None:
-        _, _, _, what, name = operation
-        if what != _STATEMENT or (name in self.session.state.sql_statements and name not in self.session.statements):
-            self._pass(operation, CLOSE)
-            return
-        self.scripted = self.changed = True
-        statements = self.session.statements
-        prepared = statements.pop(name, None)
-
-        def undo() -> None:
-            if prepared is not None:
-                statements[name] = prepared
-
-        self.steps.append((MADE_UP, True, CLOSE_COMPLETE, undo))
-
-    def _missing(self, name: bytes) -> None:
-        self._fail(errors.undefined_prepared_statement(name.decode(errors="replace")).response())
-
-    def _fail(self, response: bytes) -> None:
-        """Make the origin fail here too, so that its transaction and its skipping to Sync are as they should be.
-
-        What it is sent is a Bind of a statement that no connection has; its error is replaced by `response`.
-        """
-        body = b"\0" + ORIGIN_PREFIX + b"none\0" + ALL_TEXT
-        self.messages.append(_header(b"B", len(body) + 4) + body)
-        self.steps.append((FAIL, False, response, None))
-        self.scripted = self.changed = True
-
-
-def _with_parameters(part: Part, tail: bytes) -> Part:
-    """`part` with the settings that its calls of set_config make with a Bind's values; a pin where they are unclear."""
-    values = _parameters(tail)
-    changes, pins = list(part.changes), set(part.pins)
-    for config in part.configs:
-        change = resolve(config, values)
-        if change is not None:
-            changes.append(change)
-        elif config.local is not True:
-            pins.add(PinKind.SETTING)
-    return replace(part, changes=tuple(changes), configs=(), pins=frozenset(pins))
-
-
-def _parameters(tail: bytes) -> list[bytes | None]:
-    """The parameter values in the rest of a Bind, from its format codes on."""
-    position = 2 + 2 * int.from_bytes(tail[:2], "big")
-    count = int.from_bytes(tail[position : position + 2], "big")
-    position += 2
-    values: list[bytes | None] = []
-    for _ in range(count):
-        size = int.from_bytes(tail[position : position + 4], "big", signed=True)
-        position += 4
-        values.append(None if size < 0 else tail[position : position + size])
-        position += max(size, 0)
-    return values

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
+from pooler import copying, ending, words
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
@@ -306,7 +307,7 @@ class Origin:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`
         if kind == NOTIFICATION and session is not None:
-            self._out.append(session.notified(frame))
+            self._out.append(words.notification(session, frame))
             return False
         if kind == ERROR and (b"\0VFATAL\0" in frame[5:80] or b"\0VPANIC\0" in frame[5:80]):
             self.fatal = PgError.from_payload(frame[5:])
@@ -329,7 +330,7 @@ class Origin:
                 self._out.append(self.overdue[1].response())
                 return False
             if kind == ERROR and forward and (ORIGIN_PREFIX in frame or session.rewritten is not None):
-                self._out.append(session.in_its_words(frame, unit))
+                self._out.append(words.error(session, frame, unit))
                 return False
         return forward
 
@@ -393,7 +394,7 @@ class Origin:
         session = self.session
         self.close()
         if session is not None:
-            session.origin_lost(errors.settings_not_restored(error))
+            ending.lost(session, errors.settings_not_restored(error))
 
     def _deliver(self) -> None:
         out = self._out
@@ -448,7 +449,7 @@ class Origin:
         unit = self.units[0]
         if unit.synced or (unit.steps and not unit.failed):
             return True
-        return self.session is not None and self.session.in_copy
+        return self.session is not None and copying.is_open(self.session)
 
     def make_room(self) -> list[Prepared]:
         """Forget statements until there is room for one more, and say which: they must be closed on the connection."""
@@ -500,9 +501,9 @@ class Origin:
         self.close()
         self.pool.lost(self, reason, idle=idle)
         if session is not None and self.mid_frame:
-            session.end(abrupt=True)  # an error put inside a row that was cut short would be read as its values
+            ending.end(session, abrupt=True)  # an error put inside a row that was cut short would be read as its values
         elif session is not None:
-            session.origin_lost_because(self, reason)
+            ending.lost_because(session, self, reason)
 
     def crashed(self, error: Exception) -> None:
         self.lost("an internal error of pgnear; see its log")

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from config import Config, Target, User
 from config.passwords import Stamp, read_all, stamp_of
+from pooler import ending
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.http import serve_http
@@ -222,7 +223,7 @@ class Service:
 
     async def _cut_off(self, session: Session) -> None:
         await trio.sleep(LEAVE_SECONDS)
-        session.end(abrupt=True)
+        ending.end(session, abrupt=True)
 
     def cancel_overdue(self, origin: Origin) -> None:
         """What `origin` works on takes too long."""

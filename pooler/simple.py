@@ -13,9 +13,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pooler import views
+from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
-from pooler.caching import NO_PARAMETERS, WAIT, ask, make_ready, may_be_asked, study
+from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
+from pooler.consequences import forget_others_sequences, go_home, look, mind, restore_startup
+from pooler.link import link
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -57,20 +60,20 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
             return False
         capture = found
     if statement.recalls_sequences:
-        session.go_home()
+        go_home(session)
     if session.origin is None and (statement.looks or session.insists):
-        session.look(text)
-    if session.origin is None and not session.link(position, capture):
+        look(session, text)
+    if session.origin is None and not link(session, position, capture):
         return False
     assert session.origin is not None
-    capture = session.take_pending() or capture
+    capture = take_pending(session) or capture
     if statement.recalls_sequences:
-        session.forget_others_sequences(session.origin)
+        forget_others_sequences(session, session.origin)
     session.origin.unnamed = None
     unit = open_unit(session, started)
     if capture is not None:
-        session.capture(unit, capture)
-    session.mind(statement, unit)
+        copy_answer(session, unit, capture)
+    mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
     if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
         session.send_later(_followed(session, unit, statement, text))
@@ -116,7 +119,7 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -
         session.rewritten = (unit, text, edits)
     frame = query(edited(text, edits))
     if any(part.discards == "all" for part in statement.parts) and state.startup is not DEFAULTS:
-        frame += session.restore_startup(unit)
+        frame += restore_startup(session, unit)
     return frame
 
 

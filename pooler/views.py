@@ -14,6 +14,7 @@ from pooler.sql.views import Edit, Reference
 
 if TYPE_CHECKING:
     from pooler.session import Session
+    from pooler.sql.statement import Statement
     from pooler.statements import Prepared
 
 _SETTINGS_COLUMNS = (
@@ -31,6 +32,12 @@ def edits(session: Session, references: tuple[Reference, ...]) -> list[Edit]:
         if query:
             made.append(reference.by(query.encode()))
     return made
+
+
+def showing(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:
+    """SQL that asks the system views what its session has: changed so that it sees what it has now."""
+    made = edits(session, statement.shows)
+    return session.service.prepared.intern_edited(text, made, types, statement, session.scope)
 
 
 def _literal(session: Session, text: bytes) -> str:

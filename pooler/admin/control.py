@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import trio
 
+from pooler import ending
 from pooler.ceremony.reload import reload
 from pooler.logs import get_logger
 from protocol import errors
@@ -92,7 +93,7 @@ async def _reconnect(service: Service, database: str | None) -> Rows:
 async def _kill(service: Service, database: str | None) -> Rows:
     (pool,) = await _hold(service, database)
     for session in [session for session in service.sessions if session.pool is pool]:
-        session.shutdown()
+        ending.shutdown(session)
     return ()
 
 

@@ -18,6 +18,7 @@ import trio
 
 from config import Config
 from config.deadlines import Deadlines
+from pooler import ending
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from protocol import errors
@@ -111,7 +112,7 @@ def _look_at_query(service: Service, origin: Origin, session: Session, seconds: 
         service.cancel_overdue(origin)
     elif seconds > limit + limits.cancel_wait_timeout:
         log.warning("cancel_not_obeyed", pool=origin.pool.name, origin_pid=origin.pid, seconds=round(seconds, 3))
-        session.fatal(errors.query_timeout(limit))
+        ending.fatal(session, errors.query_timeout(limit))
 
 
 def _look_for_silence(service: Service, session: Session, now: float, wait: float) -> None:
@@ -128,7 +129,7 @@ def _look_for_silence(service: Service, session: Session, now: float, wait: floa
 
 def _end(service: Service, session: Session, deadline: str, seconds: float, error: PgError) -> None:
     _note(service, session, deadline, seconds)
-    session.fatal(error)
+    ending.fatal(session, error)
 
 
 def _note(service: Service, session: Session, deadline: str, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """The end of a process: nobody is refused, transactions finish, and each client is told goodbye between two of them.
 
-Lives here: the order of the end. Not here: the sockets (`listen`), a session's own end (`Session.shutdown`).
+Lives here: the order of the end. Not here: the sockets (`listen`), a session's own end (`ending`).
 
 Clients that do nothing are told at once; those at work when their transaction is over (`Session.settled`), or after
 `drain_timeout`. Who connects in the last moment is served once, for nobody else may have been there to take it.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from pooler import ending
 from pooler.ceremony import supervisor
 from pooler.ceremony.listen import accept_rest, close_listener, steer_away
 from pooler.logs import get_logger
@@ -71,7 +72,7 @@ async def drain(service: Service) -> None:
         service.stats.expired("drain_timeout")
         log.warning("drain_timeout", seconds=timeout, clients=len(service.sessions))
     for session in list(service.sessions):
-        session.shutdown()
+        ending.shutdown(session)
     for relay in list(service.relays.values()):
         relay.shutdown()
     service.console.shutdown()
@@ -89,7 +90,7 @@ def _dismiss_idle(service: Service) -> bool:
         if not session.busy:
             until = service.stays_until.get(session)
             if until is None:
-                session.depart()
+                ending.depart(session)
             elif now >= until:
-                session.shutdown()
+                ending.shutdown(session)
     return bool(service.sessions)

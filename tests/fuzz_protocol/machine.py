@@ -24,6 +24,7 @@ from typing import Any
 import structlog
 
 import config
+from pooler import ending
 from pooler import service as service_module
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
@@ -167,7 +168,7 @@ class _Service(Service):
         self.machine.later.append(origin.close)
 
     def leave_later(self, session: Session) -> None:
-        self.machine.later.append(lambda: session.end(abrupt=True))
+        self.machine.later.append(lambda: ending.end(session, abrupt=True))
 
 
 _SETTINGS = config.load(
@@ -317,7 +318,7 @@ class Machine:
                 raise Broken("a frame of an origin's is kept beyond max_message_bytes")
         for client in self.clients:
             session = client.session
-            kept = len(session._inbox) + sum(map(len, session._chunks))
+            kept = len(session.inbox) + sum(map(len, session.chunks))
             if kept > 2 * LARGEST_MESSAGE + HIGH_WATER:
                 raise Broken(f"{kept} bytes of a client's input are kept")
             if len(session.statements) > _SETTINGS.max_client_statements:
@@ -371,7 +372,7 @@ def play(data: bytes) -> None:
     if machine.honest:
         _finish(machine)
     for client in machine.clients:
-        client.session.end(abrupt=True)
+        ending.end(client.session, abrupt=True)
     machine.settle()
     if machine.service.sessions:
         raise Broken("sessions are remembered whose clients are gone")
@@ -387,7 +388,7 @@ def _finish(machine: Machine) -> None:
         if client.countable:
             machine.say(client, b"S\0\0\0\4", good=True)
         else:
-            client.session.end(abrupt=True)
+            ending.end(client.session, abrupt=True)
     machine.settle()
     for _ in range(len(machine.clients)):
         for client in machine.clients:

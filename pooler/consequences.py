@@ -1,0 +1,108 @@
+"""What a statement means for its session, and for the connection that it goes to.
+
+Lives here: what must be so on a connection before a statement comes that would notice (traces, sequences), and what is
+noted when one is on its way (`mind`). Not here: what a text means (`sql`), settings and pins, which take effect when
+the origin completes a statement (`Session.complete`, `state`), what a write reaches (`writes`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pooler import ending
+from pooler.caching import note_block
+from pooler.link import attach
+from pooler.logs import get_logger
+from pooler.sequences import Kind
+from pooler.settings import DEFAULTS
+from pooler.sql.statement import Statement
+from pooler.sql.traces import looks_closely
+from pooler.unit import WATCHFUL, Unit
+from pooler.writes import note_write, reach_of
+from protocol.framing import query
+
+if TYPE_CHECKING:
+    from pooler.origin import Origin
+    from pooler.session import Session
+
+log = get_logger(__name__)
+
+
+def mind(session: Session, statement: Statement, unit: Unit) -> None:
+    """Note what `statement`, now on its way, may do to the cache, to its connection and to others."""
+    if session.only_reads or statement.isolation:
+        note_block(session, statement)
+    if not statement.reads_only and session.service.observes:
+        reach = reach_of(session, statement)
+        if reach is None or reach:
+            note_write(session, reach)
+    if statement.sequences and session.origin is not None:
+        session.sequence_home = session.origin
+        session.origin.sequence_client = session.key[0]
+        recallers = session.service.recallers
+        session.origin.asked_again = bool(recallers) and recallers.will_ask(
+            kind_of(session), statement, session.pool.sequence_tables
+        )
+    if statement.leaves and session.origin is not None:
+        session.traces |= statement.leaves
+        session.origin.traces |= statement.leaves
+    if statement.changes_schema:
+        session.schema_changes = True
+    if statement.changes_defaults:
+        session.defaults_change += statement.changes_defaults
+    if statement.session_functions:
+        session.service.classifier.add_functions(statement.session_functions)
+    if statement.databases:
+        session.service.leave_databases(statement.databases)
+    if (session.writes or session.schema_changes) and unit.capture is None:
+        unit.notable |= WATCHFUL
+
+
+def go_home(session: Session) -> None:
+    """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+    kind = kind_of(session)
+    if session.service.recallers.add(kind):
+        log.info("sequence_values_asked_for", user=session.user, database=session.database, application=kind[2])
+    home = session.sequence_home
+    if session.origin is not None or home is None or home.sequence_client != session.key[0]:
+        return
+    if session.pool.take(home):
+        attach(session, home)
+
+
+def forget_others_sequences(session: Session, origin: Origin) -> None:
+    """Before currval or lastval: another client's values are not this one's, so the origin must not know them."""
+    if origin.sequence_client == session.key[0]:
+        return
+    if session.sequence_home is not None:
+        log.warning("sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer)
+    origin.sequence_client = session.key[0]
+    origin.unnamed = None
+    session.push(Unit.own(lambda own: None))  # in a failed transaction it fails, and so does what comes behind
+    session.send_later(query("DISCARD SEQUENCES"))
+
+
+def look(session: Session, text: bytes) -> None:
+    """Before linking for a text that may look at traces: see to it that those are this client's own."""
+    session.insists = session.service.config.strict_custom_settings or looks_closely(text) is not None
+
+
+def restore_startup(session: Session, unit: Unit) -> bytes:
+    """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
+    unit.silent = True
+    if session.origin is not None:
+        session.origin.unnamed = None  # it ends with this Query
+
+    def done(own: Unit) -> None:
+        if own.error is not None and not unit.failed:
+            ending.fatal(session, own.error)
+
+    own = Unit.own(done)
+    own.announces = True
+    session.push(own)
+    return DEFAULTS.difference_to(session.state.startup)
+
+
+def kind_of(session: Session) -> Kind:
+    """Clients that are taken to behave as this one does."""
+    return session.pool.name, session.user, session.reports.values.get("application_name", "")
