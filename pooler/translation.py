@@ -99,7 +99,7 @@ class Translation:
             if self.keeps is not None and prepared is self.keeps:
                 self._keep(prepared, undo)
                 return
-            before, origin.unnamed = origin.unnamed, prepared
+            origin.unnamed = prepared
             if prepared.said is None:
                 self.messages.append(self.data[operation[1] : operation[2]])
             else:
@@ -109,7 +109,7 @@ class Translation:
                 self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
-                origin.unnamed = None if origin.unnamed is prepared else before
+                origin.unnamed = None  # a Parse that fails has ended the statement before it, too
                 undo()
 
             self.steps.append((PARSE, True, prepared, undo_unnamed))
