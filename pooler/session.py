@@ -480,8 +480,10 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """Bytes from the origin, in order, for the client."""
-        if self.leaving and self.origin is not None and self.origin.open_unit not in (None, self.copying):
-            return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come
+        if self.leaving and self.origin is not None:
+            unit = self.origin.open_unit
+            if unit is not None and unit is not self.copying and not unit.failed:
+                return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come, or an error
         try:
             self.transport.send(data)
         except TransportClosed:
