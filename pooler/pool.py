@@ -22,7 +22,7 @@ from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.matching import take_idle
 from pooler.queue import Queued, WaitQueue
-from pooler.roles import fits
+from pooler.roles import READ_ONLY, fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.responses import PgError
@@ -475,6 +475,16 @@ class Pool:
             each.retired = True
         self._close_retired()
 
+    def _look_at_roles(self) -> None:
+        """What came among the answers to pgnear's own questions is seen here, at the latest."""
+        for origin in self.idle:
+            if (
+                origin.settings.get(READ_ONLY) is None
+                and fits(origin.reports.values, self.target.session_attrs) is False
+            ):
+                self.role_reported(origin, READ_ONLY)
+                return
+
     def found_read_only(self, origin: Origin) -> None:
         """A statement was refused as in a read-only transaction: before PostgreSQL 14 only that tells of a demotion."""
         if self.target.session_attrs in ("read-write", "primary") and fits(origin.reports.values, "primary") is None:
@@ -499,6 +509,8 @@ class Pool:
             if not self.breaker.closed and self.breaker.may_try(now) and self._ordinary < self.size:
                 self.open_one()
             self._grow()
+        if self.target.session_attrs != "any":
+            self._look_at_roles()
         idle_limit = self.limits.origin_idle_timeout
         for origin in (*self.idle, *self.reserve_idle):
             aged = self._too_old(origin, now)

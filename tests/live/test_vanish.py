@@ -13,7 +13,7 @@ from tests.support.process import Pgnear, running
 from tests.support.waiting import until
 from tests.support.wire import FLUSH, SSL_REQUEST, SYNC, WireClient, bind, execute, frame, parse, query, startup
 
-ROLE = "vanishing"
+ROLE = "leaving"
 CANCEL_WAIT_SECONDS = 5.0
 SLACK_SECONDS = 10.0
 """For a busy machine; without an end, a query of this file takes a minute."""
