@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -44,15 +45,24 @@ rm -rf "$1"
 """Reads the server's process id, each time it is started, then `done` or the end of the pipe; $1 is the directory."""
 
 
+PORTS = 10_000, 32_000
+"""Below the ports that Linux gives to outgoing connections, of which a busy machine has many."""
+
+
 class PostgresFailed(Exception):
     """PostgreSQL could not be started; the message has its last words."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on now, and that no outgoing connection is given: those are numbered higher."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        return port
 
 
 def installed(version: int = 18) -> Path:

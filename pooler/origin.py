@@ -303,6 +303,8 @@ class Origin:
             self.reports = self.reports.with_value(name, value)
             if name in ROLE_REPORTS:
                 self._role_reported(name)
+                if self.pool.target.session_attrs != "any":
+                    return False  # what no SET explains is taken for the server's, and does not follow the client
             if session is not None and unit is not None and not unit.swallow:
                 session.state.reported(name, value)
             return False  # the session is told before its next ReadyForQuery, by `Session.completed`

@@ -12,6 +12,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from pooler import logs
 from pooler.addresses import Addresses
 from pooler.admin.http import serve_http
 from pooler.stats import Stats
@@ -106,6 +107,7 @@ async def test_an_index_names_the_pages_and_nothing_can_be_posted(service: Any) 
 async def test_a_bug_behind_a_page_is_one_answer_and_one_log_line(
     service: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    logs.configure("json")  # to the standard error of now
     service.pools = None
     async with trio.open_nursery() as nursery:
         address = await nursery.start(serve_http, service, "127.0.0.1:0")
