@@ -129,7 +129,8 @@ def test_a_query_needs_no_more_calls_than_it_did(near: dict[str, Pgnear], shape:
 
 LOGINS = 50
 LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES = 150, 3, 7
-"""For one login with SCRAM (130 calls, more where the reactor looks in vain): AuthenticationSASL, its continuation, and all the rest are one send each."""
+"""For one login with SCRAM: AuthenticationSASL, its continuation, and all the rest are one send each. It is some 130
+calls, and more where the reactor looks in vain."""
 
 
 def test_a_login_needs_no_more_calls_than_it_did(near: dict[str, Pgnear]) -> None:
