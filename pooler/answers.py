@@ -13,8 +13,7 @@ from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, in_formats, normal_tail
 from pooler.caching import ask, make_ready
 from pooler.statements import Prepared
-from pooler.translation import CLOSE_COMPLETE, PARSE_COMPLETE
-from protocol.framing import READY_IDLE
+from protocol.framing import BIND_COMPLETE, CLOSE_COMPLETE, PARSE_COMPLETE, READY_IDLE
 
 if TYPE_CHECKING:
     from pooler.operations import Operation
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
 _STATEMENT = ord("S")
-BIND_COMPLETE: Final = b"2\0\0\0\4"
 NO_PARAMETER_DESCRIPTION: Final = b"t\0\0\0\6\0\0"
 
 

@@ -21,7 +21,7 @@ from pooler.caching import has_told, study
 from pooler.consequences import mind
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
-from protocol.framing import length_at
+from protocol.framing import PARSE_COMPLETE, length_at
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -38,7 +38,6 @@ _EXECUTE_SYNC: Final = b"E\0\0\0\x09\0\0\0\0\0S\0\0\0\4"
 _RESTS: Final = frozenset({b"D\0\0\0\6P\0" + _EXECUTE_SYNC, _EXECUTE_SYNC})
 """What follows a Bind: Describe of the unnamed portal or not, Execute of it without a limit, Sync; 15 bytes or more."""
 
-PARSE_COMPLETE: Final = b"1\0\0\0\4"
 _header: Final = Struct("!ci").pack
 
 

@@ -23,6 +23,7 @@ from pooler.sql.statement import Part, PinKind
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
 from protocol import errors, framing
+from protocol.framing import CLOSE_COMPLETE, PARSE_COMPLETE
 
 if TYPE_CHECKING:
     from pooler.operations import Operation
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE = b"PBDE"
 _STATEMENT = ord("S")
-PARSE_COMPLETE: Final = b"1\0\0\0\4"
-CLOSE_COMPLETE: Final = b"3\0\0\0\4"
 _header: Final = Struct("!ci").pack
 
 

@@ -44,7 +44,10 @@ SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
 TERMINATE_FRAME = b"X\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
-"""Sync, Flush, and ReadyForQuery outside a transaction: whole frames."""
+PARSE_COMPLETE: Final = b"1\0\0\0\4"
+BIND_COMPLETE: Final = b"2\0\0\0\4"
+CLOSE_COMPLETE: Final = b"3\0\0\0\4"
+"""Whole frames that are always the same; this ReadyForQuery is that outside a transaction."""
 
 
 class FrameReader:

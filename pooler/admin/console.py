@@ -23,7 +23,15 @@ from pooler.logs import get_logger
 from pooler.settings import Reports
 from pooler.transport import Transport, TransportClosed
 from protocol import errors
-from protocol.framing import FrameReader, command_complete, frame
+from protocol.framing import (
+    BIND_COMPLETE,
+    CLOSE_COMPLETE,
+    PARSE_COMPLETE,
+    READY_IDLE,
+    FrameReader,
+    command_complete,
+    frame,
+)
 from protocol.responses import PgError
 from protocol.startup import StartupMessage
 
@@ -39,8 +47,6 @@ SERVER_VERSION = f"18.0 (pgnear {__version__})"
 """Clients decide by the number what a server can do."""
 
 _FLUSH_BYTES = 65536
-_READY = b"Z\0\0\0\5I"
-_PARSE_COMPLETE, _BIND_COMPLETE, _CLOSE_COMPLETE = frame(b"1", b""), frame(b"2", b""), frame(b"3", b"")
 _NO_DATA, _EMPTY, _SUSPENDED = frame(b"n", b""), frame(b"I", b""), frame(b"s", b"")
 _NO_PARAMETERS = frame(b"t", b"\0\0")
 _FIELD = Struct("!ihihih").pack
@@ -185,11 +191,11 @@ class Conversation:
         """
         if kind == ord("Q"):
             self._statements.pop("", None)
-            return await self._query(_Fields(body).text()) + _READY
+            return await self._query(_Fields(body).text()) + READY_IDLE
         if kind == ord("S"):
             self._skipping = False
             self._portals.clear()
-            return _READY
+            return READY_IDLE
         if kind == ord("H") or self._skipping:
             return b""
         handle = {
@@ -227,7 +233,7 @@ class Conversation:
             raise errors.duplicate_prepared_statement(name)
         self._bound(self._statements)
         self._statements[name] = self._read(text)
-        return _PARSE_COMPLETE
+        return PARSE_COMPLETE
 
     def _bound(self, held: dict[str, Command | None] | dict[str, _Portal]) -> None:
         limit = self._service.config.max_client_statements
@@ -252,7 +258,7 @@ class Conversation:
             raise errors.protocol_violation("the console takes no parameters")
         self._bound(self._portals)
         self._portals[portal] = _Portal(command, fields.numbers())
-        return _BIND_COMPLETE
+        return BIND_COMPLETE
 
     def _describe(self, fields: _Fields) -> bytes:
         what, name = fields.byte(), fields.text()
@@ -285,7 +291,7 @@ class Conversation:
         held: dict[str, Command | None] | dict[str, _Portal]
         held = self._statements if fields.byte() == b"S" else self._portals
         held.pop(fields.text(), None)
-        return _CLOSE_COMPLETE
+        return CLOSE_COMPLETE
 
 
 class _Fields:
