@@ -17,11 +17,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
+from pooler import refusals
 from pooler.breaker import Breaker
 from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.matching import take_idle
 from pooler.queue import Queued, WaitQueue
+from pooler.refusals import Refusals
 from pooler.roles import READ_ONLY, fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
@@ -120,7 +122,7 @@ class Pool:
         self.reserve: set[Origin] = set()  # of `origins`, those for administrators alone
         self.reserve_idle: list[Origin] = []
         self._reserve_connecting = 0  # of `connecting_count`
-        self._refusals: dict[Waiter, PgError] = {}  # to be told soon
+        self.refusals = Refusals(ceremonies.soon)
         self.connecting_count = 0
         self.wait_histogram = Histogram()
         self.connects = 0
@@ -183,9 +185,9 @@ class Pool:
         if self.reserve_idle and waiter.user in self.administrators:
             return self.reserve_idle.pop()
         now = monotonic()
-        error = self._why_not_wait(waiter, now)
+        error = refusals.why_not_wait(self, waiter, now)
         if error is not None:
-            self._refuse_soon(waiter, error)
+            self.refusals.add(waiter, error)
             return None
         self.waiting.push(waiter, now)
         self._grow()
@@ -205,24 +207,6 @@ class Pool:
             return None
         return origin
 
-    def _why_not_wait(self, waiter: Waiter, now: float) -> PgError | None:
-        """Why `waiter` would wait in vain; None if it would not, or nobody knows."""
-        if self.held_since is not None:
-            return None
-        if self.paused(now):
-            return self._paused_error(now)
-        if waiter.user in self.administrators:
-            return None
-        limit = self.config.max_waiting
-        if limit and len(self.waiting) >= limit:
-            self.stats.pool_refusals += 1
-            return errors.queue_full(self.name, limit)
-        expected, patience = self.waiting.expected_wait(waiter.user, now), waiter.patience
-        if expected > patience:
-            self.stats.pool_refusals += 1
-            return errors.queue_too_slow(self.name, expected, patience)
-        return None
-
     def paused(self, now: float) -> bool:
         """Whether there is no connection, and the breaker lets none be opened now."""
         return not self.breaker.closed and not self._usable and not self.breaker.may_try(now)
@@ -231,22 +215,6 @@ class Pool:
     def _usable(self) -> bool:
         """Whether there is a connection that may become free for somebody."""
         return any(not origin.retired for origin in self.origins)
-
-    def _paused_error(self, now: float) -> PgError:
-        self.stats.breaker_refusals += 1
-        reason = self.last_failure.message if self.last_failure is not None else "it was lost"
-        return errors.origin_paused(reason, self.breaker.failures_in_a_row, self.breaker.retry_in(now))
-
-    def _refuse_soon(self, waiter: Waiter, error: PgError) -> None:
-        """`waiter` hears of `error` when it is ready to: not while it is still asking."""
-        if not self._refusals:
-            self._ceremonies.soon(self._refuse_now)
-        self._refusals[waiter] = error
-
-    def _refuse_now(self) -> None:
-        while self._refusals:  # one at a time: what one is told may make another leave
-            waiter = next(iter(self._refusals))
-            waiter.refused(self._refusals.pop(waiter))
 
     def take(self, origin: Origin) -> bool:
         """Take this very connection, if it is idle and nobody waits."""
@@ -270,7 +238,7 @@ class Pool:
     def withdraw(self, waiter: Waiter) -> None:
         """`waiter` no longer waits: it left, or was cancelled."""
         if not self.waiting.withdraw(waiter):
-            self._refusals.pop(waiter, None)
+            self.refusals.withdraw(waiter)
 
     @property
     def _ordinary(self) -> int:
@@ -287,18 +255,13 @@ class Pool:
         if self._ordinary >= self.size and self.waiting.head(self.administrators) is not None:
             self._open_reserve(now)
         if not self.connecting_count and self.paused(now):
-            self.waiting_hear(self._paused_error(now))
+            refusals.everybody(self, refusals.origin_paused(self, now))
 
     def _open_reserve(self, now: float) -> None:
         taken = len(self.reserve) + self._reserve_connecting
         if not self._reserve_connecting and taken < self.config.reserve_pool_size and self.breaker.may_try(now):
             self._reserve_connecting += 1
             self.open_one()
-
-    def waiting_hear(self, error: PgError) -> None:
-        """Everybody who waits is refused."""
-        for waiter in self.waiting.clear():
-            self._refuse_soon(waiter, error)
 
     def open_one(self) -> None:
         self.breaker.begin()
@@ -324,10 +287,11 @@ class Pool:
         self.release(origin)
         self._grow()
 
-    def connect_failed(self, error: PgError, *, timed_out: bool = False) -> None:
-        """A new connection could not be made. With no other left that could serve them, the waiters hear it.
+    def connect_failed(self, error: PgError, *, begun: float, timed_out: bool = False) -> None:
+        """A new connection could not be made, which was `begun` at that time (monotonic seconds).
 
-        Otherwise they wait on, and `tick` tries again as the breaker allows.
+        With no other left that could serve them, who waited then hears it; who came later gets an attempt of its own.
+        Otherwise they all wait on, and `tick` tries again as the breaker allows.
         """
         self.connecting_count -= 1
         self._reserve_connecting = min(self._reserve_connecting, self.connecting_count)
@@ -349,7 +313,8 @@ class Pool:
             )
         if not self.connecting_count and not self._usable and self.held_since is None:
             self.ready = False
-            self.waiting_hear(error)
+            refusals.those_from_before(self, begun, error)
+            self._grow()
 
     def release(self, origin: Origin) -> None:
         """`origin` is clean: idle, outside a transaction, every answer read."""
@@ -502,10 +467,10 @@ class Pool:
     def tick(self, now: float) -> None:
         """Housekeeping, several times a second: waits that took too long, connections that are too old or lacking."""
         if self.held_since is not None:
-            self._refuse_held(now, self.held_since)
+            refusals.held(self, now, self.held_since)
         else:
             if self.oldest_wait_seconds(now) > self.shortest_wait:
-                self._refuse_overdue(now)
+                refusals.overdue(self, now, self._released_at)
             if not self.breaker.closed and self.breaker.may_try(now) and self._ordinary < self.size:
                 self.open_one()
             self._grow()
@@ -531,27 +496,6 @@ class Pool:
         self.held_since = None
         self._released_at = monotonic()
         self._grow()
-
-    def _refuse_held(self, now: float, held_since: float) -> None:
-        limit = self.limits.pause_timeout
-        if not 0 < limit < now - held_since:
-            return
-        for since, waiter in [each for each in self.waiting if now - max(each[0], held_since) > limit]:
-            self.withdraw(waiter)
-            self.wait_histogram.observe(now - since)
-            self.stats.expired("pause_timeout")
-            waiter.refused(errors.paused(self.name, limit))
-
-    def _refuse_overdue(self, now: float) -> None:
-        free_since = self._released_at
-        overdue = [each for each in self.waiting if now - max(each[0], free_since) > each[1].patience]
-        for since, waiter in overdue:
-            self.withdraw(waiter)
-            self.wait_histogram.observe(now - since)
-            self.stats.pool_timeouts += 1
-            self.stats.expired("pool_wait_timeout")
-            log.warning("pool_wait_timeout", pool=self.name, size=self.size, waiting=len(self.waiting) + 1)
-            waiter.refused(errors.pool_timeout(self.name, waiter.patience, self.size))
 
     def step_aside(self) -> None:
         """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""

@@ -38,12 +38,12 @@ async def open_for(service: Service, pool: Pool) -> None:
         service.stats.expired("origin_connect_timeout")
         seconds = pool.limits.origin_connect_timeout
         failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
-        _failed(pool, failure, timed_out=True)
+        _failed(pool, failure, begun, timed_out=True)
     except PgError as error:
-        _failed(pool, error)
+        _failed(pool, error, begun)
     except Exception as error:  # a bug here costs one connection, not the process
         log.exception("internal_error", where="connect", error=str(error))
-        pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"))
+        pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"), begun=begun)
     except BaseException:
         pool.connecting_count -= 1
         raise
@@ -82,13 +82,13 @@ def take_in(pool: Pool, connected: Connected, begun: float) -> None:
     if connected.rest:  # came in the same read as the end of the login
         origin.take(connected.rest)
     if origin.closed:
-        pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"))
+        pool.connect_failed(errors.origin_unreachable("what it said behind its login made no sense"), begun=begun)
     else:
         pool.connected(origin)
 
 
-def _failed(pool: Pool, error: PgError, *, timed_out: bool = False) -> None:
+def _failed(pool: Pool, error: PgError, begun: float, *, timed_out: bool = False) -> None:
     log.error(
         "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
     )
-    pool.connect_failed(error, timed_out=timed_out)
+    pool.connect_failed(error, begun=begun, timed_out=timed_out)

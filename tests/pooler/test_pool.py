@@ -47,11 +47,13 @@ class Bench:
         made = config.load(flags=flags, environ={})
         (target,) = made.targets().values()
         self.attempts = 0
+        self.began: list[float] = []  # of the attempts that are under way
         self.later: list[Callable[[], None]] = []
         self.pool = Pool("shop", target, made, Stats(), self)
 
     def connect(self, pool: Pool) -> None:
         self.attempts += 1
+        self.began.append(Bench.now)
 
     def reset(self, pool: Pool, origin: Origin) -> None:
         raise AssertionError("nothing is dirty here")
@@ -65,6 +67,7 @@ class Bench:
 
     def succeed(self) -> Origin:
         """A connection is made."""
+        self.began.pop(0)
         transport: Any = SimpleNamespace(has_news=lambda: False, close=lambda: None)
         origin = Origin(transport, self.pool, 1, b"", Reports.of({}))
         self.pool.connected(origin)
@@ -72,7 +75,7 @@ class Bench:
 
     def fail(self, times: int = 1) -> None:
         for _ in range(times):
-            self.pool.connect_failed(UNREACHABLE)
+            self.pool.connect_failed(UNREACHABLE, begun=self.began.pop(0))
         self.settle()
 
     def ask(self, user: str = "app") -> Client:
@@ -156,6 +159,42 @@ def test_after_a_failed_connection_another_is_tried_though_one_exists() -> None:
     assert bench.attempts == attempts + 1
     second = bench.succeed()
     assert waiter.origin is second
+
+
+def test_who_came_behind_a_failing_attempts_beginning_has_one_of_its_own() -> None:
+    """It was refused together with those for whom the attempt was made, ten seconds before it asked perhaps."""
+    bench = Bench(pool_size=1)
+    early = bench.ask()
+    Bench.now += 9.9
+    late = bench.ask()
+    assert bench.attempts == 1  # there is room for one
+    bench.fail()
+    assert early.error is not None
+    assert late.error is None
+    assert bench.attempts == 2
+    made = bench.succeed()
+    assert late.origin is made
+
+
+def test_an_attempt_that_nobody_had_asked_for_is_no_attempt_for_who_comes_later() -> None:
+    bench = Bench(min_pool_size=1)
+    bench.pool.open_one()
+    Bench.now += 1
+    waiter = bench.ask()
+    bench.fail()
+    assert waiter.error is None
+    made = bench.succeed()
+    assert waiter.origin is made
+
+
+def test_who_came_late_hears_it_all_the_same_where_the_failure_opens_the_breaker() -> None:
+    bench = Bench(pool_size=1, **{"breaker.failures": 1})
+    bench.ask()
+    Bench.now += 1
+    late = bench.ask()
+    bench.fail()
+    assert late.error is not None
+    assert late.error.sqlstate == "57P03"
 
 
 def test_who_waits_while_the_last_connection_goes_is_not_left_waiting() -> None:
