@@ -93,6 +93,13 @@ class Breaker(Section):
         description="The part of the last 20 attempts to connect that may run into origin_connect_timeout before the "
         "breaker opens though others succeed. Raise it for an origin that is often slow; 1 turns it off.",
     )
+    silence: Seconds = Field(
+        5.0,
+        ge=0,
+        description="With every connection at work, queries waiting and nothing said by the origin for so long, one "
+        "more connection is tried; where that fails the origin is frozen or gone, and the breaker opens. Raise it to "
+        "probe an origin with long queries less often; 0 turns it off.",
+    )
     retry_after: Seconds = Field(
         1.0,
         gt=0,

@@ -57,6 +57,11 @@ class Breaker:
         self._retry_at_most = max(retry_after, retry_at_most)
 
     @property
+    def opens(self) -> bool:
+        """Whether it ever does."""
+        return self._failures > 0
+
+    @property
     def closed(self) -> bool:
         return self.state is State.CLOSED
 
@@ -84,12 +89,22 @@ class Breaker:
         """An attempt failed; whether that opens the breaker, or keeps it open."""
         self.failures_in_a_row += 1
         self._timeouts.append(timed_out)
+        if self.closed and not (
+            self.opens and (self.failures_in_a_row >= self._failures or self._times_out_too_often())
+        ):
+            return False
+        return self._open(now)
+
+    def trip(self, now: float) -> bool:
+        """One attempt failed that was reason enough; whether that opens the breaker, or keeps it open."""
+        self.failures_in_a_row += 1
+        return self._open(now)
+
+    def _open(self, now: float) -> bool:
         if self.state is State.OPEN:  # begun before it opened: nothing new
             return False
         if self.state is State.HALF_OPEN:
             self._wait = min(2 * self._wait, self._retry_at_most)
-        elif not self._failures or not (self.failures_in_a_row >= self._failures or self._times_out_too_often()):
-            return False
         else:
             self.opened += 1
             self._wait = self._retry_after

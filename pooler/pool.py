@@ -11,17 +11,17 @@ Administrators have connections in reserve that nobody else is given.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
-from pooler import refusals
+from pooler import outage, refusals
 from pooler.breaker import Breaker
 from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.matching import take_idle
+from pooler.pulse import Pulse
 from pooler.queue import Queued, WaitQueue
 from pooler.refusals import Refusals
 from pooler.roles import READ_ONLY, fits
@@ -79,6 +79,9 @@ class PoolCeremonies(Protocol):
     def connect(self, pool: Pool) -> None:
         """Open one connection; ends in `pool.connected` or `pool.connect_failed`."""
 
+    def probe(self, pool: Pool) -> None:
+        """See whether the origin lets a connection in; ends in `outage.probe_got_through` or `probe_failed`."""
+
     def reset(self, pool: Pool, origin: Origin) -> None:
         """Roll back and discard what a session left; ends in `pool.release` or a closed connection."""
 
@@ -99,6 +102,7 @@ class Pool:
         self.target = target
         self.stats = stats
         self.breaker = Breaker(0, 1.0, 1.0, 1.0)
+        self.pulse = Pulse()
         self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
         self.home = self  # of a replica's pool, that of its primary
@@ -129,7 +133,7 @@ class Pool:
         self.closes = 0
         self.last_failure: PgError | None = None
         self.greetings: dict[Settings, Reports] = {}  # ParameterStatus values by startup settings
-        self._ceremonies = ceremonies
+        self.ceremonies = ceremonies
 
     def adopt(self, config: Config, size: int) -> None:
         """Follow `config` from now on. Connections above a smaller `size` are closed when they become idle."""
@@ -190,7 +194,7 @@ class Pool:
             self.refusals.add(waiter, error)
             return None
         self.waiting.push(waiter, now)
-        self._grow()
+        self.grow()
         return None
 
     def at_hand(self, settings: Settings, traces: frozenset[str]) -> Origin | None:
@@ -206,15 +210,6 @@ class Pool:
         ):
             return None
         return origin
-
-    def paused(self, now: float) -> bool:
-        """Whether there is no connection, and the breaker lets none be opened now."""
-        return not self.breaker.closed and not self._usable and not self.breaker.may_try(now)
-
-    @property
-    def _usable(self) -> bool:
-        """Whether there is a connection that may become free for somebody."""
-        return any(not origin.retired for origin in self.origins)
 
     def take(self, origin: Origin) -> bool:
         """Take this very connection, if it is idle and nobody waits."""
@@ -245,7 +240,7 @@ class Pool:
         """Connections that are not in reserve, those being opened included."""
         return len(self.origins) - len(self.reserve) + self.connecting_count - self._reserve_connecting
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
         """Ask for as many new connections as there are waiters without one coming, within the limits."""
         if self.closing or self.held_since is not None or not self.waiting.users:
             return
@@ -254,7 +249,7 @@ class Pool:
             self.open_one()
         if self._ordinary >= self.size and self.waiting.head(self.administrators) is not None:
             self._open_reserve(now)
-        if not self.connecting_count and self.paused(now):
+        if not self.connecting_count and outage.paused(self, now):
             refusals.everybody(self, refusals.origin_paused(self, now))
 
     def _open_reserve(self, now: float) -> None:
@@ -266,7 +261,7 @@ class Pool:
     def open_one(self) -> None:
         self.breaker.begin()
         self.connecting_count += 1
-        self._ceremonies.connect(self)
+        self.ceremonies.connect(self)
 
     # ---- connections that come and go --------------------------------------------------------------------------------
 
@@ -275,17 +270,14 @@ class Pool:
         self.connecting_count -= 1
         self.connects += 1
         self.stats.origin_connections_opened += 1
-        self.ready = True
-        self.last_failure = None
-        if self.breaker.succeeded():
-            log.warning("origin_breaker_closed", pool=self.name)
+        outage.reached(self, monotonic())
         self.origins.add(origin)
         self.place = origin.target.place
         if self._reserve_connecting and self._ordinary >= self.size:
             self._reserve_connecting -= 1
             self.reserve.add(origin)
         self.release(origin)
-        self._grow()
+        self.grow()
 
     def connect_failed(self, error: PgError, *, begun: float, timed_out: bool = False) -> None:
         """A new connection could not be made, which was `begun` at that time (monotonic seconds).
@@ -297,24 +289,14 @@ class Pool:
         self._reserve_connecting = min(self._reserve_connecting, self.connecting_count)
         self.stats.origin_connect_failures += 1
         self.last_failure = error
-        now, breaker = monotonic(), self.breaker
-        was_closed = breaker.closed
         if error.sqlstate == NO_SUCH_DATABASE:
-            breaker.succeeded()  # the origin answers; the database may be made at any moment, through pgnear even
-        elif breaker.failed(now, timed_out=timed_out):
-            self.ready = False
-            log.log(
-                logging.ERROR if was_closed else logging.WARNING,
-                "origin_breaker_open",
-                pool=self.name,
-                failures=breaker.failures_in_a_row,
-                retry_in_seconds=round(breaker.retry_in(now), 3),
-                reason=error.message,
-            )
-        if not self.connecting_count and not self._usable and self.held_since is None:
+            self.breaker.succeeded()  # the origin answers; the database may be made at any moment, through pgnear even
+        else:
+            outage.not_reached(self, error, monotonic(), timed_out=timed_out)
+        if not self.connecting_count and not outage.usable(self) and self.held_since is None:
             self.ready = False
             refusals.those_from_before(self, begun, error)
-            self._grow()
+            self.grow()
 
     def release(self, origin: Origin) -> None:
         """`origin` is clean: idle, outside a transaction, every answer read."""
@@ -328,7 +310,7 @@ class Pool:
         now = monotonic()
         if self._too_old(origin, now):
             origin.close()
-            self._grow()
+            self.grow()
             return
         reserved = origin in self.reserve
         waiter = self.waiting.head(self.administrators if reserved else None) if self.waiting.users else None
@@ -372,7 +354,7 @@ class Pool:
             self._clean(origin, dirty=dirty)
         elif dirty:
             origin.close()
-            self._grow()
+            self.grow()
 
     def drained(self, origin: Origin) -> None:
         """The last answer owed to a session that is gone has been read."""
@@ -386,7 +368,7 @@ class Pool:
         if origin.status != ord("I"):
             self.stats.transactions_rolled_back += 1
         origin.leave_reactor()
-        self._ceremonies.reset(self, origin)
+        self.ceremonies.reset(self, origin)
 
     def lost(self, origin: Origin, reason: str, *, idle: bool) -> None:
         """`origin` broke. Called after `remove`."""
@@ -407,7 +389,7 @@ class Pool:
             if origin in idle:
                 idle.remove(origin)
         self.closes += 1
-        self._grow()
+        self.grow()
 
     # ---- time --------------------------------------------------------------------------------------------------------
 
@@ -471,9 +453,13 @@ class Pool:
         else:
             if self.oldest_wait_seconds(now) > self.shortest_wait:
                 refusals.overdue(self, now, self._released_at)
-            if not self.breaker.closed and self.breaker.may_try(now) and self._ordinary < self.size:
-                self.open_one()
-            self._grow()
+            if not self.breaker.closed and self.breaker.may_try(now):
+                if self._ordinary < self.size:
+                    self.open_one()
+                elif self.pulse.frozen:
+                    outage.probe(self, now)
+            self.grow()
+            outage.listen(self, now)
         if self.target.session_attrs != "any":
             self._look_at_roles()
         idle_limit = self.limits.origin_idle_timeout
@@ -495,7 +481,7 @@ class Pool:
         """The opposite of `hold`. Who waited meanwhile has its whole patience again."""
         self.held_since = None
         self._released_at = monotonic()
-        self._grow()
+        self.grow()
 
     def step_aside(self) -> None:
         """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""

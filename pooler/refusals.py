@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pooler import outage
 from pooler.logs import get_logger
 from protocol import errors
 from protocol.responses import PgError
@@ -52,7 +53,7 @@ def why_not_wait(pool: Pool, waiter: Waiter, now: float) -> PgError | None:
     """Why `waiter` would wait in vain; None if it would not, or nobody knows."""
     if pool.held_since is not None:
         return None
-    if pool.paused(now):
+    if outage.paused(pool, now):
         return origin_paused(pool, now)
     if waiter.user in pool.administrators:
         return None
@@ -71,7 +72,8 @@ def origin_paused(pool: Pool, now: float) -> PgError:
     """The breaker lets no connection be opened, and there is none that could serve anybody."""
     pool.stats.breaker_refusals += 1
     reason = pool.last_failure.message if pool.last_failure is not None else "it was lost"
-    return errors.origin_paused(reason, pool.breaker.failures_in_a_row, pool.breaker.retry_in(now))
+    silence = pool.pulse.silent(now) if pool.pulse.frozen else 0.0
+    return errors.origin_paused(reason, pool.breaker.failures_in_a_row, pool.breaker.retry_in(now), silence)
 
 
 # ---- while they wait -------------------------------------------------------------------------------------------------

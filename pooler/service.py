@@ -36,7 +36,7 @@ from pooler.ceremony.ears import Ears
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
-from pooler.ceremony.opening import open_for
+from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
@@ -255,6 +255,9 @@ class Service:
 
     def connect(self, pool: Pool) -> None:
         self.nursery.start_soon(open_for, self, pool)
+
+    def probe(self, pool: Pool) -> None:
+        self.nursery.start_soon(probe_for, self, pool)
 
     def soon(self, function: Callable[[], None]) -> None:
         self.reactor.call_soon(function)

@@ -158,13 +158,22 @@ def origin_unreachable(reason: str) -> PgError:
 
 @example(reason="the origin database cannot be reached: Connection refused", failures=5, retry_in_seconds=1.234)
 @example(reason="the origin database cannot be reached: Connection refused", failures=6, retry_in_seconds=0.0)
-def origin_paused(reason: str, failures: int, retry_in_seconds: float) -> PgError:
-    """The origin could not be reached so often that it is left alone for a while; see [breaker]."""
+@example(
+    reason="the origin database cannot be reached: no answer within 10 s (origin_connect_timeout)",
+    failures=1,
+    retry_in_seconds=0.8,
+    silent_seconds=15.03,
+)
+def origin_paused(reason: str, failures: int, retry_in_seconds: float, silent_seconds: float = 0.0) -> PgError:
+    """The origin could not be reached so often that it is left alone for a while, or it is frozen: nothing comes on its
+    connections, and no new one gets through. See [breaker]."""
     again = f"the next attempt is in {retry_in_seconds:.1f} s" if retry_in_seconds else "an attempt is under way"
+    failed = f"{failures} attempt{'s in a row have' if failures > 1 else ' has'} failed."
+    silence = f"Nothing has come on its connections for {silent_seconds:.1f} s (breaker.silence). "
     return PgError(
         "57P03",
         f"{reason}; {again}",
-        detail=f"{failures} attempts in a row have failed.",
+        detail=(silence if silent_seconds else "") + failed,
         hint="Try again then.",
     )
 

@@ -240,6 +240,7 @@ def _breakers(service: Service) -> Iterator[Row]:
             pool.name, breaker.state.value, breaker.failures_in_a_row, breaker.opened,
             None if breaker.closed else round(breaker.retry_in(now), 3),
             pool.last_failure.message if pool.last_failure is not None else None,
+            "yes" if pool.pulse.frozen else "no",
         )  # fmt: skip
 
 
@@ -333,7 +334,7 @@ TABLES = {
     ),
     "BREAKERS": Table(
         "whether origins are tried, and when next",
-        _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure"),
+        _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure frozen"),
         _breakers,
     ),
     "REPLICAS": Table(

@@ -208,6 +208,11 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
             "The origin's circuit breaker: 0 closed, 1 half-open, 2 open.",
             lambda pool: {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}[pool.breaker.state],
         ),
+        (
+            "origin_frozen",
+            "Whether nothing comes on any of the pool's connections, and no new one gets through.",
+            lambda pool: int(pool.pulse.frozen),
+        ),
     )
     for name, text, read in gauges:
         family = GaugeMetricFamily(f"pgnear_{name}", text, labels=["pool"])

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from config import Target
-from pooler.ceremony.connect import Connected
+from pooler import outage
+from pooler.ceremony.connect import Connected, LoginRefused
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from pooler.origin import Origin
@@ -27,28 +28,65 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+UNREACHABLE = "08001"
+"""The SQLSTATE of `errors.origin_unreachable`."""
+
+
+class NoAnswer(PgError):
+    """The origin did not answer in time."""
+
 
 async def open_for(service: Service, pool: Pool) -> None:
     """Open one connection, as `Pool` asks for it; the pool hears how it went."""
-    service.reactor.ceremonies += 1
     begun = time.monotonic()
     try:
-        connected = await _open(service, pool)
-    except trio.TooSlowError:
-        service.stats.expired("origin_connect_timeout")
-        seconds = pool.limits.origin_connect_timeout
-        failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
-        _failed(pool, failure, begun, timed_out=True)
+        connected = await _attempt(service, pool)
     except PgError as error:
-        _failed(pool, error, begun)
-    except Exception as error:  # a bug here costs one connection, not the process
-        log.exception("internal_error", where="connect", error=str(error))
-        pool.connect_failed(errors.origin_unreachable("an internal error of pgnear; see its log"), begun=begun)
+        _log_failure(pool, error)
+        pool.connect_failed(error, begun=begun, timed_out=isinstance(error, NoAnswer))
     except BaseException:
         pool.connecting_count -= 1
         raise
     else:
         take_in(pool, connected, begun)
+
+
+async def probe_for(service: Service, pool: Pool) -> None:
+    """Open one connection and close it again: the pool hears whether the origin is alive.
+
+    Who is told to go away by the origin itself has been answered.
+    """
+    try:
+        connected = await _attempt(service, pool)
+    except PgError as error:
+        if error.sqlstate == UNREACHABLE and not isinstance(error, LoginRefused):
+            _log_failure(pool, error)
+            outage.probe_failed(pool, error, time.monotonic())
+            return
+    else:
+        connected.transport.close()
+    outage.probe_got_through(pool, time.monotonic())
+
+
+async def _attempt(service: Service, pool: Pool) -> Connected:
+    """A connection, which the origin is given `origin_connect_timeout` for.
+
+    Raises:
+      PgError: it could not be made; NoAnswer: for lack of an answer.
+    """
+    service.reactor.ceremonies += 1
+    try:
+        return await _open(service, pool)
+    except trio.TooSlowError:
+        service.stats.expired("origin_connect_timeout")
+        seconds = pool.limits.origin_connect_timeout
+        failure = errors.origin_unreachable(f"no answer within {seconds:g} s (origin_connect_timeout)")
+        raise NoAnswer(failure.sqlstate, failure.message) from None
+    except PgError:
+        raise
+    except Exception as error:  # a bug here costs one connection, not the process
+        log.exception("internal_error", where="connect", error=str(error))
+        raise errors.origin_unreachable("an internal error of pgnear; see its log") from None
     finally:
         service.reactor.ceremonies -= 1
 
@@ -87,8 +125,7 @@ def take_in(pool: Pool, connected: Connected, begun: float) -> None:
         pool.connected(origin)
 
 
-def _failed(pool: Pool, error: PgError, begun: float, *, timed_out: bool = False) -> None:
+def _log_failure(pool: Pool, error: PgError) -> None:
     log.error(
         "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
     )
-    pool.connect_failed(error, begun=begun, timed_out=timed_out)

@@ -8,14 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import psutil
 import psycopg
 import pytest
 
 from pooler.embedded import installed
 from tests.conftest import Start
+from tests.support.freezing import stopped
 from tests.support.postgres import Server
 from tests.support.process import Pgnear
 from tests.support.proxy import Proxy
@@ -44,21 +43,6 @@ def through(pgnear: Start, origin: Server, proxy: Proxy) -> Callable[..., Pgnear
         return pgnear(url=origin.url(sslmode="disable").replace(str(origin.port), str(proxy.port)), **settings)
 
     return start
-
-
-@contextmanager
-def stopped(server: Server) -> Iterator[None]:
-    """The server's processes are frozen: connections are accepted by the kernel, and nothing is answered."""
-    assert server.process is not None
-    family = [psutil.Process(server.process.pid)]
-    family += family[0].children(recursive=True)
-    for process in family:
-        os.kill(process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in reversed(family):
-            os.kill(process.pid, signal.SIGCONT)
 
 
 def test_what_the_origin_says_right_behind_its_login_is_not_lost(through: Callable[..., Pgnear], proxy: Proxy) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 import config
+from pooler import outage
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports
 from pooler.stats import Stats
+from pooler.unit import Unit
 from protocol import errors
 from protocol.responses import PgError
 
@@ -47,6 +49,7 @@ class Bench:
         made = config.load(flags=flags, environ={})
         (target,) = made.targets().values()
         self.attempts = 0
+        self.probes = 0
         self.began: list[float] = []  # of the attempts that are under way
         self.later: list[Callable[[], None]] = []
         self.pool = Pool("shop", target, made, Stats(), self)
@@ -54,6 +57,9 @@ class Bench:
     def connect(self, pool: Pool) -> None:
         self.attempts += 1
         self.began.append(Bench.now)
+
+    def probe(self, pool: Pool) -> None:
+        self.probes += 1
 
     def reset(self, pool: Pool, origin: Origin) -> None:
         raise AssertionError("nothing is dirty here")
@@ -223,6 +229,140 @@ def test_open_it_keeps_no_connection_that_works_from_working() -> None:
     assert holder.origin is origin
     bench.pool.release(origin)
     assert waiter.origin is origin
+
+
+# ---- an origin that says nothing -------------------------------------------------------------------------------------
+
+TIMED_OUT = errors.origin_unreachable("no answer within 10 s (origin_connect_timeout)")
+
+
+def silent() -> tuple[Bench, list[Origin], Client]:
+    """Every connection owes an answer, and somebody waits."""
+    bench, origins = busy()
+    for origin in origins:
+        origin.units.append(Unit(1.0, None))
+    waiter = bench.ask()
+    bench.tick()
+    Bench.now += 5.1
+    bench.tick()
+    return bench, origins, waiter
+
+
+def frozen() -> tuple[Bench, list[Origin], Client]:
+    bench, origins, waiter = silent()
+    outage.probe_failed(bench.pool, TIMED_OUT, Bench.now)
+    bench.settle()
+    return bench, origins, waiter
+
+
+def test_while_all_connections_are_silent_one_more_is_tried() -> None:
+    bench, _, waiter = silent()
+    assert bench.probes == 1
+    assert waiter.error is None
+    bench.tick()
+    assert bench.probes == 1
+
+
+def test_an_origin_that_lets_the_probe_in_is_not_taken_for_frozen() -> None:
+    bench, _, waiter = silent()
+    outage.probe_got_through(bench.pool, Bench.now)
+    bench.tick()
+    assert waiter.error is None
+    assert bench.pool.breaker.closed
+
+
+def test_who_waits_for_a_frozen_origin_hears_so_at_once_and_whoever_comes_then() -> None:
+    bench, origins, waiter = frozen()
+    for client in (waiter, bench.ask()):
+        assert client.error is not None
+        assert client.error.sqlstate == "57P03"
+        assert "; the next attempt is in 1.0 s" in client.error.message
+        assert "breaker.silence" in str(client.error.detail)
+    assert not any(origin.closed for origin in origins)  # what it works on is left to its own deadlines
+    assert not bench.pool.ready
+
+
+def test_a_frozen_origin_is_probed_though_the_pool_is_full() -> None:
+    bench, _, _ = frozen()
+    Bench.now += 1.1
+    bench.tick()
+    bench.tick()
+    assert bench.probes == 2
+    assert bench.ask().error is not None
+    outage.probe_got_through(bench.pool, Bench.now)
+    assert bench.pool.breaker.closed
+    assert bench.pool.ready
+    assert bench.ask().error is None
+
+
+def test_each_probe_of_a_frozen_origin_that_fails_doubles_the_time_to_the_next() -> None:
+    bench, _, _ = frozen()
+    Bench.now += 1.1
+    bench.tick()
+    outage.probe_failed(bench.pool, TIMED_OUT, Bench.now)
+    Bench.now += 1.9
+    bench.tick()
+    assert bench.probes == 2
+    Bench.now += 0.2
+    bench.tick()
+    assert bench.probes == 3
+
+
+def test_the_first_thing_that_a_frozen_origin_says_closes_the_breaker() -> None:
+    bench, origins, _ = frozen()
+    origins[1].received += 10
+    bench.tick()
+    assert bench.pool.breaker.closed
+    assert bench.ask().error is None
+
+
+def test_a_connection_that_ends_is_no_sign_of_life() -> None:
+    bench, origins, _ = frozen()
+    origins[1].close()
+    bench.tick()
+    assert not bench.pool.breaker.closed
+    assert bench.ask().error is not None
+
+
+def test_attempts_that_have_opened_the_breaker_are_probes_enough() -> None:
+    """A host that vanished with some of the pool's connections: nobody is left waiting for those."""
+    bench = Bench(pool_size=4, **{"breaker.failures": 2})
+    bench.ask()
+    origin = bench.succeed()
+    origin.units.append(Unit(1.0, None))
+    waiter = bench.ask()
+    bench.tick()
+    Bench.now += 5.1
+    bench.fail()
+    bench.tick()
+    assert waiter.error is None
+    bench.fail()
+    bench.tick()
+    bench.settle()
+    assert waiter.error is not None
+    assert waiter.error.sqlstate == "57P03"
+    assert bench.probes == 0
+
+
+def test_clients_who_are_silent_inside_their_transactions_are_no_reason_to_probe() -> None:
+    bench, _ = busy()
+    bench.ask()
+    bench.tick()
+    Bench.now += 60
+    bench.tick()
+    assert bench.probes == 0
+
+
+@pytest.mark.parametrize("off", [{"breaker.silence": 0}, {"breaker.failures": 0}])
+def test_silence_is_no_reason_where_it_or_the_breaker_is_turned_off(off: dict[str, int]) -> None:
+    bench, origins = busy(**off, pool_wait_timeout=1000)
+    for origin in origins:
+        origin.units.append(Unit(1.0, None))
+    bench.ask()
+    bench.tick()
+    Bench.now += 60
+    bench.tick()
+    assert bench.probes == 0
 
 
 # ---- the queue -------------------------------------------------------------------------------------------------------
