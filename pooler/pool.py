@@ -57,10 +57,6 @@ class Waiter(Queued, Protocol):
     def settings(self) -> Settings: ...
 
     @property
-    def patience(self) -> float:
-        """How long it waits, in seconds."""
-
-    @property
     def traces(self) -> frozenset[str]:
         """What of it may be on a connection for good, so that it expects to find it."""
 
@@ -103,6 +99,7 @@ class Pool:
         self.stats = stats
         self.breaker = Breaker(0, 1.0, 1.0, 1.0)
         self.pulse = Pulse()
+        self.waiting: WaitQueue[Waiter] = WaitQueue(target.pool_size)
         self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
         self.home = self  # of a replica's pool, that of its primary
@@ -122,7 +119,6 @@ class Pool:
         self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
-        self.waiting: WaitQueue[Waiter] = WaitQueue(self.size)
         self.reserve: set[Origin] = set()  # of `origins`, those for administrators alone
         self.reserve_idle: list[Origin] = []
         self._reserve_connecting = 0  # of `connecting_count`
@@ -141,6 +137,7 @@ class Pool:
         self.limits = config.deadlines(self.name, None)
         self.shortest_wait = config.shortest("pool_wait_timeout")
         self.size: int = size
+        self.waiting.servers = size
         self.administrators = config.administrators() if config.reserve_pool_size else frozenset()
         breaker = config.breaker
         self.breaker.limit(breaker.failures, breaker.timeout_rate, breaker.retry_after, breaker.retry_at_most)
@@ -271,6 +268,8 @@ class Pool:
         self.connects += 1
         self.stats.origin_connections_opened += 1
         outage.reached(self, monotonic())
+        if not self.origins:
+            self.waiting.start_over(monotonic())
         self.origins.add(origin)
         self.place = origin.target.place
         if self._reserve_connecting and self._ordinary >= self.size:
@@ -453,6 +452,8 @@ class Pool:
         else:
             if self.oldest_wait_seconds(now) > self.shortest_wait:
                 refusals.overdue(self, now, self._released_at)
+            if self.waiting.users and self.origins:
+                refusals.hopeless(self, now, self._released_at)
             if not self.breaker.closed and self.breaker.may_try(now):
                 if self._ordinary < self.size:
                     self.open_one()
@@ -481,6 +482,7 @@ class Pool:
         """The opposite of `hold`. Who waited meanwhile has its whole patience again."""
         self.held_since = None
         self._released_at = monotonic()
+        self.waiting.start_over(self._released_at)
         self.grow()
 
     def step_aside(self) -> None:

@@ -61,7 +61,8 @@ def why_not_wait(pool: Pool, waiter: Waiter, now: float) -> PgError | None:
     if limit and len(pool.waiting) >= limit:
         pool.stats.pool_refusals += 1
         return errors.queue_full(pool.name, limit)
-    expected, patience = pool.waiting.expected_wait(waiter.user, now), waiter.patience
+    patience = waiter.patience
+    expected = pool.waiting.expected_wait(waiter.user, now, patience) if pool.origins else 0.0
     if expected > patience:
         pool.stats.pool_refusals += 1
         return errors.queue_too_slow(pool.name, expected, patience)
@@ -90,6 +91,20 @@ def those_from_before(pool: Pool, moment: float, error: PgError) -> None:
     for waiter in [waiter for since, waiter in pool.waiting if since <= moment]:
         pool.waiting.withdraw(waiter)
         pool.refusals.add(waiter, error)
+
+
+def hopeless(pool: Pool, now: float, free_since: float) -> None:
+    """Refuse who will not be served in time, rather than when that time is over; administrators wait it out.
+
+    The time before `free_since` does not count.
+    """
+    found = [each for each in pool.waiting.hopeless(now, free_since) if each[0].user not in pool.administrators]
+    for waiter, since, to_come in found:
+        _end_wait(pool, waiter, now - since)
+        pool.stats.pool_refusals += 1
+        waiter.refused(errors.queue_too_slow(pool.name, now - since + to_come, waiter.patience))
+    if found:
+        log.warning("queue_too_slow", pool=pool.name, size=pool.size, refused=len(found), waiting=len(pool.waiting))
 
 
 # ---- when their time is over -----------------------------------------------------------------------------------------

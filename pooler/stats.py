@@ -89,7 +89,7 @@ class Stats:
         self.origin_role_changes = 0  # a server was promoted or demoted, and its connections drained
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
-        self.pool_refusals = 0  # refused at once: the queue was full or too slow
+        self.pool_refusals = 0  # refused before their time: the queue was full or too slow
         self.breaker_refusals = 0  # refused at once: the origin was not to be tried
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
         self.reload_failures = 0

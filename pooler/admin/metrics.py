@@ -263,7 +263,9 @@ def _origins(service: Service) -> Iterator[Metric]:
     yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter(
-        "pool_refusals", "Queries refused at once because the queue was full or too slow.", stats.pool_refusals
+        "pool_refusals",
+        "Queries refused before their time because the queue was full or too slow.",
+        stats.pool_refusals,
     )
     yield _counter(
         "breaker_refusals", "Queries refused at once because the origin cannot be reached.", stats.breaker_refusals

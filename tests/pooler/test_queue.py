@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from pooler.queue import LEAST_GRANTS, WaitQueue
 
 
@@ -11,6 +13,7 @@ from pooler.queue import LEAST_GRANTS, WaitQueue
 class Waiter:
     user: str
     number: int = 0
+    patience: float = 10.0
 
 
 def queue(*users: str, servers: int = 1) -> WaitQueue[Waiter]:
@@ -89,28 +92,102 @@ def at_pace(seconds_each: float, *, count: int = LEAST_GRANTS, left: int = 100, 
 
 def test_the_expected_wait_is_how_many_are_ahead_at_the_pace_so_far() -> None:
     made = at_pace(0.1)
-    assert round(made.expected_wait("a", 0.1 * LEAST_GRANTS), 3) == 10.1
+    assert round(made.expected_wait("a", 0.1 * LEAST_GRANTS, 10.0), 3) == 10.1
 
 
 def test_before_a_few_were_served_nothing_is_expected() -> None:
-    assert at_pace(10.0, count=LEAST_GRANTS - 1).expected_wait("a", 1000.0) == 0.0
-    assert WaitQueue[Waiter](10).expected_wait("a", 1000.0) == 0.0
+    assert at_pace(0.1, count=LEAST_GRANTS - 1).expected_wait("a", 2.4, 10.0) == 0.0
+    assert WaitQueue[Waiter](10).expected_wait("a", 2.4, 10.0) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("servers", [1, 5, 20])
+def test_who_would_be_served_in_time_is_never_thought_hopeless_where_queries_take_alike(
+    seconds: float, servers: int
+) -> None:
+    """Each of `servers` connections is free every so many seconds. Who comes when the queue forms, and last, is right
+    to wait for as long as that takes.
+    """
+    made = queue(servers=servers)
+    count = 10 * servers
+    patience = seconds * count / servers
+    for number in range(count):
+        made.push(Waiter("a", number, patience), 0.0)
+    for turn in range(1, 11):
+        assert not made.hopeless(seconds * turn - 1e-6)
+        for _ in range(servers):
+            pop(made, seconds * turn)
+    assert not made.users
+
+
+def test_an_origin_that_has_slowed_down_shows_long_before_its_pace_is_known() -> None:
+    """20 connections and a second for each query: 1,000 waiters take 50 s, and 40 s of patience are not enough."""
+    made = queue(servers=20)
+    for number in range(1000):
+        made.push(Waiter("a", number, 40.0), 0.0)
+    for turn in range(1, 11):
+        for _ in range(20 * (turn > 1)):
+            pop(made, float(turn - 1))
+        if turn == 10:
+            assert made.expected_wait("a", 10.0, 40.0) > 40.0
+    assert made.hopeless(10.0)
+
+
+def test_a_standstill_that_is_short_beside_their_patience_makes_nobody_leave() -> None:
+    made = queue(servers=20)
+    for number in range(1000):
+        made.push(Waiter("a", number, 10.0), 0.0)
+    assert not made.hopeless(2.4)
+    assert made.expected_wait("a", 2.4, 10.0) == 0.0
+    leaving = made.hopeless(2.6)  # a second standstill like this one for each turn of 20, and luck
+    assert 500 < len(leaving) < 950
+
+
+def test_who_leaves_first_are_the_last_of_those_who_ask_for_much() -> None:
+    made = queue(*["flood"] * 300, "calm", servers=2)
+    assert made.withdraw(Waiter("calm", 300))
+    made = queue(servers=2)
+    for number in range(300):
+        made.push(Waiter("flood", number), 0.0)
+    made.push(Waiter("calm"), 0.0)
+    leaving = [waiter for waiter, _, _ in made.hopeless(3.0)]
+    assert leaving
+    assert all(waiter.user == "flood" for waiter in leaving)
+    assert [waiter.number for waiter in leaving] == list(range(299, 299 - len(leaving), -1))
+
+
+def test_the_patient_may_be_served_once_the_impatient_have_left() -> None:
+    made = queue(servers=1)
+    for number in range(100):
+        made.push(Waiter("hasty", number, 4.0), 0.0)
+        made.push(Waiter("patient", number, 100.0), 0.0)
+    leaving = {waiter.user for waiter, _, _ in made.hopeless(30.0)}
+    assert leaving == {"hasty"}
+
+
+def test_time_in_which_nobody_could_be_served_does_not_count() -> None:
+    made = queue(servers=2)
+    for number in range(300):
+        made.push(Waiter("a", number), 0.0)
+    made.start_over(60.0)
+    assert not made.hopeless(62.0, free_since=60.0)
+    assert made.hopeless(63.0, free_since=60.0)
 
 
 def test_a_user_who_asks_little_waits_for_turns_not_for_the_flood() -> None:
     made = at_pace(0.1)
-    assert round(made.expected_wait("b", 0.1 * LEAST_GRANTS), 3) == 0.2
+    assert round(made.expected_wait("b", 0.1 * LEAST_GRANTS, 10.0), 3) == 0.2
 
 
 def test_a_standstill_lengthens_the_expected_wait() -> None:
     made = at_pace(0.01)
-    assert made.expected_wait("a", 0.2) < 2 < made.expected_wait("a", 5.0)
+    assert made.expected_wait("a", 0.2, 10.0) < 2 < made.expected_wait("a", 5.0, 10.0)
 
 
 def test_a_pace_from_before_the_queue_was_empty_counts_no_more() -> None:
     made = at_pace(10.0, left=0)
     made.push(Waiter("a"), 1e6)
-    assert made.expected_wait("a", 1e6 + 5) == 0.0
+    assert made.expected_wait("a", 1e6 + 2, 10.0) == 0.0
 
 
 def test_the_pace_follows_a_server_that_got_faster() -> None:
@@ -119,4 +196,4 @@ def test_the_pace_follows_a_server_that_got_faster() -> None:
     for _ in range(300):
         now += 0.001
         pop(made, now)
-    assert made.expected_wait("a", now) < 5
+    assert made.expected_wait("a", now, 10.0) < 5
