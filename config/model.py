@@ -21,7 +21,7 @@ from config.cache import Cache
 from config.certificates import problem_of_authorities, problems_of_pair
 from config.deadlines import Deadlines, deadlines_of
 from config.log import Log
-from config.origins import Breaker, Database, Replica
+from config.origins import Breaker, Concurrency, Database, Replica
 from config.overrides import Override
 from config.passwords import PasswordSource
 from config.url import Target, is_local
@@ -307,6 +307,9 @@ class Config(Section):
     )
     breaker: Breaker = Field(
         default=Breaker(), description="When an origin that cannot be reached is left alone for a while."
+    )
+    concurrency: Concurrency = Field(
+        default=Concurrency(), description="When an origin that has slowed down is given less to do at once."
     )
     override: tuple[Override, ...] = Field(
         (),

@@ -1,5 +1,5 @@
-"""Where connections lead besides the top-level origin, and when they are not tried: `[databases]`, `[[replica]]`,
-`[breaker]`.
+"""Where connections lead besides the top-level origin, when they are not tried, and how many work at once:
+`[databases]`, `[[replica]]`, `[breaker]`, `[concurrency]`.
 
 Not here: how a URL is read (`url`), and the rules between these and the top-level settings (`model`).
 """
@@ -110,4 +110,28 @@ class Breaker(Section):
         10.0,
         gt=0,
         description="The longest time between two probes. Lower it to notice sooner that the origin is back.",
+    )
+
+
+class Concurrency(Section):
+    """When an origin that has slowed down is given less to do at once."""
+
+    adaptive: bool = Field(
+        False,
+        description="Whether fewer connections than pool_size work at once while the origin finishes far fewer "
+        "transactions than it did and clients wait, as long as that costs no throughput: see docs/faults.md. Turn it "
+        "on where pool_size is more than the origin can bear on a bad day.",
+    )
+    least: Annotated[float, BeforeValidator(number), Field(json_schema_extra={"unit": "part"})] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of pool_size that always works at once, reports and pinned clients not counted. Lower it "
+        "where the origin has far fewer processors than connections.",
+    )
+    tolerance: Annotated[float, BeforeValidator(number), Field(json_schema_extra={"unit": "times"})] = Field(
+        2.0,
+        gt=1,
+        description="So many times fewer transactions than usual are no reason to do anything. Raise it where the load "
+        "changes its nature during the day.",
     )

@@ -12,12 +12,14 @@ Administrators have connections in reserve that nobody else is given.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
 from pooler import outage, refusals
 from pooler.breaker import Breaker
+from pooler.concurrency import Limit, adapt
 from pooler.defaults import Defaults
 from pooler.logs import get_logger
 from pooler.matching import take_idle
@@ -86,7 +88,7 @@ class PoolCeremonies(Protocol):
 
 
 class Pool:
-    """Up to `size` origin connections.
+    """Up to `size` origin connections; up to `allowed` of them now.
 
     Args:
       name: what clients call the database.
@@ -99,6 +101,7 @@ class Pool:
         self.stats = stats
         self.breaker = Breaker(0, 1.0, 1.0, 1.0)
         self.pulse = Pulse()
+        self.limit = Limit()
         self.waiting: WaitQueue[Waiter] = WaitQueue(target.pool_size)
         self.adopt(config, target.pool_size)
         self.catalog: Catalog | None = None
@@ -125,6 +128,7 @@ class Pool:
         self.refusals = Refusals(ceremonies.soon)
         self.connecting_count = 0
         self.wait_histogram = Histogram()
+        self.finished = 0  # times a connection was given back, and once for each connection
         self.connects = 0
         self.closes = 0
         self.last_failure: PgError | None = None
@@ -138,6 +142,9 @@ class Pool:
         self.shortest_wait = config.shortest("pool_wait_timeout")
         self.size: int = size
         self.waiting.servers = size
+        concurrency = config.concurrency
+        self.limit.adopt(size, ceil(concurrency.least * size) if concurrency.adaptive else size, concurrency.tolerance)
+        self.allowed: int = self.limit.value
         self.administrators = config.administrators() if config.reserve_pool_size else frozenset()
         breaker = config.breaker
         self.breaker.limit(breaker.failures, breaker.timeout_rate, breaker.retry_after, breaker.retry_at_most)
@@ -217,7 +224,7 @@ class Pool:
 
     def acquire_spare(self, settings: Settings) -> Origin | None:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
-        if self.waiting.users or not self.idle or len(self.idle) + self.size - self._ordinary < 2:
+        if self.waiting.users or not self.idle or len(self.idle) + self.allowed - self._ordinary < 2:
             return None
         return take_idle(self.idle, settings, settings.customs)
 
@@ -242,9 +249,9 @@ class Pool:
         if self.closing or self.held_since is not None or not self.waiting.users:
             return
         now = monotonic()
-        while self.connecting_count < len(self.waiting) and self._ordinary < self.size and self.breaker.may_try(now):
+        while self.connecting_count < len(self.waiting) and self._ordinary < self.allowed and self.breaker.may_try(now):
             self.open_one()
-        if self._ordinary >= self.size and self.waiting.head(self.administrators) is not None:
+        if self._ordinary >= self.allowed and self.waiting.head(self.administrators) is not None:
             self._open_reserve(now)
         if not self.connecting_count and outage.paused(self, now):
             refusals.everybody(self, refusals.origin_paused(self, now))
@@ -272,7 +279,7 @@ class Pool:
             self.waiting.start_over(monotonic())
         self.origins.add(origin)
         self.place = origin.target.place
-        if self._reserve_connecting and self._ordinary >= self.size:
+        if self._reserve_connecting and self._ordinary >= self.allowed:
             self._reserve_connecting -= 1
             self.reserve.add(origin)
         self.release(origin)
@@ -302,6 +309,7 @@ class Pool:
         if origin.closed or self.closing or self.held_since is not None:
             origin.close()
             return
+        self.finished += 1
         origin.session = None
         origin.draining = False
         if origin.cancels:  # a cancel that is still on its way must not hit the next client's query
@@ -397,7 +405,7 @@ class Pool:
         return (
             origin.retired
             or origin.created < self._renewed_at
-            or (len(self.origins) - len(self.reserve) > self.size and origin not in self.reserve)
+            or (len(self.origins) - len(self.reserve) > self.allowed and origin not in self.reserve)
             or (lifetime > 0 and now - origin.created > lifetime)
         )
 
@@ -455,12 +463,13 @@ class Pool:
             if self.waiting.users and self.origins:
                 refusals.hopeless(self, now, self._released_at)
             if not self.breaker.closed and self.breaker.may_try(now):
-                if self._ordinary < self.size:
+                if self._ordinary < self.allowed:
                     self.open_one()
                 elif self.pulse.frozen:
                     outage.probe(self, now)
             self.grow()
             outage.listen(self, now)
+            adapt(self, now)
         if self.target.session_attrs != "any":
             self._look_at_roles()
         idle_limit = self.limits.origin_idle_timeout
@@ -495,7 +504,7 @@ class Pool:
         """How many connections are lacking to `min_pool_size`."""
         if self.held_since is not None or not self.breaker.closed or monotonic() < self._aside_until:
             return 0
-        return max(0, min(self.config.min_pool_size, self.size) - self._ordinary)
+        return max(0, min(self.config.min_pool_size, self.allowed) - self._ordinary)
 
     def close(self) -> None:
         """Close every connection and refuse every waiter: the process ends."""

@@ -65,8 +65,13 @@ def why_not_wait(pool: Pool, waiter: Waiter, now: float) -> PgError | None:
     expected = pool.waiting.expected_wait(waiter.user, now, patience) if pool.origins else 0.0
     if expected > patience:
         pool.stats.pool_refusals += 1
-        return errors.queue_too_slow(pool.name, expected, patience)
+        return _too_slow(pool, expected, patience)
     return None
+
+
+def _too_slow(pool: Pool, expected: float, patience: float) -> PgError:
+    lowered_to = pool.allowed if pool.allowed < pool.size else None
+    return errors.queue_too_slow(pool.name, expected, patience, lowered_to)
 
 
 def origin_paused(pool: Pool, now: float) -> PgError:
@@ -102,7 +107,7 @@ def hopeless(pool: Pool, now: float, free_since: float) -> None:
     for waiter, since, to_come in found:
         _end_wait(pool, waiter, now - since)
         pool.stats.pool_refusals += 1
-        waiter.refused(errors.queue_too_slow(pool.name, now - since + to_come, waiter.patience))
+        waiter.refused(_too_slow(pool, now - since + to_come, waiter.patience))
     if found:
         log.warning("queue_too_slow", pool=pool.name, size=pool.size, refused=len(found), waiting=len(pool.waiting))
 

@@ -37,12 +37,16 @@ def queue_full(pool: str, limit: int) -> PgError:
 
 
 @example(pool="shop", expected_seconds=31.4159, limit_seconds=10.0)
-def queue_too_slow(pool: str, expected_seconds: float, limit_seconds: float) -> PgError:
-    """At the pace of the queue a client would wait for longer than `pool_wait_timeout`: it is not made to."""
+@example(pool="shop", expected_seconds=31.4159, limit_seconds=10.0, lowered_to=10)
+def queue_too_slow(pool: str, expected_seconds: float, limit_seconds: float, lowered_to: int | None = None) -> PgError:
+    """A client would wait for longer than `pool_wait_timeout`, at the pace of the queue or at the best that it may
+    have: it is not made to, or not any longer."""
+    lowered = f" {lowered_to} connections work at once while the origin is slow (concurrency.adaptive)."
     return PgError(
         "53300",
         f'pool "{pool}" is overloaded: no origin connection is expected to become free in time',
-        detail=f"The wait would be about {expected_seconds:.3g} s, and {limit_seconds:g} s is the most that it may be.",
+        detail=f"The wait would be about {expected_seconds:.3g} s, and {limit_seconds:g} s is the most that it may be."
+        + (lowered if lowered_to is not None else ""),
         hint="Try again later; shorten transactions, or raise pool_size or pool_wait_timeout.",
     )
 

@@ -161,7 +161,7 @@ def _pools(service: Service) -> Iterator[Row]:
             service.config.pooling_of(pool.name, ""), _place(pool),
             pool.last_failure.message if pool.last_failure is not None else None,
             "no" if pool.held_since is None else "yes", "no" if pool.disabled else "yes",
-            service.rotations[pool.name].problem,
+            service.rotations[pool.name].problem, pool.allowed,
         )  # fmt: skip
 
 
@@ -318,7 +318,7 @@ TABLES = {
         "origin connections and who waits for them, by database",
         _columns(
             "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure "
-            "paused enabled credentials_problem"
+            "paused enabled credentials_problem allowed#"
         ),
         _pools,
     ),

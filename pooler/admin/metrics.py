@@ -180,6 +180,16 @@ def _pools(pools: list[Pool]) -> Iterator[Metric]:
     now = time.monotonic()
     gauges = (
         ("pool_size", "Origin connections the pool may have.", lambda pool: pool.size),
+        (
+            "pool_allowed",
+            "Origin connections it may have now: fewer than its size while its origin is slow (concurrency.adaptive).",
+            lambda pool: pool.allowed,
+        ),
+        (
+            "pool_usual_rate",
+            "Transactions a second that the origin finishes when it is well, as far as is known.",
+            lambda pool: pool.limit.usual,
+        ),
         ("pool_idle", "Origin connections that wait for work.", lambda pool: pool.idle_count),
         (
             "pool_busy",

@@ -420,6 +420,38 @@ def test_a_flood_does_not_take_the_others_turns() -> None:
     assert calm.origin is not None
 
 
+# ---- fewer at once ---------------------------------------------------------------------------------------------------
+
+
+def test_a_lowered_limit_is_reached_as_connections_become_free_and_left_as_it_rises() -> None:
+    bench, origins = busy(pool_size=4, **{"concurrency.adaptive": True})
+    waiters = [bench.ask() for _ in range(4)]
+    bench.pool.limit.value = bench.pool.allowed = 2
+    for origin in origins:
+        bench.pool.release(origin)
+    assert [origin.closed for origin in origins] == [True, True, False, False]
+    assert [waiter.origin is not None for waiter in waiters] == [True, True, False, False]
+    attempts = bench.attempts
+    bench.tick()
+    assert bench.attempts == attempts
+    bench.pool.limit.value = 4
+    bench.tick()
+    assert bench.attempts == attempts + 2
+
+
+def test_without_adaptive_concurrency_the_limit_is_the_pools_size_and_a_reload_without_it_lifts_it() -> None:
+    bench, _ = busy(pool_size=4, **{"concurrency.adaptive": True})
+    assert (bench.pool.limit.least, bench.pool.allowed) == (2, 4)
+    bench.pool.limit.value = bench.pool.allowed = 2
+    off = config.load(flags={"origin": "postgresql://app:x@127.0.0.1/shop", "pool_size": 4}, environ={})
+    bench.pool.adopt(off, 4)
+    assert (bench.pool.limit.least, bench.pool.allowed) == (4, 4)
+    bench.pool.finished += 10_000
+    Bench.now += 100
+    bench.tick()
+    assert (bench.pool.limit.usual, bench.pool.allowed) == (0.0, 4)
+
+
 # ---- the reserve -----------------------------------------------------------------------------------------------------
 
 
