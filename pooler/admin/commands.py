@@ -155,13 +155,14 @@ def _version(service: Service) -> Iterator[Row]:
 def _pools(service: Service) -> Iterator[Row]:
     now = time.monotonic()
     for pool in service.every_pool:
+        rotation = service.rotations.get(pool.name)  # a replica's pool has its primary's
         yield (
             pool.name, pool.size, pool.idle_count, pool.busy_count, pool.connecting_count, pool.waiting_count,
             round(pool.oldest_wait_seconds(now), 3), "yes" if pool.ready else "no",
             service.config.pooling_of(pool.name, ""), _place(pool),
             pool.last_failure.message if pool.last_failure is not None else None,
             "no" if pool.held_since is None else "yes", "no" if pool.disabled else "yes",
-            service.rotations[pool.name].problem, pool.allowed,
+            rotation.problem if rotation is not None else None, pool.allowed,
         )  # fmt: skip
 
 

@@ -125,6 +125,14 @@ def test_what_was_written_through_pgnear_is_read_however_far_behind_the_replica_
         until(taken, what="once it has caught up it is asked again")
 
 
+def test_the_console_shows_the_pools_of_replicas_too(near: Pgnear) -> None:
+    """SHOW POOLS failed: a replica's pool has no credentials of its own to tell of."""
+    with near.connect(dsn={"dbname": "pgnear"}) as console:
+        shown = [row[0] for row in console.execute("show pools")]
+    assert shown[0] == "postgres"
+    assert shown[1].startswith("postgres at ")
+
+
 def test_a_replica_that_is_lost_or_promoted_is_not_asked(near: Pgnear, standby: Standby) -> None:
     standby.crash()
     until(lambda: near.metric("replica_usable") == 0)
