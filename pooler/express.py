@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
 from pooler.consequences import mind
+from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
-from protocol.framing import PARSE_COMPLETE, length_at
+from protocol.framing import BIND_COMPLETE, PARSE_COMPLETE, length_at
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -73,18 +74,36 @@ def _query(session: Session, data: bytes) -> bool:
         if origin is None or session.insists or session.mode == "session":
             return False
         unit = _link(session, origin, statement)
+        message = _kept(session, origin, unit, data) if session.pool.reuses_statements else data
     else:
         if origin.units:
             return False
         unit = _unit(session, origin)
         mind(session, statement, unit)
+        message = data
+    if message is data:
+        origin.unnamed = None
     unit.simple = True
     if session.pool.advice is not None:
         study(session, unit, statement, data[5:-1], ALL_TEXT)
     session.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
-    origin.unnamed = None
-    _send(session, origin, data, data)
+    _send(session, origin, data, message)
     return True
+
+
+def _kept(session: Session, origin: Origin, unit: Unit, data: bytes) -> bytes:
+    """What is sent for a Query outside a transaction: itself, or what stands for it where `origin` has it prepared."""
+    known = repeated(session, data)
+    if known is None:
+        return data
+    prepared, request = known
+    if prepared in origin.prepared:
+        origin.prepared.move_to_end(prepared)
+        unit.prefix = BIND_COMPLETE
+        unit.again = (prepared, data)
+        return request
+    origin.unnamed = None
+    return data + learning(origin, prepared)
 
 
 def _bind(session: Session, data: bytes, bind_end: int) -> bool:
