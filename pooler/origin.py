@@ -272,21 +272,20 @@ class Origin:
 
     def _is_all(self, data: bytes) -> bool:
         """The express lane: `data` ends the only unit. If all of that is the client's and nothing else is to be done,
-        the client gets it, and they part.
+        the client gets it, and they part, unless a transaction keeps them together.
         """
         units, session, status = self.units, self.session, data[-1]
-        if len(units) != 1 or session is None or status != IDLE or self.spoiled or self.outdated:
+        if len(units) != 1 or session is None or status == FAILED_TRANSACTION or self.spoiled or self.outdated:
             return False
         unit = units[0]
         if (
             unit.swallow or unit.silent or unit.failed or unit.steps is not None or unit.parts is not None
-            or unit.capture is not None or not session.has_nothing_to_do(self)
+            or unit.capture is not None or not session.has_nothing_to_do(self, status)
         ):  # fmt: skip
             return False
         units.clear()
         self.status = status
         self.ready_at = perf_counter()
-        self.block_since = 0.0
         if unit.latency is not None:
             unit.latency.observe(self.ready_at - unit.started)
             if unit.study is not None:
@@ -301,7 +300,13 @@ class Origin:
             out.append(data)
             data = b"".join(out)
             out.clear()
-        session.part(self, data)
+        if status == IDLE:
+            self.block_since = 0.0
+            session.part(self, data)
+        else:
+            if not self.block_since:
+                self.block_since = unit.started
+            session.deliver(data)
         return True
 
     def emit(self, frame: bytes) -> None:
