@@ -69,12 +69,14 @@ def _query(session: Session, data: bytes) -> bool:
     service, text = session.service, data[5:-1]
     known = service.classifier.remembered.get(text)
     statement = service.classifier(text) if known is None else known
-    if not (statement.plain or _only_controls(session, statement)) or _may_be_cached(session, statement):
+    if not (statement.plain or _only_controls(session, statement)):
+        return False
+    if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
     message = data
     if origin is None:
-        origin = _at_hand(session)
-        if origin is None:
+        origin = session.pool.at_hand(session.state.settings, session.traces)
+        if origin is None or session.insists or session.mode == "session":
             return False
         unit = _link(session, origin, statement)
         if known is not None and session.pool.reuses_statements and statement.plain:
@@ -102,18 +104,6 @@ def _only_controls(session: Session, statement: Statement) -> bool:
         and session.mode == "transaction"
         and session.pool.replicas is None  # which may be to read a whole transaction
     )
-
-
-def _may_be_cached(session: Session, statement: Statement) -> bool:
-    """Whether `statement` is for the cache to answer, or to learn from."""
-    return statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
-
-
-def _at_hand(session: Session) -> Origin | None:
-    """An idle connection for a session that has none, where no more is to be thought of."""
-    if session.insists or session.mode == "session":
-        return None
-    return session.pool.at_hand(session.state.settings, session.traces)
 
 
 def _kept(session: Session, origin: Origin, unit: Unit, data: bytes) -> bytes:
@@ -189,33 +179,39 @@ def _renamed(prepared: Prepared, data: bytes, size: int, name_end: int) -> bytes
 
 def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Prepared, tail: bytes) -> bool:
     """The same on the connection that a transaction, or a pin, keeps: it goes as it is, and leaves nothing behind."""
-    statement = prepared.statement
-    if not _passes_unchanged(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
+    if not _is_ordinary(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
         return False
-    unit = _linked_unit(session, origin, statement)
+    unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
-        study(session, unit, statement, prepared.text, normal_tail(tail))
+        study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
     session.statements[b""] = origin.unnamed = prepared
     session.unnamed_doubted = False
     _send(session, origin, data, data)
     return True
 
 
-def _passes_unchanged(session: Session, prepared: Prepared) -> bool:
-    """Whether what `prepared` means for its session needs no thought."""
+def _is_ordinary(session: Session, prepared: Prepared) -> bool:
+    """Whether `prepared` concerns neither its session nor the cache."""
     statement = prepared.statement
-    return not (
-        not statement.plain or _may_be_cached(session, statement) or prepared.needs is not None or session.portals
+    return (
+        statement.plain
+        and prepared.needs is None
+        and not session.portals
+        and not (
+            statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
+        )
     )
 
 
 def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
     """The session's connection, or else an idle one, that has `prepared`, where that may be executed as it is."""
-    if not _passes_unchanged(session, prepared):
+    if not _is_ordinary(session, prepared):
         return None
     origin = session.origin
     if origin is None:
-        origin = _at_hand(session)
+        origin = session.pool.at_hand(session.state.settings, session.traces)
+        if session.insists or session.mode == "session":
+            return None
     elif origin.units or origin.status == FAILED_TRANSACTION:
         return None
     if origin is None or prepared not in origin.prepared or origin.verified:
