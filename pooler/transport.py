@@ -148,7 +148,7 @@ class Transport:
         parts = []
         try:
             while part := tls.read(CHUNK_BYTES):
-                if not parts and not incoming.pending and not tls.pending():  # the usual case: one record, and all of it
+                if not parts and not incoming.pending and not tls.pending():  # the usual case: all of it
                     self._flush_tls()
                     return part
                 parts.append(part)
