@@ -145,7 +145,7 @@ class Transport:
         tls, incoming = self.tls, self._incoming
         assert tls is not None
         assert incoming is not None
-        parts = []
+        parts: list[bytes] = []
         try:
             while part := tls.read(CHUNK_BYTES):
                 if not parts and not incoming.pending and not tls.pending():  # the usual case: all of it
