@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler import copying, ending, words
+from pooler import copying, demotion, ending, words
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
@@ -343,7 +343,7 @@ class Origin:
             return False
         forward = unit.notice(self, kind, frame)
         if kind == ERROR and _READ_ONLY in frame:
-            self.pool.found_read_only(self)
+            demotion.found_read_only(self)
         if session is not None and not unit.swallow:
             session.notice(unit, kind, frame)
             if kind == ERROR and self.overdue is not None and b"\0C57014\0" in frame and self.overdue[0] is session:
@@ -357,7 +357,7 @@ class Origin:
     def _role_reported(self, name: str) -> None:
         """The server may have another role now. A client may set what looks like it: see `Session.completed`."""
         if name == "in_hot_standby" or self.session is None:
-            self.pool.role_reported(self, name)
+            demotion.reported(self.pool, self, name)
 
     def _ready(self, status: int) -> bool:
         """ReadyForQuery: the unit at the head is complete."""

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
-from pooler import outage, refusals
+from pooler import demotion, outage, refusals
 from pooler.breaker import Breaker
 from pooler.concurrency import Limit, adapt
 from pooler.defaults import Defaults
@@ -26,7 +26,6 @@ from pooler.matching import take_idle
 from pooler.pulse import Pulse
 from pooler.queue import Queued, WaitQueue
 from pooler.refusals import Refusals
-from pooler.roles import READ_ONLY, fits
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.responses import PgError
@@ -415,40 +414,6 @@ class Pool:
         self.greetings = {}  # who is just asking for one may still add to the old ones
         self._close_idle()
 
-    def role_reported(self, origin: Origin, name: str) -> None:
-        """A server was promoted or demoted. If it is not what is wanted any more, its connections drain."""
-        wanted = self.target.session_attrs
-        promoted = name == "in_hot_standby" and origin.reports.values[name] == "off"
-        if not (promoted and wanted == "prefer-standby") and fits(origin.reports.values, wanted) is not False:
-            return
-        place = origin.target.place
-        leaving = [each for each in self.origins if each.target.place == place and not each.retired]
-        log.warning("origin_role_changed", pool=self.name, host=place, wanted=wanted, connections=len(leaving))
-        self.stats.origin_role_changes += 1
-        for each in leaving:
-            each.retired = True
-        self._close_retired()
-
-    def _look_at_roles(self) -> None:
-        """What came among the answers to pgnear's own questions is seen here, at the latest."""
-        for origin in self.idle:
-            if (
-                origin.settings.get(READ_ONLY) is None
-                and fits(origin.reports.values, self.target.session_attrs) is False
-            ):
-                self.role_reported(origin, READ_ONLY)
-                return
-
-    def found_read_only(self, origin: Origin) -> None:
-        """A statement was refused as in a read-only transaction: before PostgreSQL 14 only that tells of a demotion."""
-        if self.target.session_attrs in ("read-write", "primary") and fits(origin.reports.values, "primary") is None:
-            origin.retired = True
-
-    def _close_retired(self) -> None:
-        for origin in (*self.idle, *self.reserve_idle):
-            if origin.retired:
-                origin.close()
-
     def _close_idle(self) -> None:
         for origin in (*self.idle, *self.reserve_idle):
             origin.close()
@@ -470,8 +435,7 @@ class Pool:
             self.grow()
             outage.listen(self, now)
             adapt(self, now)
-        if self.target.session_attrs != "any":
-            self._look_at_roles()
+        demotion.look(self)
         idle_limit = self.limits.origin_idle_timeout
         for origin in (*self.idle, *self.reserve_idle):
             aged = self._too_old(origin, now)

@@ -19,7 +19,7 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, ending, express, pins
+from pooler import copying, demotion, ending, express, pins
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
@@ -431,7 +431,7 @@ class Session:
                 self.defaults_change = ()
         if origin.reports is not self.reports and not unit.silent:
             if status == IDLE and state.settings.get(READ_ONLY) is None:
-                origin.pool.role_reported(origin, READ_ONLY)  # a SET of the client's is not what it comes from
+                demotion.reported(origin.pool, origin, READ_ONLY)  # a SET of the client's is not what it comes from
             self.report(origin)
         if status != IDLE and self.mode == "statement":
             service.reactor.call_soon(lambda: ending.fatal(self, errors.no_transaction_blocks()))

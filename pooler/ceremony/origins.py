@@ -1,7 +1,7 @@
 """Which of an origin's hosts a new connection goes to: in what order they are tried, and which one will do.
 
 Lives here: the walk over hosts and addresses, and libpq's target_session_attrs. Not here: connecting to one place
-(`connect`), what becomes of connections whose server changes its role (`Pool.role_reported`). Names are resolved anew
+(`connect`), what becomes of connections whose server changes its role (`demotion`). Names are resolved anew
 for each connection. Source: PostgreSQL documentation, "Connection Strings", section "Specifying Multiple Hosts".
 """
 

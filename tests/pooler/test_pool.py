@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import config
-from pooler import outage
+from pooler import demotion, outage
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports
@@ -514,7 +514,7 @@ def test_connections_to_a_server_that_is_no_longer_wanted_drain_and_others_stay(
     other.target = second
     bench.pool.release(gone)
     demoted.reports = Reports.of({"in_hot_standby": "on", "default_transaction_read_only": "off"})
-    bench.pool.role_reported(demoted, "in_hot_standby")
+    demotion.reported(bench.pool, demoted, "in_hot_standby")
     assert gone.closed
     assert not demoted.closed  # it works for somebody
     bench.pool.release(demoted)
