@@ -101,6 +101,11 @@ class Target:
         return ",".join(f"{host}:{port}" for host, port in self.hosts or ((self.host, self.port),))
 
     @property
+    def server(self) -> tuple[str, int]:
+        """The address, or the name where none is known, and the port."""
+        return self.address or self.host, self.port
+
+    @property
     def is_local(self) -> bool:
         """Whether the origin is this machine: nothing crosses a network."""
         return all(is_local(each.host) for each in self.each())

@@ -8,6 +8,7 @@ refused (`refusals`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pooler.logs import get_logger
@@ -101,9 +102,17 @@ def probe(pool: Pool, now: float) -> None:
     pool.ceremonies.probe(pool)
 
 
-def probe_got_through(pool: Pool, now: float) -> None:
-    """It answered."""
-    pool.pulse.got_through(now)
+def probe_got_through(pool: Pool, now: float, gone: Collection[tuple[str, int]] = ()) -> None:
+    """It answered. Servers that are `gone` did not, though connections lead there: the origin is at another one now.
+
+    Their connections are lost, and so their places in the pool are free: the origin that is there now has none of them.
+    """
+    pulse = pool.pulse
+    lost = [each for each in pool.origins if each.target.server in gone and each.session is not None]
+    if pulse.has_been_silent:
+        for origin in lost:
+            origin.lost("its server does not answer, and the origin is at another address now")
+    pulse.got_through(now)
     if not pool.breaker.closed:
         reached(pool, now)
 

@@ -71,8 +71,13 @@ class Pulse:
         self._probed_at = now
         self._got_through += 1
 
+    @property
+    def has_been_silent(self) -> bool:
+        """Whether nothing was heard since the last probe began."""
+        return self.heard_at <= self._probed_at
+
     def did_not(self) -> bool:
         """The probe has failed; whether the origin is frozen, therefore: unless something was heard meanwhile."""
         self._probing = False
-        self.frozen = self.heard_at <= self._probed_at
+        self.frozen = self.has_been_silent
         return self.frozen

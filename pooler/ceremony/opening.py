@@ -6,6 +6,8 @@ Lives here: what the pool is told of it, and what the log and the metrics are. N
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ import trio
 
 from config import Target
 from pooler import outage
-from pooler.ceremony.connect import Connected, LoginRefused
+from pooler.ceremony.connect import Connected, LoginRefused, connect_to
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
 from pooler.origin import Origin
@@ -30,6 +32,10 @@ log = get_logger(__name__)
 
 UNREACHABLE = "08001"
 """The SQLSTATE of `errors.origin_unreachable`."""
+
+
+NO_WAY = tuple(os.strerror(number) for number in (errno.EHOSTUNREACH, errno.ENETUNREACH))
+"""What a router says, or the kernel, of a machine that is not there."""
 
 
 class NoAnswer(PgError):
@@ -54,18 +60,42 @@ async def open_for(service: Service, pool: Pool) -> None:
 async def probe_for(service: Service, pool: Pool) -> None:
     """Open one connection and close it again: the pool hears whether the origin is alive.
 
-    Who is told to go away by the origin itself has been answered.
+    Who is told to go away by the origin itself has been answered. Where the connection leads to another server than
+    those that the pool has, they are tried, too.
     """
     try:
         connected = await _attempt(service, pool)
     except PgError as error:
-        if error.sqlstate == UNREACHABLE and not isinstance(error, LoginRefused):
+        if _answered(error):
+            outage.probe_got_through(pool, time.monotonic())
+        else:
             _log_failure(pool, error)
             outage.probe_failed(pool, error, time.monotonic())
-            return
-    else:
-        connected.transport.close()
-    outage.probe_got_through(pool, time.monotonic())
+        return
+    connected.transport.close()
+    others = {origin.target.server: origin.target for origin in pool.origins}
+    others.pop(connected.target.server, None)
+    gone = {server for server, target in others.items() if not await _is_alive(service, pool, target)}
+    outage.probe_got_through(pool, time.monotonic(), gone)
+
+
+async def _is_alive(service: Service, pool: Pool, target: Target) -> bool:
+    """Whether anything answers at the address of `target`. Where nobody listens, its machine has said so, and would
+    have ended the connections of processes that are gone.
+    """
+    try:
+        with trio.fail_after(pool.limits.origin_connect_timeout):
+            (await connect_to(target, service.reactor)).transport.close()
+    except trio.TooSlowError:
+        return False
+    except PgError as error:
+        return not error.message.endswith(NO_WAY)
+    return True
+
+
+def _answered(error: PgError) -> bool:
+    """Whether it is the origin that said so."""
+    return error.sqlstate != UNREACHABLE or isinstance(error, LoginRefused)
 
 
 async def _attempt(service: Service, pool: Pool) -> Connected:

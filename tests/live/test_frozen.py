@@ -105,3 +105,46 @@ def test_an_origin_with_long_queries_on_all_connections_is_not_taken_for_frozen(
         assert [each.result() for each in slow] == [[], []]
     assert not [line for line in near.log_lines if line.get("event") == "origin_breaker_open"]
     assert near.metric("breaker_refusals_total") == 0
+
+
+def test_when_the_origins_server_is_gone_and_another_one_is_there_the_pool_moves_and_is_not_left_full(
+    pgnear: Start, fragile: Server
+) -> None:
+    """A failover without a word: the old server's connections stay open, and for two minutes TCP says nothing."""
+    with Proxy(fragile.port) as old, Proxy(fragile.port) as new:
+        url = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{old.port},127.0.0.1:{new.port}/postgres"
+        near = pgnear(url=url, **IMPATIENT)
+        with WireClient.logged_in(near.port) as first, WireClient.logged_in(near.port) as second:
+            for client in (first, second):
+                client.query("begin")
+            with near.connect(prepare_threshold=None) as third, cut_off(old):
+                for client in (first, second):
+                    client.send(query("select 1"))
+                assert third.execute("select 'at the new one'").fetchone() == ("at the new one",)
+                for client in (first, second):
+                    fields = client.fatal()
+                    assert fields["C"] == "08006"
+                    assert "does not answer" in fields["D"]
+        assert near.metric("breaker_refusals_total") == 0
+
+
+def test_queries_that_take_long_on_one_server_are_not_lost_because_new_connections_lead_to_another(
+    pgnear: Start, fragile: Server
+) -> None:
+    """A machine that refuses connections is there, and so are the processes whose connections it has not closed."""
+    with Proxy(fragile.port) as old, Proxy(fragile.port) as new:
+        url = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{old.port},127.0.0.1:{new.port}/postgres"
+        near = pgnear(url=url, **IMPATIENT | {"origin_connect_timeout": 10})
+        fragile.execute("create table if not exists contested (a int)")
+        with fragile.connect() as holder, near.connect() as first, near.connect() as second, near.connect() as third:
+            holder.execute("begin; lock table contested")
+            slow = [
+                Background(lambda each=each: each.execute("table contested").fetchall()) for each in (first, second)
+            ]
+            until(lambda: both_wait(fragile))
+            old.refuse()
+            waits = Background(lambda: third.execute("select 'in the end'").fetchone())
+            near.wait_for_log("origin_silent", count=2)  # the first probe found another server, and this one refusing
+            holder.execute("commit")
+            assert waits.result() == ("in the end",)
+            assert [each.result() for each in slow] == [[], []]
