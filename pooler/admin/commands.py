@@ -162,7 +162,7 @@ def _pools(service: Service) -> Iterator[Row]:
             service.config.pooling_of(pool.name, ""), _place(pool),
             pool.last_failure.message if pool.last_failure is not None else None,
             "no" if pool.held_since is None else "yes", "no" if pool.disabled else "yes",
-            rotation.problem if rotation is not None else None, pool.allowed,
+            pool.allowed, rotation.problem if rotation is not None else None,
         )  # fmt: skip
 
 
@@ -319,7 +319,7 @@ TABLES = {
         "origin connections and who waits for them, by database",
         _columns(
             "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure "
-            "paused enabled credentials_problem allowed#"
+            "paused enabled allowed# credentials_problem"
         ),
         _pools,
     ),
