@@ -130,7 +130,6 @@ def _parse(session: Session, data: bytes, parse_end: int) -> bool:
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[parse_end + 7 : bind_end]))
     session.statements[b""] = prepared
-    session.unnamed_doubted = False
     _send(session, origin, data, _renamed(prepared, data, bind_end - parse_end - 6, parse_end + 6))
     return True
 

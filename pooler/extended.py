@@ -28,7 +28,7 @@ from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
 from pooler.statements import Prepared
 from pooler.translation import Translation
-from pooler.unit import Unit
+from pooler.unit import UNNAMED, Unit
 from protocol import errors, framing
 from protocol.framing import FLUSH_FRAME, SYNC_FRAME
 
@@ -103,6 +103,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         unit.synced = session.copying is None or not copying.is_open(session)  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
+    elif translation.steps and translation.steps[0][0] == UNNAMED:
+        unit.begin_with(translation.steps[0][2])
     if capture is not None:
         copy_answer(session, unit, capture)
     bound = translation.bound

@@ -54,7 +54,7 @@ class Session:
     Attributes:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
-      statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
+      statements: its prepared statements by name; the unnamed one is b"".
       bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
         said it, what it said, and the edits. began: when it logged in (seconds since 1970).
       portals: by name, the `Part` of a portal whose completion matters to the session.
@@ -82,8 +82,8 @@ class Session:
         "defaults_change", "discard", "flight", "holding", "inbox", "insists", "key", "landed", "leaving", "missing",
         "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
         "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state",
-        "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "unnamed_doubted",
-        "user", "view", "waiting", "walk_from", "writes", "wrote",
+        "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "user",
+        "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -109,7 +109,6 @@ class Session:
         self.statements: dict[bytes, Prepared] = {}
         self.traces = startup.customs
         self.insists = service.config.strict_custom_settings
-        self.unnamed_doubted = False
         self.bound = b""
         self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
         self.began = time()
@@ -204,6 +203,11 @@ class Session:
             self.answer(READY_IDLE)
         else:
             self.skipping = True
+
+    def forget_unnamed(self, prepared: Prepared) -> None:
+        """The Parse of `prepared` without a name has failed, which ends the statement before it, too."""
+        if self.statements.get(b"") is prepared:
+            del self.statements[b""]
 
     @property
     def schema_moved(self) -> bool:

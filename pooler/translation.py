@@ -21,7 +21,7 @@ from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.statement import Part, PinKind
 from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
+from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, UNNAMED, Step, Unit
 from protocol import errors, framing
 from protocol.framing import CLOSE_COMPLETE, PARSE_COMPLETE
 
@@ -94,9 +94,8 @@ class Translation:
             if self.steps:  # if the unit fails, it must be known whether this came to pass
                 self.scripted = True
             undo = self._remember(name, prepared)
-            session.unnamed_doubted = False
             if self.keeps is not None and prepared is self.keeps:
-                self._keep(prepared, undo)
+                self._keep(prepared)
                 return
             origin.unnamed = prepared
             if prepared.said is None:
@@ -108,11 +107,10 @@ class Translation:
                 self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
-                origin.unnamed = None  # a Parse that fails has ended the statement before it, too
+                origin.unnamed = None
                 undo()
 
-            self.steps.append((PARSE, True, prepared, undo_unnamed))
-            # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
+            self.steps.append((UNNAMED, True, prepared, undo_unnamed))
             return
         self.scripted = self.changed = True
         taken = name in session.statements or name in session.state.sql_statements
@@ -147,7 +145,7 @@ class Translation:
             self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
             self.steps.append((DESCRIBE, False, prepared, None))
 
-    def _keep(self, prepared: Prepared, undo: Any) -> None:
+    def _keep(self, prepared: Prepared) -> None:
         """The client parses without a name what the connection has, or will have, under pgnear's."""
         self.changed = True
         if prepared in self.origin.prepared:
@@ -156,7 +154,7 @@ class Translation:
             self._have_needed(prepared)
         else:
             self._have_needed(prepared)
-            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
+            self.steps.append((MADE_UP, True, PARSE_COMPLETE, lambda: self.session.forget_unnamed(prepared)))
 
     def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
         """Ask the origin about `prepared` without leaving it there."""
@@ -207,8 +205,6 @@ class Translation:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")
                 origin.unnamed = prepared
-                if session.unnamed_doubted:
-                    self._doubt()
         else:
             self._have_needed(prepared)
         return prepared
@@ -237,18 +233,6 @@ class Translation:
         self.steps.append((PARSE, False, prepared, undo))
         self.scripted = self.changed = True
         self.session.service.stats.statements_replayed += 1
-
-    def _doubt(self) -> None:
-        """The statement that was just replayed may never have come to be: if its Parse fails, it did not."""
-        session = self.session
-        session.unnamed_doubted = False
-        _, forward, _, undo_replay = self.steps.pop()
-
-        def undo() -> None:
-            undo_replay()
-            session.statements.pop(b"", None)
-
-        self.steps.append((DOUBTED, forward, errors.undefined_prepared_statement("").response(), undo))
 
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation

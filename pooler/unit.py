@@ -44,13 +44,15 @@ SCRIPTED = WATCHFUL | {
     ROW_DESCRIPTION,
 }  # fmt: skip
 
+PARSED: Final = frozenset({PARSE_COMPLETE})
+
 HIDDEN = Part()
 """Stands for a statement that pgnear has added to a client's text: the client sees nothing of it."""
 
 # What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP, or
-# in place of an error: FAIL, DOUBTED), the Prepared (PARSE, DESCRIBE), the client's name for its statement (BIND) or
-# the Part that is complete with it (EXECUTE). DOUBTED: Parse of an unnamed statement that may never have been made.
-PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, DOUBTED = range(8)
+# in place of an error: FAIL), the Prepared (PARSE, DESCRIBE; UNNAMED: a client's Parse without a name), the client's
+# name for its statement (BIND) or the Part that is complete with it (EXECUTE).
+PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, UNNAMED = range(8)
 COMPLETES = {
     PARSE_COMPLETE: PARSE,
     BIND_COMPLETE: BIND,
@@ -131,6 +133,7 @@ class Unit:
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
       study: where it counts as a read, and a hash of what was asked.
+      parsed: without steps, the statement of the unnamed Parse that it begins with, until that is answered.
       prefix: what the client gets in front of the answer, for what the origin was not asked. again: where that was a
         Parse, the statement that stood in for it, and the request as its client sent it.
     """
@@ -144,6 +147,7 @@ class Unit:
         "failed",
         "latency",
         "notable",
+        "parsed",
         "parts",
         "prefix",
         "rows",
@@ -173,6 +177,7 @@ class Unit:
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
         self.study: tuple[Study, int] | None = None
+        self.parsed: Prepared | None = None
         self.prefix = b""
         self.again: tuple[Prepared, bytes] | None = None
 
@@ -198,6 +203,11 @@ class Unit:
             self.steps.extend(steps)
         self.notable = ALL if hides_rows else self.notable | SCRIPTED
 
+    def begin_with(self, prepared: Prepared) -> None:
+        """Its first message parses `prepared` without a name: whether that came to pass must be known if it fails."""
+        self.parsed = prepared
+        self.notable |= PARSED
+
     def take_made_up(self) -> bytes:
         """The answers at the head that no frame of the origin stands for."""
         steps = self.steps
@@ -220,6 +230,8 @@ class Unit:
         if kind == ERROR:
             self.drop_capture()
             return self._fail(origin)
+        if kind == PARSE_COMPLETE:
+            self.parsed = None
         forward = True
         if self.parts:
             forward = self._follow_part(origin.session, kind, frame)
@@ -241,7 +253,7 @@ class Unit:
     def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
         assert self.steps is not None
         step_kind, forward, argument, _ = self.steps[0]
-        if COMPLETES.get(kind) != step_kind and not (step_kind == DOUBTED and kind == PARSE_COMPLETE):
+        if COMPLETES.get(kind) != step_kind and not (step_kind == UNNAMED and kind == PARSE_COMPLETE):
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
                 return forward
@@ -250,7 +262,7 @@ class Unit:
         self.steps.popleft()
         if argument is None:
             return forward
-        if step_kind == PARSE:
+        if step_kind in (PARSE, UNNAMED):
             argument.proven = origin.circumstances
         elif step_kind == DESCRIBE:
             argument.row_description = frame
@@ -261,24 +273,27 @@ class Unit:
     def _fail(self, origin: Origin) -> bool:
         """An ErrorResponse: what was sent behind the failed message is undone, as the origin skips it."""
         self.failed = True
-        origin.unnamed = None  # whether its Parse was the message that failed is not worth following
         forward = True
         session = origin.session
         if self.steps:
             kind, _, argument, _ = self.steps[0]
-            if kind in (FAIL, DOUBTED):
+            if kind == FAIL:
                 origin.emit(argument)
                 forward = False
-            unnamed = kind == PARSE and session is not None and session.statements.get(b"") is argument
+            is_last = session is not None and session.statements.get(b"") is argument
             self.undo()
-            if unnamed and session is not None:
+            if session is None:
+                return forward
+            if kind == UNNAMED and is_last:
                 session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
-            if kind == BIND and session is not None:
+            elif kind == BIND:
                 session.bound = argument
-            elif kind == PARSE and session is not None and argument.edits:
+            if kind in (PARSE, UNNAMED) and argument.edits:
                 session.rewritten = (self, argument.said, argument.edits)
-        elif self.steps is None and not self.simple and session is not None:
-            session.unnamed_doubted = True
+        elif self.steps is None and self.parsed is not None:
+            origin.unnamed = None
+            if session is not None:
+                session.forget_unnamed(self.parsed)
         return forward
 
     def undo(self) -> None:
@@ -317,4 +332,4 @@ class Unit:
         if self.swallow:
             self.failed = True  # it is read to the end and dropped
             return
-        self.notable = WATCHFUL if self.steps is None else SCRIPTED
+        self.notable = WATCHFUL | PARSED if self.steps is None else SCRIPTED
