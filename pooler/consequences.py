@@ -44,7 +44,6 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
             kind_of(session), statement, session.pool.sequence_tables
         )
     if statement.leaves and session.origin is not None:
-        session.traces |= statement.leaves
         session.origin.traces |= statement.leaves
     if statement.changes_schema:
         session.schema_changes = True

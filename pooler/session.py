@@ -14,6 +14,7 @@ States of a session, each seen from two attributes:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from hmac import compare_digest
 from time import perf_counter, time
@@ -44,6 +45,10 @@ from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
+
+_IN_FAILED_TRANSACTION = b"\0C25P02\0"
+_NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883)\0")
+"""SQLSTATEs of a statement that, as a rule, was not even begun."""
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -218,6 +223,7 @@ class Session:
 
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""
+        self.traces |= part.leaves
         for kind in self.state.complete(part, tag):
             pins.tell(self, kind)
         origin = self.origin
@@ -233,6 +239,17 @@ class Session:
                     self.statements[b""] = unnamed
                 if origin is not None:
                     origin.prepared.clear()
+
+    def failed(self, part: Part, frame: bytes) -> None:
+        """A statement with effects on the session has failed, with the ErrorResponse `frame`."""
+        if _IN_FAILED_TRANSACTION in frame:
+            return
+        begun = _NOT_PARSED.search(frame) is None
+        if begun:
+            self.traces |= part.leaves
+        for kind in part.survives:
+            if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
+                pins.tell(self, kind)
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.

@@ -20,6 +20,7 @@ from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.statement import Part, PinKind
+from pooler.sql.traces import left_by
 from pooler.statements import ORIGIN_PREFIX, Prepared
 from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, UNNAMED, Step, Unit
 from protocol import errors, framing
@@ -259,7 +260,10 @@ class Translation:
         if statement.has_effects or (session.state.watching and statement.parts):
             session.state.watching = True
             part = statement.parts[0]
-            session.portals[portal] = _with_parameters(part, self.data[rest:end]) if part.configs else part
+            if part.configs:
+                part = _with_parameters(part, self.data[rest:end])
+                origin.traces |= part.leaves
+            session.portals[portal] = part
         elif session.portals:
             session.portals.pop(portal, None)
 
@@ -363,7 +367,8 @@ def _with_parameters(part: Part, tail: bytes) -> Part:
             changes.append(change)
         elif config.local is not True:
             pins.add(PinKind.SETTING)
-    return replace(part, changes=tuple(changes), configs=(), pins=frozenset(pins))
+    bound = replace(part, changes=tuple(changes), configs=(), pins=frozenset(pins))
+    return replace(bound, leaves=part.leaves | left_by(bound))
 
 
 def _parameters(tail: bytes) -> list[bytes | None]:

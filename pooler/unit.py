@@ -229,7 +229,7 @@ class Unit:
             return False
         if kind == ERROR:
             self.drop_capture()
-            return self._fail(origin)
+            return self._fail(origin, frame)
         if kind == PARSE_COMPLETE:
             self.parsed = None
         forward = True
@@ -270,12 +270,14 @@ class Unit:
             origin.session.complete(argument, frame[5:-1] if kind == COMMAND_COMPLETE else b"")
         return forward
 
-    def _fail(self, origin: Origin) -> bool:
+    def _fail(self, origin: Origin, frame: bytes) -> bool:
         """An ErrorResponse: what was sent behind the failed message is undone, as the origin skips it."""
         self.failed = True
         forward = True
         session = origin.session
-        if self.steps:
+        if self.parts and session is not None:
+            session.failed(self.parts[0], frame)
+        elif self.steps:
             kind, _, argument, _ = self.steps[0]
             if kind == FAIL:
                 origin.emit(argument)
@@ -286,6 +288,8 @@ class Unit:
                 return forward
             if kind == UNNAMED and is_last:
                 session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
+            elif kind == EXECUTE and argument is not None:
+                session.failed(argument, frame)
             elif kind == BIND:
                 session.bound = argument
             if kind in (PARSE, UNNAMED) and argument.edits:

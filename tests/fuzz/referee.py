@@ -1,9 +1,9 @@
 """Runs a script on private and on pooled connections, step by step, and says where they first differ.
 
-Which steps can run is decided from the private side alone. A client without a connection of its own may not act while
-every connection of the pool is held by others (it would wait, legally, for one of them): such a step is left out on
-both sides. Who holds one is what the protocol shows (a transaction, an unfinished batch, COPY) and, because a pin does
-not show, everybody who did something that may pin, until DISCARD ALL or the connection's end.
+A client without a connection of its own may not act while every connection of the pool is held by others (it would
+wait, legally, for one of them): such a step is left out on both sides. Who holds one is what the protocol shows (a
+transaction, an unfinished batch, COPY) and, because a pin does not show, what pgnear says of clients that did something
+that may pin. It must not say so any more behind a DISCARD ALL.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from tests.support.waiting import until
 
 ANSWERS_WITHIN = 8.0
 """Seconds; over pgnear's pool_wait_timeout."""
+
+UNPINNED_WITHIN = 3.0
+"""Seconds in which a client whose state is gone must have given its connection back."""
 
 GONE_WITHIN = 3.0
 """Seconds in which what a closed connection had must be gone."""
@@ -134,8 +137,8 @@ class Referee:
             answers = self._say(step)
             if step.name in SEEDS:
                 self._seeded.add(client)
-            if ("C", "DISCARD ALL") in answers and client not in self._seeded:
-                self._pinned.discard(client)
+            if ("C", "DISCARD ALL") in answers[-2:] and client not in self._seeded:
+                self._must_be_free(step)
         if self._script.watch:
             for other in sorted(self._private):
                 self._look(other)
@@ -149,17 +152,42 @@ class Referee:
         if connected and self._private[client].copying and not step.act:
             return all(message[0] in _WHILE_COPYING for message in step.messages)
         size = self._script.pool_size
-        others = self._holders() - {client}
-        if (step.act == "connect" or client not in self._holders()) and len(others) >= size:
+        holders = self._holders()
+        if (step.act == "connect" or client not in holders) and len(holders - {client}) >= size:
             return False
         return step.group in PLAIN or client in self._pinned or len(self._pinned) < max(1, size - 1)
 
     def _holders(self) -> set[int]:
+        self._ask_who_is_pinned()
         return {client for client in self._private if self._connected(client) and self._holds(client)}
 
     def _holds(self, client: int) -> bool:
         private = self._private[client]
         return client in self._pinned or private.status != "I" or private.unsynced or bool(private.copying)
+
+    def _ask_who_is_pinned(self) -> None:
+        """Strike those that pgnear does not keep a connection for."""
+        if not self._pinned:
+            return
+        linked = self._rig.linked(self._pgnear)
+        for client in list(self._pinned):
+            if not self._connected(client) or self._pooled[client].pid not in linked:
+                self._pinned.discard(client)
+
+    def _must_be_free(self, step: Step) -> None:
+        """Nothing is left of what has pinned the client."""
+        client = step.client
+        if self._private[client].status != "I":
+            return
+
+        def free() -> bool:
+            self._ask_who_is_pinned()
+            return client not in self._pinned
+
+        try:
+            until(free, within=UNPINNED_WITHIN)
+        except AssertionError:
+            self._differ(Difference("still pinned", step, [], [("linked", str(client))]), client)
 
     def _connected(self, client: int) -> bool:
         return client in self._private and not self._private[client].closed

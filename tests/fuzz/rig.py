@@ -15,7 +15,7 @@ from pooler.embedded import installed
 from tests.support.postgres import Server
 from tests.support.process import Pgnear
 from tests.support.waiting import until
-from tests.support.wire import WireClient, error_fields
+from tests.support.wire import WireClient, error_fields, rows
 
 CLIENTS = 4
 
@@ -98,6 +98,7 @@ class Rig:
         self.structure_changed = True
         self._fresh: set[Pgnear] = set()
         self._pgnears: dict[tuple[int, bool], Pgnear] = {}
+        self._consoles: dict[Pgnear, WireClient] = {}
 
     def pgnear(self, pool_size: int, cache: bool) -> Pgnear:
         """The process with these settings, started where it does not run."""
@@ -117,6 +118,15 @@ class Rig:
             self._stack.callback(_end, running)
             running.wait_for_log("catalog_read")
         return running
+
+    def linked(self, pgnear: Pgnear) -> dict[int, bool]:
+        """The process ids of clients that have a connection of the pool now, and whether a pin is why."""
+        console = self._consoles.get(pgnear)
+        if console is None:
+            console = WireClient.logged_in(pgnear.port, database="pgnear")
+            self._consoles[pgnear] = self._stack.enter_context(console)
+        clients = rows(console.query("show clients"))
+        return {int(row[3] or 0): row[5] is not None for row in clients if row[4] == b"linked"}
 
     def refresh(self, pgnear: Pgnear) -> None:
         """Make both sides what they are before every script."""
