@@ -43,8 +43,6 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         session.origin.asked_again = bool(recallers) and recallers.will_ask(
             kind_of(session), statement, session.pool.sequence_tables
         )
-    if statement.leaves and session.origin is not None:
-        session.origin.traces |= statement.leaves
     if statement.changes_schema:
         session.schema_changes = True
     if statement.changes_defaults:

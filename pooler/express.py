@@ -92,7 +92,8 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     name_end = data.find(b"\0", 6)
     if not 6 < name_end < bind_end or data[bind_end:] not in _RESTS:
         return False
-    prepared = session.statements.get(data[6:name_end])
+    name = data[6:name_end]
+    prepared = session.statements.get(name)
     if prepared is None:
         return False
     view = session.view
@@ -101,6 +102,7 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     origin = _for_statement(session, prepared)
     if origin is None:
         return False
+    session.bound = name
     unit = _link(session, origin, prepared.statement)
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[name_end + 1 : bind_end]))

@@ -60,8 +60,8 @@ class Session:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
       statements: its prepared statements by name; the unnamed one is b"".
-      bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
-        said it, what it said, and the edits. began: when it logged in (seconds since 1970).
+      bound: the named statement of the last Bind, or of that which failed. began: when it logged in (seconds since
+        1970). rewritten: a unit with a text that is not sent as the client said it, what it said, and the edits.
       portals: by name, the `Part` of a portal whose completion matters to the session.
       traces: what it may have left on connections for good (`sql.traces`). insists: it must not see those of others.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
@@ -223,10 +223,11 @@ class Session:
 
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""
-        self.traces |= part.leaves
         for kind in self.state.complete(part, tag):
             pins.tell(self, kind)
         origin = self.origin
+        if part.leaves:
+            self._leave(part.leaves)
         if part.deallocates is not None or part.discards == "all":
             if part.deallocates:
                 prepared = self.statements.pop(part.deallocates, None)
@@ -246,10 +247,15 @@ class Session:
             return
         begun = _NOT_PARSED.search(frame) is None
         if begun:
-            self.traces |= part.leaves
+            self._leave(part.leaves)
         for kind in part.survives:
             if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
                 pins.tell(self, kind)
+
+    def _leave(self, traces: frozenset[str]) -> None:
+        self.traces |= traces
+        if self.origin is not None:
+            self.origin.traces |= traces
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.

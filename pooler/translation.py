@@ -108,7 +108,8 @@ class Translation:
                 self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
-                origin.unnamed = None
+                if origin.unnamed is prepared:
+                    origin.unnamed = None
                 undo()
 
             self.steps.append((UNNAMED, True, prepared, undo_unnamed))
@@ -117,7 +118,7 @@ class Translation:
         taken = name in session.statements or name in session.state.sql_statements
         if prepared.needs is not None:
             self._have_needed(prepared.needs)
-        failed = origin.status == FAILED_TRANSACTION
+        failed = self._may_have_failed
         if taken:  # what is wrong with the text is said first
             if failed:
                 self._parse_unnamed(prepared, None, forward=False)
@@ -145,6 +146,14 @@ class Translation:
         if prepared.row_description is None:  # to be compared with after DDL
             self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
             self.steps.append((DESCRIBE, False, prepared, None))
+
+    @property
+    def _may_have_failed(self) -> bool:
+        """Whether what comes now may find its transaction failed: it has, or the units before this one will tell."""
+        origin = self.origin
+        return origin.status == FAILED_TRANSACTION or any(
+            not unit.swallow and unit is not self.unit for unit in origin.units
+        )
 
     def _keep(self, prepared: Prepared) -> None:
         """The client parses without a name what the connection has, or will have, under pgnear's."""
@@ -227,7 +236,7 @@ class Translation:
         def undo() -> None:
             if name:
                 origin.prepared.pop(prepared, None)
-            else:
+            elif origin.unnamed is prepared:
                 origin.unnamed = None
 
         self.messages.append(prepared.parse_frame(name))
@@ -254,16 +263,15 @@ class Translation:
         else:
             self.messages.append(self.data[start:end])
         self.steps.append((BIND, True, name, None))
+        if name:
+            session.bound = name
         statement = prepared.statement
         mind(session, statement, self.unit)
         self.bound.append((prepared, self.data[rest:end]))
         if statement.has_effects or (session.state.watching and statement.parts):
             session.state.watching = True
             part = statement.parts[0]
-            if part.configs:
-                part = _with_parameters(part, self.data[rest:end])
-                origin.traces |= part.leaves
-            session.portals[portal] = part
+            session.portals[portal] = _with_parameters(part, self.data[rest:end]) if part.configs else part
         elif session.portals:
             session.portals.pop(portal, None)
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pooler.stats import Histogram
 
 (
-    BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, NO_DATA,
-    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
-) = b"23CWGDIEnAtS1sT"  # fmt: skip
+    BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, FUNCTION_RESULT,
+    NO_DATA, NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
+) = b"23CWGDIEVnAtS1sT"  # fmt: skip
 READY: Final = 0x5A
 """Z, as a number: compiled, a literal costs nothing and a module's name a look-up."""
 
@@ -244,7 +244,7 @@ class Unit:
     def _follow_part(self, session: Session | None, kind: int, frame: bytes) -> bool:
         assert self.parts is not None
         part = self.parts[0]
-        if kind == COMMAND_COMPLETE:
+        if kind in (COMMAND_COMPLETE, FUNCTION_RESULT):
             self.parts.popleft()
             if session is not None and part is not HIDDEN:
                 session.complete(part, frame[5:-1])
@@ -295,7 +295,8 @@ class Unit:
             if kind in (PARSE, UNNAMED) and argument.edits:
                 session.rewritten = (self, argument.said, argument.edits)
         elif self.steps is None and self.parsed is not None:
-            origin.unnamed = None
+            if origin.unnamed is self.parsed:
+                origin.unnamed = None
             if session is not None:
                 session.forget_unnamed(self.parsed)
         return forward

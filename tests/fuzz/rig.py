@@ -40,10 +40,16 @@ alter table tenant_row enable row level security;
 create policy own on tenant_row using (tenant = current_setting('app.tenant', true));
 create sequence shared_seq;
 create function remember(name text, value text) returns text language sql as 'select set_config(name, value, false)';
+create procedure remember_it(name text, value text) language plpgsql as
+ $$ begin perform set_config(name, value, false); end $$;
+create procedure remember_and_fail(name text, value text) language plpgsql as
+ $$ begin perform set_config(name, value, false); commit; raise exception 'half-way'; end $$;
+create function touch(name regclass) returns int language plpgsql as
+ $$ begin execute format('update %s set v = v || %L', name, 't'); return 1; end $$;
 {
     "".join(
         f"create table t{n} (id int primary key, v text); insert into t{n} values (1, 'mine {n}');"
-        f"create sequence seq{n};"
+        f"create sequence seq{n}; create table late{n} (id int unique deferrable initially deferred);"
         for n in range(CLIENTS)
     )
 }
@@ -55,7 +61,8 @@ grant all on all sequences in schema public to public;
 ROWS = f"""
 {
     "".join(
-        f"delete from t{n}; insert into t{n} values (1, 'mine {n}'); select setval('seq{n}', 1, false);"
+        f"delete from late{n}; delete from t{n};"
+        f"insert into t{n} values (1, 'mine {n}'); select setval('seq{n}', 1, false);"
         for n in range(CLIENTS)
     )
 }
@@ -169,6 +176,11 @@ class Rig:
         """Until the private server has cleaned up behind a connection that was closed."""
         query = f"select 1 {_BACKENDS} and pid = %s"
         until(lambda: self._admins[0].execute(query, (pid,)).fetchone() is None, what="a backend stays")
+
+    def asleep(self, *, pooled: bool) -> bool:
+        """Whether a backend of that side sleeps in pg_sleep."""
+        query = "select 1 from pg_stat_activity where wait_event = 'PgSleep'"
+        return self._admins[pooled].execute(query).fetchone() is not None
 
     def left_behind(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
         """What exists on the private and on the pooled server that belongs to sessions."""
