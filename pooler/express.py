@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
-from pooler.consequences import mind
+from pooler.consequences import draw, mind
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
 from protocol.framing import PARSE_COMPLETE, length_at
@@ -68,6 +68,8 @@ def _query(session: Session, data: bytes) -> bool:
     statement = service.classifier.remembered.get(data[5:-1])
     if statement is None or not statement.plain or (statement.cacheable and service.cache is not None):
         return False
+    if statement.sequences and service.recallers:
+        return False  # what others have drawn may have to be forgotten first
     if origin is None:
         origin = session.pool.at_hand(session.state.settings, session.traces)
         if origin is None or session.insists or session.mode == "session":
@@ -149,6 +151,7 @@ def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
     if (
         not statement.plain
         or (statement.cacheable and session.service.cache is not None)
+        or (statement.sequences and session.service.recallers)
         or prepared.needs is not None
         or session.portals
         or session.insists
@@ -174,8 +177,7 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     if (not statement.reads_only and service.observes) or (statement.sequences and service.recallers):
         mind(session, statement, unit)
     elif statement.sequences:
-        session.sequence_home = origin
-        origin.sequence_client = session.key[0]
+        draw(session, origin)
         origin.asked_again = False
     return unit
 

@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from pooler import simple
-from pooler.consequences import forget_others_sequences, go_home
+from pooler.consequences import draw, forget_others_sequences, go_home
 from pooler.link import link
-from pooler.sql.statement import Part, PinKind
+from pooler.sql.statement import Part, PinKind, Statement
 from pooler.sql.traces import UNKNOWN
 from pooler.unit import FUNCTION_RESULT
 
@@ -26,6 +26,8 @@ _SET_CONFIG = 2078
 _CURRVAL, _LASTVAL = 1575, 2559
 _DRAWS = frozenset({1574, 1576, 1765})
 """nextval, setval."""
+
+_DRAW, _RECALL = Statement(sequences=True), Statement(recalls_sequences=True)
 
 FIRST_USER_OID: Final = 16384
 
@@ -69,11 +71,10 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         return False
     origin = session.origin
     assert origin is not None
-    if recalls and not origin.open_unit:
-        forget_others_sequences(session, origin)
+    if (recalls or oid in _DRAWS) and origin.open_unit is None:
+        forget_others_sequences(session, origin, _RECALL if recalls else _DRAW)
     if oid in _DRAWS:
-        session.sequence_home = origin
-        origin.sequence_client = session.key[0]
+        draw(session, origin)
     session.writes = True
     session.only_reads = False
     session.reach = None

@@ -295,11 +295,11 @@ class Translation:
         if part.resets and startup is not DEFAULTS:
             # A RESET goes back to what the session began with: that is set again behind it, unseen by the client.
             for sql in startup.restore([change.name for change in part.changes if change.apply_sql is None]):
-                self._run_unseen(sql.encode())
+                self.run_unseen(sql.encode())
         if part.discards == "all":
             self.discards_all = True
 
-    def _run_unseen(self, text: bytes) -> None:
+    def run_unseen(self, text: bytes) -> None:
         """Parse, Bind, Execute and Close that the client does not know of."""
         service = self.session.service
         prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), self.session.scope)

@@ -9,7 +9,6 @@ from tests.fuzz.referee import Known
 
 OFF: dict[str, str] = {
     "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
-    "sequence": "currval and lastval are not defined where others have used the connection since",
 }
 """Groups of actions that are off."""
 

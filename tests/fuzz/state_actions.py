@@ -179,9 +179,11 @@ def sequence(draw: Draw, client: int) -> Action:
             ("setval", f"select setval('{own}', 40)"),
             ("insert", f"insert into public.t{client} values (nextval('{own}') + 50, 's')"),
             ("nextval then currval", f"select nextval('{own}'), currval('{own}')"),
+            ("nextval call", ("FunctionCall", 1574, (own,))),
+            ("lastval call", ("FunctionCall", 2559, ())),
         ],
     )
-    return name, carried(draw, text)
+    return name, [text] if isinstance(text, tuple) else carried(draw, text)
 
 
 @group("random", 1)
