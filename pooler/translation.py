@@ -165,6 +165,7 @@ class Translation:
         else:
             self._have_needed(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, lambda: self.session.forget_unnamed(prepared)))
+            self.session.service.stats.statements_kept += 1
 
     def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
         """Ask the origin about `prepared` without leaving it there."""

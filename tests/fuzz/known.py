@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from tests.fuzz.referee import Known
 
-OFF: dict[str, str] = {
-    "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
-}
+OFF: dict[str, str] = {}
 """Groups of actions that are off."""
 
 TOLERATED: dict[str, str] = {
