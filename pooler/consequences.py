@@ -13,6 +13,7 @@ from pooler import ending
 from pooler.caching import note_block
 from pooler.link import attach
 from pooler.logs import get_logger
+from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.sequences import Kind
 from pooler.settings import DEFAULTS
 from pooler.sql.statement import Statement
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+DISCARD_SEQUENCES = b"DISCARD SEQUENCES"
+
 
 def mind(session: Session, statement: Statement, unit: Unit) -> None:
     """Note what `statement`, now on its way, may do to the cache, to its connection and to others."""
@@ -37,15 +40,11 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         if reach is None or reach:
             note_write(session, reach)
     if statement.sequences and session.origin is not None:
-        session.sequence_home = session.origin
-        session.origin.sequence_client = session.key[0]
+        draw(session, session.origin)
         recallers = session.service.recallers
         session.origin.asked_again = bool(recallers) and recallers.will_ask(
             kind_of(session), statement, session.pool.sequence_tables
         )
-    if statement.leaves and session.origin is not None:
-        session.traces |= statement.leaves
-        session.origin.traces |= statement.leaves
     if statement.changes_schema:
         session.schema_changes = True
     if statement.changes_defaults:
@@ -70,16 +69,48 @@ def go_home(session: Session) -> None:
         attach(session, home)
 
 
-def forget_others_sequences(session: Session, origin: Origin) -> None:
-    """Before currval or lastval: another client's values are not this one's, so the origin must not know them."""
-    if origin.sequence_client == session.key[0]:
+def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
+    """Whether the origin remembers another client's sequence values and must forget them before `statement`.
+
+    Before currval or lastval, since those values are not this client's; and, once anybody has asked for one, before
+    more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it remembers.
+    """
+    me, known = session.key[0], origin.sequence_client
+    if known == me or origin.status == FAILED_TRANSACTION:
+        return False
+    if statement.recalls_sequences:
+        if known == -me and origin.status != IDLE:
+            return False  # drawn in this transaction, when nobody had ever asked yet
+        if session.sequence_home is not None:
+            log.warning(
+                "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
+            )
+    elif not (statement.sequences and known and session.service.recallers):
+        return False
+    origin.sequence_client = me
+    return True
+
+
+def forget_others_sequences(session: Session, origin: Origin, statement: Statement) -> None:
+    """Have the origin forget what it must, in front of the message at hand, where no unfinished batch is in the way."""
+    before = origin.sequence_client
+    if not must_forget(session, origin, statement):
         return
-    if session.sequence_home is not None:
-        log.warning("sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer)
-    origin.sequence_client = session.key[0]
+
+    def done(own: Unit) -> None:
+        if own.error is not None:  # in a failed transaction, as what comes behind
+            origin.sequence_client = before
+
     origin.unnamed = None
-    session.push(Unit.own(lambda own: None))  # in a failed transaction it fails, and so does what comes behind
-    session.send_later(query("DISCARD SEQUENCES"))
+    session.push(Unit.own(done))
+    session.send_later(query(DISCARD_SEQUENCES.decode()))
+
+
+def draw(session: Session, origin: Origin) -> None:
+    """The origin may remember sequence values of the session from now on."""
+    me = session.key[0]
+    session.sequence_home = origin
+    origin.sequence_client = me if origin.sequence_client in (0, me) else -me
 
 
 def look(session: Session, text: bytes) -> None:

@@ -28,6 +28,13 @@ SELECT setdatabase, setrole, pg_catalog.unnest(setconfig) FROM pg_catalog.pg_db_
 """What was configured by ALTER ROLE and ALTER DATABASE, one row a setting: (database, role, name=value)."""
 
 
+Level = tuple[bool, bool]
+"""Whether a default is one role's, and whether it is one database's."""
+
+_BY_RANK: tuple[Level, ...] = ((True, True), (True, False), (False, True), (False, False))
+"""Which of several defaults of one setting holds: the first."""
+
+
 class Defaults:
     """Of one pool's connections.
 
@@ -40,7 +47,7 @@ class Defaults:
         self.values: dict[str, str] = {}
         self.changes = 0
         self._unconfigured: dict[str, str] = {}  # what the server's own configuration says
-        self._configured: set[str] = set()  # names that a role or a database has a default of its own for
+        self._levels: dict[Level, dict[str, str]] = {level: {} for level in _BY_RANK}
         self._seen: frozenset[tuple[str, ...]] | None = None  # the rows of CONFIGURED_QUERY; None: they will differ
 
     def changed_elsewhere(self, configured: Iterable[tuple[str, ...]]) -> dict[str, str] | None:
@@ -55,16 +62,18 @@ class Defaults:
             return None
         return {name: self.values[name] for name in names if name in self.values}
 
-    def read(self, rows: Iterable[tuple[str, ...]]) -> None:
-        """Take over what a new connection was seen to have (`DEFAULTS_QUERY`)."""
+    def read(self, rows: Iterable[tuple[str, ...]], configured: Iterable[tuple[str, ...]]) -> None:
+        """Take over what a new connection was seen to have: the rows of `DEFAULTS_QUERY` and `CONFIGURED_QUERY`."""
         self.values.clear()
-        self._configured.clear()
-        for name, value, configured in rows:
+        for name, value, is_configured in rows:
             self.values[name] = value
-            if configured == "t":
-                self._configured.add(name)
-            else:
+            if is_configured != "t":
                 self._unconfigured[name] = value
+        for level in _BY_RANK:
+            self._levels[level].clear()
+        for database, role, setting in configured:
+            name, _, value = setting.partition("=")
+            self._levels[role != "0", database != "0"][name.lower()] = value
 
     def change(self, changes: Iterable[DefaultChange], user: str, database: str) -> dict[str, str] | None:
         """What clients from before must be given after `changes` that a client has made; None: they concern others.
@@ -79,15 +88,28 @@ class Defaults:
         self.changes += 1
         kept: dict[str, str] = {}
         for change in mine:
-            for name in [change.name] if change.name else sorted(self._configured):
+            level = bool(change.role), bool(change.database)
+            above = _BY_RANK[: _BY_RANK.index(level)]
+            for name in [change.name] if change.name else sorted(self._levels[level]):
+                if change.value is None:
+                    self._levels[level].pop(name, None)
+                else:
+                    self._levels[level][name] = change.value
+                if any(name in self._levels[higher] for higher in above):
+                    continue  # that one holds, as before
                 if name in self.values:
                     kept.setdefault(name, self.values.pop(name))
-                value = change.value if change.value is not None else self._unconfigured.get(name)
+                value = self._begun_with(name)
                 if value is not None:
                     self.values[name] = value
-                if change.name:
-                    self._configured.add(name)
         return kept
+
+    def _begun_with(self, name: str) -> str | None:
+        """What new connections have for `name`, where that is known."""
+        for level in _BY_RANK:
+            if name in self._levels[level]:
+                return self._levels[level][name]
+        return self._unconfigured.get(name)
 
 
 def as_settings(values: dict[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
-from pooler.consequences import mind
+from pooler.consequences import draw, mind
 from pooler.origin import FAILED_TRANSACTION
 from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
@@ -71,6 +71,8 @@ def _query(session: Session, data: bytes) -> bool:
     statement = service.classifier(text) if known is None else known
     if not (statement.plain or _only_controls(session, statement)):
         return False
+    if statement.sequences and service.recallers:
+        return False  # what others have drawn may have to be forgotten first
     if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
     message = data
@@ -126,7 +128,8 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     name_end = data.find(b"\0", 6)
     if not 6 < name_end < bind_end or data[bind_end:] not in _RESTS:
         return False
-    prepared = session.statements.get(data[6:name_end])
+    name = data[6:name_end]
+    prepared = session.statements.get(name)
     if prepared is None:
         return False
     view = session.view
@@ -135,6 +138,7 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     origin = _for_statement(session, prepared)
     if origin is None:
         return False
+    session.bound = name
     unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[name_end + 1 : bind_end]))
@@ -166,7 +170,6 @@ def _parse(session: Session, data: bytes, parse_end: int) -> bool:
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[parse_end + 7 : bind_end]))
     session.statements[b""] = prepared
-    session.unnamed_doubted = False
     _send(session, origin, data, _renamed(prepared, data, bind_end - parse_end - 6, parse_end + 6))
     return True
 
@@ -185,7 +188,7 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
     session.statements[b""] = origin.unnamed = prepared
-    session.unnamed_doubted = False
+    unit.begin_with(prepared)
     _send(session, origin, data, data)
     return True
 
@@ -196,6 +199,7 @@ def _is_ordinary(session: Session, prepared: Prepared) -> bool:
     return (
         statement.plain
         and prepared.needs is None
+        and not (statement.sequences and session.service.recallers)
         and not session.portals
         and not (
             statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
@@ -245,8 +249,7 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     ):
         mind(session, statement, unit)
     elif statement.sequences:
-        session.sequence_home = origin
-        origin.sequence_client = session.key[0]
+        draw(session, origin)
         origin.asked_again = False
     return unit
 

@@ -21,14 +21,22 @@ from pooler.answers import answer_locally, look_up
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
 from pooler.caching import may_be_asked, study
-from pooler.consequences import forget_others_sequences, go_home, look, restore_startup
+from pooler.consequences import (
+    DISCARD_SEQUENCES,
+    forget_others_sequences,
+    go_home,
+    look,
+    must_forget,
+    restore_startup,
+)
 from pooler.link import link
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
 from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
+from pooler.sql.statement import Statement
 from pooler.statements import Prepared
 from pooler.translation import Translation
-from pooler.unit import Unit
+from pooler.unit import UNNAMED, Unit
 from protocol import errors, framing
 from protocol.framing import FLUSH_FRAME, SYNC_FRAME
 
@@ -85,8 +93,9 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     capture = take_pending(session) or capture
     origin = session.origin
     assert origin is not None
-    if session.service.classifier.recalls_seen and recall_sequences(session, operations) and not origin.open_unit:
-        forget_others_sequences(session, origin)
+    concerned = _concerned(session, operations) if session.service.classifier.recalls_seen else None
+    if concerned is not None and origin.open_unit is None:
+        forget_others_sequences(session, origin, concerned)
     if session.schema_moved and _verify(session, origin, operations):
         return False
     alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
@@ -97,12 +106,16 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if alone and terminator == _SYNC and _is_worth_keeping(session, operations):
         translation.keeps = operations[0][4]
         translation.request = data[start : end + 5]
+    if concerned is not None and unit.steps is not None and must_forget(session, origin, concerned):
+        translation.run_unseen(DISCARD_SEQUENCES)
     for operation in operations:
         translation.add(operation)
     if terminator == _SYNC:
         unit.synced = session.copying is None or not copying.is_open(session)  # which ignores it
     if translation.scripted or unit.steps is not None or terminator != _SYNC:
         unit.script(translation.steps, hides_rows=translation.hides_rows)
+    elif translation.steps and translation.steps[0][0] == UNNAMED:
+        unit.begin_with(translation.steps[0][2])
     if capture is not None:
         copy_answer(session, unit, capture)
     bound = translation.bound
@@ -120,6 +133,13 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if translation.discards_all and unit.synced and session.state.startup is not DEFAULTS:
         session.send_later(restore_startup(session, unit))
     return True
+
+
+def _concerned(session: Session, operations: list[Operation]) -> Statement | None:
+    """The first statement before which others' sequence values may have to be forgotten."""
+    statements = [statement_of(session, operation) for operation in operations]
+    recalling = next((each for each in statements if each.recalls_sequences), None)
+    return recalling or next((each for each in statements if each.sequences), None)
 
 
 def _is_worth_keeping(session: Session, operations: list[Operation]) -> bool:

@@ -75,7 +75,8 @@ class Origin:
       traces: what clients have left on it for good: names of custom settings, a temporary schema (`sql.traces`).
       status: the last ReadyForQuery's status byte.
       client_pid: the process id that its session was given, or the last one that it had.
-      sequence_client: the same of the session whose sequence values (currval, lastval) it remembers.
+      sequence_client: the same of the session whose sequence values (currval, lastval) it remembers; 0 while it has
+        none, negative where it remembers others' too and that session was the last to draw.
       target: the host that it leads to. retired: nobody else gets it: the host is not what is wanted any more.
       received: bytes since the last ReadyForQuery.
       asked_again: that session is likely to ask for them: others get this connection last.

@@ -14,6 +14,7 @@ States of a session, each seen from two attributes:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from hmac import compare_digest
 from time import perf_counter, time
@@ -45,6 +46,10 @@ from protocol.responses import PgError
 if TYPE_CHECKING:
     from pooler.service import Service
 
+_IN_FAILED_TRANSACTION = b"\0C25P02\0"
+_NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883)\0")
+"""SQLSTATEs of a statement that, as a rule, was not even begun."""
+
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
 
@@ -54,9 +59,9 @@ class Session:
     Attributes:
       state: its settings, in and outside transactions, and what pins it.
       reports: the ParameterStatus values that it has been told.
-      statements: its prepared statements by name; the unnamed one is b"". unnamed_doubted: its Parse may have failed.
-      bound: the statement of the last Bind that failed. rewritten: a unit with a text that is not sent as the client
-        said it, what it said, and the edits. began: when it logged in (seconds since 1970).
+      statements: its prepared statements by name; the unnamed one is b"".
+      bound: the named statement of the last Bind, or of that which failed. began: when it logged in (seconds since
+        1970). rewritten: a unit with a text that is not sent as the client said it, what it said, and the edits.
       portals: by name, the `Part` of a portal whose completion matters to the session.
       traces: what it may have left on connections for good (`sql.traces`). insists: it must not see those of others.
       sequence_home: where it last ran a statement that may have drawn values from sequences.
@@ -82,8 +87,8 @@ class Session:
         "defaults_change", "discard", "flight", "holding", "inbox", "insists", "key", "landed", "leaving", "missing",
         "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
         "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state",
-        "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "unnamed_doubted",
-        "user", "view", "waiting", "walk_from", "writes", "wrote",
+        "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "user",
+        "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -109,7 +114,6 @@ class Session:
         self.statements: dict[bytes, Prepared] = {}
         self.traces = startup.customs
         self.insists = service.config.strict_custom_settings
-        self.unnamed_doubted = False
         self.bound = b""
         self.rewritten: tuple[Unit, bytes, Sequence[Edit]] | None = None
         self.began = time()
@@ -205,6 +209,11 @@ class Session:
         else:
             self.skipping = True
 
+    def forget_unnamed(self, prepared: Prepared) -> None:
+        """The Parse of `prepared` without a name has failed, which ends the statement before it, too."""
+        if self.statements.get(b"") is prepared:
+            del self.statements[b""]
+
     @property
     def schema_moved(self) -> bool:
         """Whether DDL has been seen at all, so that a statement may be older than its tables."""
@@ -217,6 +226,8 @@ class Session:
         for kind in self.state.complete(part, tag):
             pins.tell(self, kind)
         origin = self.origin
+        if part.leaves:
+            self._leave(part.leaves)
         if part.deallocates is not None or part.discards == "all":
             if part.deallocates:
                 prepared = self.statements.pop(part.deallocates, None)
@@ -229,6 +240,22 @@ class Session:
                     self.statements[b""] = unnamed
                 if origin is not None:
                     origin.prepared.clear()
+
+    def failed(self, part: Part, frame: bytes) -> None:
+        """A statement with effects on the session has failed, with the ErrorResponse `frame`."""
+        if _IN_FAILED_TRANSACTION in frame:
+            return
+        begun = _NOT_PARSED.search(frame) is None
+        if begun:
+            self._leave(part.leaves)
+        for kind in part.survives:
+            if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
+                pins.tell(self, kind)
+
+    def _leave(self, traces: frozenset[str]) -> None:
+        self.traces |= traces
+        if self.origin is not None:
+            self.origin.traces |= traces
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.

@@ -17,7 +17,15 @@ from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
 from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
-from pooler.consequences import forget_others_sequences, go_home, look, mind, restore_startup
+from pooler.consequences import (
+    DISCARD_SEQUENCES,
+    forget_others_sequences,
+    go_home,
+    look,
+    mind,
+    must_forget,
+    restore_startup,
+)
 from pooler.link import link
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
@@ -67,16 +75,20 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         return False
     assert session.origin is not None
     capture = take_pending(session) or capture
-    if statement.recalls_sequences:
-        forget_others_sequences(session, session.origin)
+    forgets = False
+    if statement.recalls_sequences or (statement.sequences and service.recallers):
+        if session.origin.open_unit is None:
+            forget_others_sequences(session, session.origin, statement)
+        else:
+            forgets = must_forget(session, session.origin, statement)
     session.origin.unnamed = None
     unit = open_unit(session, started)
     if capture is not None:
         copy_answer(session, unit, capture)
     mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
-    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
-        session.send_later(_followed(session, unit, statement, text))
+    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows or forgets:
+        session.send_later(_followed(session, unit, statement, text, forgets=forgets))
     else:
         session.send_later(data if frame_end == len(data) and not position else data[position:frame_end])
     return True
@@ -94,7 +106,7 @@ def open_unit(session: Session, started: float) -> Unit:
     return unit
 
 
-def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -> bytes:
+def _followed(session: Session, unit: Unit, statement: Statement, text: bytes, *, forgets: bool) -> bytes:
     """The Query frame of a text with effects on the session, whose completions `unit` follows.
 
     A RESET goes back to what the session began with, not the connection: what the startup packet asked for is
@@ -103,6 +115,9 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -
     state = session.state
     followed: list[Part] = []
     edits = views.edits(session, statement.shows) if statement.shows else []
+    if forgets:
+        followed.append(HIDDEN)  # in an unfinished batch, where no Query of pgnear's own can come first
+        edits.append((0, 0, DISCARD_SEQUENCES + b";"))
     for part in statement.parts:
         followed.append(part)
         if part.named in session.statements:

@@ -20,8 +20,9 @@ from pooler.origin import FAILED_TRANSACTION
 from pooler.settings import DEFAULTS
 from pooler.sql.effects import resolve
 from pooler.sql.statement import Part, PinKind
+from pooler.sql.traces import left_by
 from pooler.statements import ORIGIN_PREFIX, Prepared
-from pooler.unit import BIND, CLOSE, DESCRIBE, DOUBTED, EXECUTE, FAIL, MADE_UP, PARSE, Step, Unit
+from pooler.unit import BIND, CLOSE, DESCRIBE, EXECUTE, FAIL, MADE_UP, PARSE, UNNAMED, Step, Unit
 from protocol import errors, framing
 from protocol.framing import CLOSE_COMPLETE, PARSE_COMPLETE
 
@@ -94,9 +95,8 @@ class Translation:
             if self.steps:  # if the unit fails, it must be known whether this came to pass
                 self.scripted = True
             undo = self._remember(name, prepared)
-            session.unnamed_doubted = False
             if self.keeps is not None and prepared is self.keeps:
-                self._keep(prepared, undo)
+                self._keep(prepared)
                 return
             origin.unnamed = prepared
             if prepared.said is None:
@@ -108,17 +108,17 @@ class Translation:
                 self.changed = self.scripted = True
 
             def undo_unnamed() -> None:
-                origin.unnamed = None  # a Parse that fails has ended the statement before it, too
+                if origin.unnamed is prepared:
+                    origin.unnamed = None
                 undo()
 
-            self.steps.append((PARSE, True, prepared, undo_unnamed))
-            # A plain unit has no steps to undo: a failed one must not leave a wrong guess behind.
+            self.steps.append((UNNAMED, True, prepared, undo_unnamed))
             return
         self.scripted = self.changed = True
         taken = name in session.statements or name in session.state.sql_statements
         if prepared.needs is not None:
             self._have_needed(prepared.needs)
-        failed = origin.status == FAILED_TRANSACTION
+        failed = self._may_have_failed
         if taken:  # what is wrong with the text is said first
             if failed:
                 self._parse_unnamed(prepared, None, forward=False)
@@ -147,7 +147,15 @@ class Translation:
             self.messages.append(framing.frame(b"D", b"S" + prepared.name + b"\0"))
             self.steps.append((DESCRIBE, False, prepared, None))
 
-    def _keep(self, prepared: Prepared, undo: Any) -> None:
+    @property
+    def _may_have_failed(self) -> bool:
+        """Whether what comes now may find its transaction failed: it has, or the units before this one will tell."""
+        origin = self.origin
+        return origin.status == FAILED_TRANSACTION or any(
+            not unit.swallow and unit is not self.unit for unit in origin.units
+        )
+
+    def _keep(self, prepared: Prepared) -> None:
         """The client parses without a name what the connection has, or will have, under pgnear's."""
         self.changed = True
         if prepared in self.origin.prepared:
@@ -156,7 +164,7 @@ class Translation:
             self._have_needed(prepared)
         else:
             self._have_needed(prepared)
-            self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
+            self.steps.append((MADE_UP, True, PARSE_COMPLETE, lambda: self.session.forget_unnamed(prepared)))
             self.session.service.stats.statements_kept += 1
 
     def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
@@ -208,8 +216,6 @@ class Translation:
             if origin.unnamed is not prepared:
                 self._replay(prepared, b"")
                 origin.unnamed = prepared
-                if session.unnamed_doubted:
-                    self._doubt()
         else:
             self._have_needed(prepared)
         return prepared
@@ -231,25 +237,13 @@ class Translation:
         def undo() -> None:
             if name:
                 origin.prepared.pop(prepared, None)
-            else:
+            elif origin.unnamed is prepared:
                 origin.unnamed = None
 
         self.messages.append(prepared.parse_frame(name))
         self.steps.append((PARSE, False, prepared, undo))
         self.scripted = self.changed = True
         self.session.service.stats.statements_replayed += 1
-
-    def _doubt(self) -> None:
-        """The statement that was just replayed may never have come to be: if its Parse fails, it did not."""
-        session = self.session
-        session.unnamed_doubted = False
-        _, forward, _, undo_replay = self.steps.pop()
-
-        def undo() -> None:
-            undo_replay()
-            session.statements.pop(b"", None)
-
-        self.steps.append((DOUBTED, forward, errors.undefined_prepared_statement("").response(), undo))
 
     def _bind(self, operation: Operation) -> None:
         _, start, end, portal, name, rest = operation
@@ -270,6 +264,8 @@ class Translation:
         else:
             self.messages.append(self.data[start:end])
         self.steps.append((BIND, True, name, None))
+        if name:
+            session.bound = name
         statement = prepared.statement
         mind(session, statement, self.unit)
         self.bound.append((prepared, self.data[rest:end]))
@@ -300,11 +296,11 @@ class Translation:
         if part.resets and startup is not DEFAULTS:
             # A RESET goes back to what the session began with: that is set again behind it, unseen by the client.
             for sql in startup.restore([change.name for change in part.changes if change.apply_sql is None]):
-                self._run_unseen(sql.encode())
+                self.run_unseen(sql.encode())
         if part.discards == "all":
             self.discards_all = True
 
-    def _run_unseen(self, text: bytes) -> None:
+    def run_unseen(self, text: bytes) -> None:
         """Parse, Bind, Execute and Close that the client does not know of."""
         service = self.session.service
         prepared = service.prepared.intern(text, NO_PARAMETERS, service.classifier(text), self.session.scope)
@@ -380,7 +376,8 @@ def _with_parameters(part: Part, tail: bytes) -> Part:
             changes.append(change)
         elif config.local is not True:
             pins.add(PinKind.SETTING)
-    return replace(part, changes=tuple(changes), configs=(), pins=frozenset(pins))
+    bound = replace(part, changes=tuple(changes), configs=(), pins=frozenset(pins))
+    return replace(bound, leaves=part.leaves | left_by(bound))
 
 
 def _parameters(tail: bytes) -> list[bytes | None]:

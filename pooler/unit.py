@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pooler.stats import Histogram
 
 (
-    BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, NO_DATA,
-    NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
-) = b"23CWGDIEnAtS1sT"  # fmt: skip
+    BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, FUNCTION_RESULT,
+    NO_DATA, NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
+) = b"23CWGDIEVnAtS1sT"  # fmt: skip
 READY: Final = 0x5A
 """Z, as a number: compiled, a literal costs nothing and a module's name a look-up."""
 
@@ -45,13 +45,15 @@ SCRIPTED = WATCHFUL | {
     ROW_DESCRIPTION,
 }  # fmt: skip
 
+PARSED: Final = frozenset({PARSE_COMPLETE})
+
 HIDDEN = Part()
 """Stands for a statement that pgnear has added to a client's text: the client sees nothing of it."""
 
 # What a step waits for. A step is (kind, forward?, argument, undo | None). The argument is what is made up (MADE_UP, or
-# in place of an error: FAIL, DOUBTED), the Prepared (PARSE, DESCRIBE), the client's name for its statement (BIND) or
-# the Part that is complete with it (EXECUTE). DOUBTED: Parse of an unnamed statement that may never have been made.
-PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, DOUBTED = range(8)
+# in place of an error: FAIL), the Prepared (PARSE, DESCRIBE; UNNAMED: a client's Parse without a name), the client's
+# name for its statement (BIND) or the Part that is complete with it (EXECUTE).
+PARSE, BIND, DESCRIBE, EXECUTE, CLOSE, MADE_UP, FAIL, UNNAMED = range(8)
 COMPLETES = {
     PARSE_COMPLETE: PARSE,
     BIND_COMPLETE: BIND,
@@ -132,6 +134,7 @@ class Unit:
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
       study: where it counts as a read, and a hash of what was asked.
+      parsed: without steps, the statement of the unnamed Parse that it begins with, until that is answered.
       prefix: what the client gets in front of the answer, for what the origin was not asked; BIND_COMPLETE the other
         way around: the origin gives it, and the client gets it not. again: where a kept statement stood in for a
         Parse or a Query, that statement, and the request as its client sent it.
@@ -146,6 +149,7 @@ class Unit:
         "failed",
         "latency",
         "notable",
+        "parsed",
         "parts",
         "prefix",
         "rows",
@@ -175,6 +179,7 @@ class Unit:
         self.rows: list[bytes] = []
         self.done: Callable[[Unit], None] | None = None
         self.study: tuple[Study, int] | None = None
+        self.parsed: Prepared | None = None
         self.prefix = b""
         self.again: tuple[Prepared, bytes] | None = None
 
@@ -199,6 +204,11 @@ class Unit:
         else:
             self.steps.extend(steps)
         self.notable = ALL if hides_rows else self.notable | SCRIPTED
+
+    def begin_with(self, prepared: Prepared) -> None:
+        """Its first message parses `prepared` without a name: whether that came to pass must be known if it fails."""
+        self.parsed = prepared
+        self.notable |= PARSED
 
     def begin(self, data: bytes) -> int:
         """The answer begins with `data`, and its Bind was not the client's: how many bytes of it are not, either."""
@@ -229,7 +239,9 @@ class Unit:
             return False
         if kind == ERROR:
             self.drop_capture()
-            return self._fail(origin)
+            return self._fail(origin, frame)
+        if kind == PARSE_COMPLETE:
+            self.parsed = None
         forward = True
         if self.parts:
             forward = self._follow_part(origin.session, kind, frame)
@@ -242,7 +254,7 @@ class Unit:
     def _follow_part(self, session: Session | None, kind: int, frame: bytes) -> bool:
         assert self.parts is not None
         part = self.parts[0]
-        if kind == COMMAND_COMPLETE:
+        if kind in (COMMAND_COMPLETE, FUNCTION_RESULT):
             self.parts.popleft()
             if session is not None and part is not HIDDEN:
                 session.complete(part, frame[5:-1])
@@ -251,7 +263,7 @@ class Unit:
     def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
         assert self.steps is not None
         step_kind, forward, argument, _ = self.steps[0]
-        if COMPLETES.get(kind) != step_kind and not (step_kind == DOUBTED and kind == PARSE_COMPLETE):
+        if COMPLETES.get(kind) != step_kind and not (step_kind == UNNAMED and kind == PARSE_COMPLETE):
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
                 return forward
@@ -260,7 +272,7 @@ class Unit:
         self.steps.popleft()
         if argument is None:
             return forward
-        if step_kind == PARSE:
+        if step_kind in (PARSE, UNNAMED):
             argument.proven = origin.circumstances
         elif step_kind == DESCRIBE:
             argument.row_description = frame
@@ -268,27 +280,35 @@ class Unit:
             origin.session.complete(argument, frame[5:-1] if kind == COMMAND_COMPLETE else b"")
         return forward
 
-    def _fail(self, origin: Origin) -> bool:
+    def _fail(self, origin: Origin, frame: bytes) -> bool:
         """An ErrorResponse: what was sent behind the failed message is undone, as the origin skips it."""
         self.failed = True
-        origin.unnamed = None  # whether its Parse was the message that failed is not worth following
         forward = True
         session = origin.session
-        if self.steps:
+        if self.parts and session is not None:
+            session.failed(self.parts[0], frame)
+        elif self.steps:
             kind, _, argument, _ = self.steps[0]
-            if kind in (FAIL, DOUBTED):
+            if kind == FAIL:
                 origin.emit(argument)
                 forward = False
-            unnamed = kind == PARSE and session is not None and session.statements.get(b"") is argument
+            is_last = session is not None and session.statements.get(b"") is argument
             self.undo()
-            if unnamed and session is not None:
+            if session is None:
+                return forward
+            if kind == UNNAMED and is_last:
                 session.statements.pop(b"", None)  # a Parse that fails has ended the statement before it, too
-            if kind == BIND and session is not None:
+            elif kind == EXECUTE and argument is not None:
+                session.failed(argument, frame)
+            elif kind == BIND:
                 session.bound = argument
-            elif kind == PARSE and session is not None and argument.edits:
+            if kind in (PARSE, UNNAMED) and argument.edits:
                 session.rewritten = (self, argument.said, argument.edits)
-        elif self.steps is None and not self.simple and session is not None:
-            session.unnamed_doubted = True
+        elif self.steps is None and self.parsed is not None:
+            if origin.unnamed is self.parsed:
+                origin.unnamed = None
+            if session is not None:
+                session.forget_unnamed(self.parsed)
         return forward
 
     def undo(self) -> None:
@@ -327,4 +347,4 @@ class Unit:
         if self.swallow:
             self.failed = True  # it is read to the end and dropped
             return
-        self.notable = WATCHFUL if self.steps is None else SCRIPTED
+        self.notable = WATCHFUL | PARSED if self.steps is None else SCRIPTED

@@ -8,11 +8,9 @@ what batches do (`extended`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-from pooler import copying, ending, extended, simple
-from pooler.link import link
+from pooler import copying, ending, extended, function_call, simple
 from pooler.logs import get_logger
 from protocol import errors
 from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at
@@ -193,13 +191,7 @@ def _single(session: Session, data: bytes, position: int, kind: int, frame_end: 
         if kind != COPY_DATA:
             session.copying = None
     elif kind == FUNCTION_CALL:
-        if not link(session, position):
-            return False
-        session.writes = True
-        session.only_reads = False
-        session.reach = None
-        simple.open_unit(session, perf_counter())
-        session.to_origin.append(data[position:frame_end])
+        return function_call.submit(session, data, position, frame_end)
     else:
         ending.refuse(session, errors.protocol_violation(f"invalid frontend message type {kind}"))
     return True

@@ -93,7 +93,7 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
     if changes == pool.defaults.changes:  # with more of them, made by clients meanwhile, it is read again anyway
         kept = pool.defaults.changed_elsewhere(configured)
         if kept is None:
-            pool.defaults.read(defaults)
+            pool.defaults.read(defaults, configured)
         else:
             service.keep_defaults(pool, kept)  # what was read is from before
     pool.sequence_tables = frozenset(name for (name,) in sequenced)

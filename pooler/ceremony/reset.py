@@ -32,6 +32,7 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
             origin.prepared.clear()
             origin.unnamed = None
             origin.outdated = False
+            origin.sequence_client = 0
     except (PgError, TransportClosed, trio.TooSlowError) as error:
         log.info(
             "origin_reset_failed",

@@ -44,6 +44,7 @@ _DISCARDED = {
     "DISCARD_SEQUENCES": frozenset({PinKind.SEQUENCE}),
     "DISCARD_PLANS": frozenset[PinKind](),
 }  # fmt: skip
+_NOT_TRANSACTIONAL = frozenset({PinKind.ADVISORY, PinKind.SEED, PinKind.REPLICATION, PinKind.HIDDEN})
 _HOLD = 0x0020
 
 
@@ -60,6 +61,7 @@ def part_of(
     own = text[start:end].decode().strip().rstrip("; \t\r\n")
     changes: tuple[SettingChange, ...] = ()
     pins, releases, configs = _calls(facts, session_functions)
+    survives = _surviving(pins, facts, session_functions)
     deallocates = prepares = None
     discards = ""
     if name == "VariableSetStmt":
@@ -68,6 +70,7 @@ def part_of(
     elif name == "DoStmt":
         if any(hides_effects(option.def_elem.arg.string.sval) for option in statement.args):
             pins.add(PinKind.HIDDEN)
+            survives.add(PinKind.HIDDEN)  # it may commit half-way
     elif name == "UpdateStmt" and any(relation == "pg_settings" for _, relation in facts.relations):
         pins.add(PinKind.HIDDEN)  # SET by another name
     elif name == "DeclareCursorStmt" and statement.options & _HOLD:
@@ -97,6 +100,7 @@ def part_of(
         changes=changes + literal,
         configs=tuple(config for config in configs if _has_parameter(config)),
         pins=frozenset(pins),
+        survives=frozenset(survives),
         releases=frozenset(releases),
         transact=_TRANSACT.get(enum_name(statement, "kind")) if name == "TransactionStmt" else None,
         savepoint=statement.savepoint_name if name == "TransactionStmt" else "",
@@ -200,16 +204,31 @@ def _calls(facts: Facts, session_functions: frozenset[str]) -> tuple[set[PinKind
     return pins, releases, configs
 
 
+def _surviving(pins: set[PinKind], facts: Facts, session_functions: frozenset[str]) -> set[PinKind]:
+    """Those of a statement's `pins` that hold although it failed: PostgreSQL does not take their state back."""
+    survives = pins & _NOT_TRANSACTIONAL
+    if PinKind.HIDDEN in pins and facts.name != "CallStmt":
+        called = {names(call.funcname)[-1] for call in facts.calls}
+        if called & session_functions:  # a function cannot commit, but it may lock
+            survives.add(PinKind.ADVISORY)
+            if not any(name.startswith(PIN_PREFIXES) or name in BUILT_IN_PINS for name in called):
+                survives.discard(PinKind.HIDDEN)
+    return survives
+
+
 _TRUE = ("t", "true", "on", "yes", "y", "1")
 
 
 def names_set(facts: Facts) -> list[str | None]:
-    """The settings that its calls of set_config name, followed or not; None for each that does not show."""
-    found = []
+    """The settings that its calls of set_config name; None for each that does not show, not even when it is bound."""
+    found: list[str | None] = []
     for call in facts.calls:
         if names(call.funcname)[-1] == "set_config":
             name = _constant(call.args[0] if call.args else None)
-            found.append(name.lower() if isinstance(name, str) else None)
+            if isinstance(name, str):
+                found.append(name.lower())
+            elif not (_always_runs(facts.node, call) and _set_config(call)):
+                found.append(None)
     return found
 
 

@@ -120,7 +120,9 @@ class Part:
     Attributes:
       start, end: where it stands in the text, in bytes.
       changes: settings that it sets or resets. configs: calls of set_config that wait for their parameters.
-      pins: state that it may leave on the connection. releases: state that it may have ended.
+      pins: state that it may leave on the connection; survives: the same where it fails, which no rollback takes back.
+        releases: state that it may have ended.
+      leaves: traces on a connection that nothing takes back (`sql.traces`).
       transact, savepoint: transaction control. discards: of DISCARD, "all", "plans", "temp" or "sequences".
       deallocates, prepares, executes: names of prepared statements, as SQL has them; b"" deallocates all of them.
     """
@@ -130,6 +132,8 @@ class Part:
     changes: tuple[SettingChange, ...] = ()
     configs: tuple[SetConfig, ...] = ()
     pins: frozenset[PinKind] = frozenset()
+    survives: frozenset[PinKind] = frozenset()
+    leaves: frozenset[str] = frozenset()
     releases: frozenset[PinKind] = frozenset()
     transact: Transact | None = None
     savepoint: str = ""
@@ -147,7 +151,7 @@ class Part:
     def has_effects(self) -> bool:
         """Whether its completion must be noticed, whatever the session has done before."""
         return bool(
-            self.changes or self.configs or self.pins or self.releases or self.discards
+            self.changes or self.configs or self.pins or self.leaves or self.releases or self.discards
             or self.deallocates is not None or self.named is not None
         )  # fmt: skip
 
@@ -171,7 +175,7 @@ class Statement:
       draws: it calls nextval or setval, or nobody has looked and it may insert.
       recalls_sequences: it asks for such a value (currval, lastval).
       session_functions: names of functions that it makes, with effects on the session that a call will not show.
-      leaves: traces on a connection that nothing takes back (`sql.traces`). looks: it may look at such traces.
+      leaves: traces that its parts leave, whatever their parameters. looks: it may look at such traces.
       shows: where it refers to system views that would show it the connection instead of its session.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on, as far as names alone can tell.
@@ -262,7 +266,8 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         decoded = text.decode()
         raw = list(postgast.parse(decoded).stmts)
     except Exception:
-        part = Part(0, len(text), pins=frozenset({PinKind.UNPARSABLE}) if suspicious else frozenset())
+        pins = frozenset({PinKind.UNPARSABLE} if suspicious else ())
+        part = Part(0, len(text), pins=pins, survives=pins)
         return Statement(
             parts=(part,) if suspicious else (),
             has_effects=suspicious,
@@ -275,6 +280,10 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
     parts = tuple(
         effects.part_of(item.stmt, fact, text, *_extent(item, text), session_functions)
         for item, fact in zip(raw, facts, strict=True)
+    )
+    parts = tuple(
+        replace(part, leaves=traces.left_by(part, effects.names_set(fact)))
+        for part, fact in zip(parts, facts, strict=True)
     )
     matters = any(part.has_effects or part.transact is not None for part in parts)
     why_not = facts[0].why_not if len(facts) == 1 else "several statements"
@@ -289,7 +298,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         draws=any(fact.draws for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
         session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
-        leaves=traces.left_by(parts if matters else (), [name for fact in facts for name in effects.names_set(fact)]),
+        leaves=frozenset().union(*(part.leaves for part in parts)),
         looks=traces.looks(text) is not None,
         shows=views.references(text, facts),
         databases=frozenset().union(*(fact.databases for fact in facts)),

@@ -29,17 +29,16 @@ looks_closely = re.compile(
 """The same of one text, whose literals are there: settings without a dot are no custom ones."""
 
 
-def left_by(parts: Iterable[Part], configured: Iterable[str | None]) -> frozenset[str]:
-    """The traces that statements may leave.
+def left_by(part: Part, configured: Iterable[str | None] = ()) -> frozenset[str]:
+    """The traces that one statement may leave.
 
     Args:
-      configured: what their calls of set_config name, None for each name that does not show.
+      configured: what its calls of set_config name, None for each name that does not show.
     """
     traces = {UNKNOWN if name is None else name for name in configured if name is None or "." in name}
-    for part in parts:
-        traces.update(change.name for change in part.changes if "." in change.name)
-        if PinKind.TEMPORARY in part.pins:
-            traces.add(TEMPORARY_SCHEMA)
-        if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE}):
-            traces.add(UNKNOWN)
+    traces.update(change.name for change in part.changes if "." in change.name)
+    if PinKind.TEMPORARY in part.pins:
+        traces.add(TEMPORARY_SCHEMA)
+    if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE}):
+        traces.add(UNKNOWN)
     return frozenset(traces)

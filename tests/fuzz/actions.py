@@ -94,7 +94,7 @@ def all_groups(*, without: Sequence[str] = (), only: Sequence[str] = ()) -> list
     Raises:
       ValueError: there is no group of such a name.
     """
-    from tests.fuzz import protocol_actions, setting_actions, state_actions  # noqa: F401  (they register groups)
+    from tests.fuzz import hidden_actions, protocol_actions, setting_actions, state_actions  # noqa: F401  (they register groups)
 
     unknown = {*without, *only} - GROUPS.keys()
     if unknown:

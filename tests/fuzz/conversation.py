@@ -10,10 +10,12 @@ Source: PostgreSQL documentation, "Message Flow".
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from struct import unpack_from
 
 from tests.fuzz.script import Message, encode
 from tests.support import wire
+from tests.support.waiting import until
 from tests.support.wire import Frame, Refused, WireClient
 
 Answer = tuple[str, ...]
@@ -48,8 +50,12 @@ class Conversation:
       unsynced: messages were sent whose Sync was not.
     """
 
-    def __init__(self, client: int, port: int, parameters: dict[str, str], timeout: float) -> None:
+    def __init__(
+        self, client: int, port: int, parameters: dict[str, str], timeout: float, asleep: Callable[[], bool]
+    ) -> None:
         self.client = client
+        self._port = port
+        self._asleep = asleep
         self.answers: list[Answer] = []
         self.heard: list[Answer] = []
         self.status = "I"
@@ -78,9 +84,16 @@ class Conversation:
         return self.status, self.owed, self.skipping, self.copying, self.unsynced, self.closed
 
     def say(self, messages: tuple[Message, ...]) -> list[Answer]:
-        """Send `messages` in one write; the answers that are due now."""
+        """Send `messages` in one write; the answers that are due now.
+
+        A "Cancel" among them is a cancel request, made when what was sent before it sleeps or has failed.
+        """
         self.answers = []
         try:
+            names = [message[0] for message in messages]
+            if "Cancel" in names:
+                self._cancel(messages[: names.index("Cancel")])
+                messages = messages[names.index("Cancel") + 1 :]
             self._wire.send(*map(encode, messages))
             for message in messages:
                 if not self.closed:
@@ -92,6 +105,18 @@ class Conversation:
             self.answers.append(CLOSED)
             self.closed = True
         return _in_any_order(self.answers)
+
+    def _cancel(self, messages: tuple[Message, ...]) -> None:
+        """Send `messages`, a cancel request while they are under way, and read their answers."""
+        self._wire.send(*map(encode, messages))
+        if messages:
+            until(lambda: self._asleep() or self._wire.has_failed(), what="neither asleep nor failed")
+        with WireClient(self._port) as other:
+            other.send(wire.cancel_request(self._wire.pid, self._wire.secret))
+            other.receive_all()
+        for message in messages:
+            if not self.closed:
+                self._await_answers_to(message[0])
 
     def close(self, how: str = "hang up") -> list[Answer]:
         """End the connection: "terminate", "hang up" or "reset"."""

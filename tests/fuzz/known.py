@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from tests.fuzz.referee import Known
 
-OFF: dict[str, str] = {
-    "query in batch": "a Query before the Sync may leave PostgreSQL 18 itself in a state that fails (XX000)",
-    "sequence": "currval and lastval are not defined where others have used the connection since",
-}
+OFF: dict[str, str] = {}
 """Groups of actions that are off."""
 
 TOLERATED: dict[str, str] = {

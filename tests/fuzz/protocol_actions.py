@@ -70,7 +70,18 @@ def portal(draw: Draw, client: int) -> Action:
     """Portals with row limits; a Flush leaves the batch open."""
     name = pick(draw, ["p1", "", "p2"])
     use = pick(draw, ["open", "more", "all", "close", "describe", "open and close"])
-    rows = "select id, v from public.word order by id"
+    rows = pick(
+        draw,
+        [
+            "select id, v from public.word order by id",
+            "select id, v from public.word order by id",
+            f"update public.t{client} set v = v || 'p' returning id, v",
+            "select set_config('timezone', 'Asia/Tokyo', false) from public.word",
+            "set timezone to 'Asia/Tokyo'",
+            "select 10 / (3 - id) from public.word order by id",
+            "begin",
+        ],
+    )
     messages: list[Message]
     if use == "open":
         messages = [("Parse", "", rows), ("Bind", name, ""), ("Execute", name, 2)]
@@ -115,7 +126,13 @@ def pipeline(draw: Draw, client: int) -> Action:
     """Several batches in one write, some of which fail."""
     messages: list[Message] = []
     for _ in range(draw(st.integers(2, 4))):
-        part = pick(draw, ["run", "fail", "prepare", "use", "two", "begin", "commit", "insert"])
+        part = pick(
+            draw,
+            ["run", "fail", "prepare", "use", "two", "begin", "commit", "insert", "set", "savepoint", "query", "call",
+             "portal", "copy", "local"],
+        )  # fmt: skip
+        if part in ("query", "call") and messages:
+            messages.append(("Sync",))
         name = pick(draw, STATEMENTS)
         messages += {
             "run": executed("select 1"),
@@ -126,6 +143,17 @@ def pipeline(draw: Draw, client: int) -> Action:
             "begin": executed("begin"),
             "commit": executed("commit"),
             "insert": executed(f"insert into public.t{client} values (3, 'piped')"),
+            "set": executed("set timezone to 'Asia/Tokyo'"),
+            "local": executed("set local timezone to 'Asia/Tokyo'"),
+            "savepoint": executed(pick(draw, ["savepoint a", "rollback to a", "release a"])),
+            "query": [("Query", pick(draw, ["select 'simple'", "reset timezone", "begin; select 1/0", "rollback"]))],
+            "call": [("FunctionCall", 177, ("40", "2"))],
+            "portal": [
+                ("Parse", "", "select id from public.word order by id"),
+                ("Bind", "p1", ""),
+                ("Execute", "p1", 2),
+            ],
+            "copy": executed("copy (select 10 / (4 - id) from public.word order by id) to stdout"),
         }[part]
         messages += pick(draw, [[("Sync",)], [("Sync",)], [("Flush",)], []])
     return "pipeline", [*messages, ("Sync",)]
@@ -211,13 +239,38 @@ def copy_extended(draw: Draw, client: int) -> Action:
 def _copy(draw: Draw, client: int, *, extended: bool) -> Action:
     table = f"public.t{client}"
     use = pick(
-        draw, ["out", "in", "in fails", "in bad row", "start", "go on", "end", "fail", "out query", "in duplicate"]
+        draw,
+        [
+            "out",
+            "in",
+            "in fails",
+            "in bad row",
+            "start",
+            "go on",
+            "end",
+            "fail",
+            "out query",
+            "in duplicate",
+            "out fails",
+            "out returning",
+            "in no table",
+            "and more",
+        ],
     )
     into = f"copy {table} from stdin"
     if use == "out":
         return use, carried(draw, f"copy {table} to stdout")
     if use == "out query":
         return use, carried(draw, "copy (select id, v from public.word order by id) to stdout (format csv)")
+    if use == "out fails":
+        return use, carried(draw, "copy (select 10 / (4 - id) from public.word order by id) to stdout")
+    if use == "out returning":
+        return use, carried(draw, f"copy (update {table} set v = v || 'o' returning id) to stdout")
+    if use == "and more":
+        text = f"set timezone to 'Asia/Tokyo'; {into}; select 'behind'; copy {table} to stdout"
+        return use, [("Query", text), ("CopyData", pick(draw, ["21\tx\n", "bad\n"])), ("CopyDone",)]
+    if use == "in no table":
+        return use, carried(draw, "copy no_such_table from stdin")
     if use == "go on":
         return use, [("CopyData", pick(draw, ["6\tsix\n", "bad row\n", "7\tse"]))]
     if use == "end":

@@ -15,7 +15,7 @@ from pooler.embedded import installed
 from tests.support.postgres import Server
 from tests.support.process import Pgnear
 from tests.support.waiting import until
-from tests.support.wire import WireClient, error_fields
+from tests.support.wire import WireClient, error_fields, rows
 
 CLIENTS = 4
 
@@ -40,10 +40,16 @@ alter table tenant_row enable row level security;
 create policy own on tenant_row using (tenant = current_setting('app.tenant', true));
 create sequence shared_seq;
 create function remember(name text, value text) returns text language sql as 'select set_config(name, value, false)';
+create procedure remember_it(name text, value text) language plpgsql as
+ $$ begin perform set_config(name, value, false); end $$;
+create procedure remember_and_fail(name text, value text) language plpgsql as
+ $$ begin perform set_config(name, value, false); commit; raise exception 'half-way'; end $$;
+create function touch(name regclass) returns int language plpgsql as
+ $$ begin execute format('update %s set v = v || %L', name, 't'); return 1; end $$;
 {
     "".join(
         f"create table t{n} (id int primary key, v text); insert into t{n} values (1, 'mine {n}');"
-        f"create sequence seq{n};"
+        f"create sequence seq{n}; create table late{n} (id int unique deferrable initially deferred);"
         for n in range(CLIENTS)
     )
 }
@@ -55,7 +61,8 @@ grant all on all sequences in schema public to public;
 ROWS = f"""
 {
     "".join(
-        f"delete from t{n}; insert into t{n} values (1, 'mine {n}'); select setval('seq{n}', 1, false);"
+        f"delete from late{n}; delete from t{n};"
+        f"insert into t{n} values (1, 'mine {n}'); select setval('seq{n}', 1, false);"
         for n in range(CLIENTS)
     )
 }
@@ -98,6 +105,7 @@ class Rig:
         self.structure_changed = True
         self._fresh: set[Pgnear] = set()
         self._pgnears: dict[tuple[int, bool], Pgnear] = {}
+        self._consoles: dict[Pgnear, WireClient] = {}
 
     def pgnear(self, pool_size: int, cache: bool) -> Pgnear:
         """The process with these settings, started where it does not run."""
@@ -117,6 +125,15 @@ class Rig:
             self._stack.callback(_end, running)
             running.wait_for_log("catalog_read")
         return running
+
+    def linked(self, pgnear: Pgnear) -> dict[int, bool]:
+        """The process ids of clients that have a connection of the pool now, and whether a pin is why."""
+        console = self._consoles.get(pgnear)
+        if console is None:
+            console = WireClient.logged_in(pgnear.port, database="pgnear")
+            self._consoles[pgnear] = self._stack.enter_context(console)
+        clients = rows(console.query("show clients"))
+        return {int(row[3] or 0): row[5] is not None for row in clients if row[4] == b"linked"}
 
     def refresh(self, pgnear: Pgnear) -> None:
         """Make both sides what they are before every script."""
@@ -159,6 +176,11 @@ class Rig:
         """Until the private server has cleaned up behind a connection that was closed."""
         query = f"select 1 {_BACKENDS} and pid = %s"
         until(lambda: self._admins[0].execute(query, (pid,)).fetchone() is None, what="a backend stays")
+
+    def asleep(self, *, pooled: bool) -> bool:
+        """Whether a backend of that side sleeps in pg_sleep."""
+        query = "select 1 from pg_stat_activity where wait_event = 'PgSleep'"
+        return self._admins[pooled].execute(query).fetchone() is not None
 
     def left_behind(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
         """What exists on the private and on the pooled server that belongs to sessions."""

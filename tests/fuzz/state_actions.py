@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.fuzz.actions import Action, Draw, carried, group, pick
+from hypothesis import strategies as st
+
+from tests.fuzz.actions import Action, Draw, carried, executed, group, pick
 
 
 @group("data", 5)
@@ -23,6 +25,22 @@ def data(draw: Draw, client: int) -> Action:
         ],
     )
     return name, carried(draw, text)
+
+
+@group("again", 3)
+def again(draw: Draw, client: int) -> Action:
+    """Few texts, so that they come again and again, which connections may keep prepared."""
+    text = pick(
+        draw,
+        [
+            "select id, v from public.t0 order by id",
+            "select id, v from word where id = 1",
+            "select current_setting('timezone')",
+            "select 1 / 0",
+            "select count(*) from public.t1",
+        ],
+    )
+    return "again", [("Query", text)] if draw(st.booleans()) else [*executed(text), ("Sync",)]
 
 
 @group("discard", 2)
@@ -88,9 +106,14 @@ def cursor(draw: Draw, client: int) -> Action:
             ("close all", "close all"),
             ("scroll", "declare cur scroll cursor for select id from public.word order by id"),
             ("binary", "declare cur binary cursor for select id from public.word order by id"),
+            ("fetch from portal", "fetch 1 from p1"),
+            ("close portal", "close p1"),
+            ("execute", [("Execute", "cur", 2), ("Sync",)]),
+            ("describe", [("Describe", "P", "cur"), ("Sync",)]),
+            ("close by protocol", [("Close", "P", "cur"), ("Sync",)]),
         ],
     )
-    return name, carried(draw, text)
+    return name, text if isinstance(text, list) else carried(draw, text)
 
 
 @group("hold", 2)
@@ -179,9 +202,11 @@ def sequence(draw: Draw, client: int) -> Action:
             ("setval", f"select setval('{own}', 40)"),
             ("insert", f"insert into public.t{client} values (nextval('{own}') + 50, 's')"),
             ("nextval then currval", f"select nextval('{own}'), currval('{own}')"),
+            ("nextval call", ("FunctionCall", 1574, (own,))),
+            ("lastval call", ("FunctionCall", 2559, ())),
         ],
     )
-    return name, carried(draw, text)
+    return name, [text] if isinstance(text, tuple) else carried(draw, text)
 
 
 @group("random", 1)

@@ -19,7 +19,7 @@ def changes(text: str) -> tuple[DefaultChange, ...]:
 @pytest.fixture
 def defaults() -> Defaults:
     made = Defaults()
-    made.read(SEEN)
+    made.read(SEEN, [("5", "0", "DateStyle=German")])
     return made
 
 
@@ -46,6 +46,15 @@ def test_who_came_between_two_changes_keeps_what_held_then(defaults: Defaults) -
     defaults.change(changes("alter role me set timezone to 'Asia/Tokyo'"), "me", "shop")
     assert defaults.change(changes("alter role me reset timezone"), "me", "shop") == {"timezone": "Asia/Tokyo"}
     assert defaults.values["timezone"] == "UTC"
+
+
+def test_a_default_under_another_is_not_what_holds(defaults: Defaults) -> None:
+    assert defaults.change(changes("alter role me reset all"), "me", "shop") == {}
+    assert defaults.values["datestyle"] == "German"
+    assert defaults.change(changes("alter role me set datestyle = 'ISO'"), "me", "shop") == {"datestyle": "German"}
+    assert defaults.change(changes("alter database shop set datestyle = 'SQL'"), "me", "shop") == {}
+    assert defaults.change(changes("alter role me reset datestyle"), "me", "shop") == {"datestyle": "ISO"}
+    assert defaults.values["datestyle"] == "SQL"
 
 
 def test_a_change_past_pgnear_is_seen_once(defaults: Defaults) -> None:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+import select
 import socket
 import ssl
 from collections.abc import Sequence
@@ -209,6 +210,19 @@ class WireClient:
         fields = error_fields(frames[-1][1])
         assert fields["S"] == fields["V"] == "FATAL"
         return fields
+
+    def has_failed(self) -> bool:
+        """Whether an ErrorResponse waits to be received, or the server has closed the connection."""
+        waiting = self.buffer
+        if select.select([self.socket], [], [], 0)[0]:
+            try:
+                peeked = self.socket.recv(65536, socket.MSG_PEEK)
+            except ConnectionError:
+                return True
+            if not peeked:
+                return True
+            waiting += peeked
+        return b"SERROR\0V" in waiting or b"SFATAL\0V" in waiting
 
     def ask(self, *messages: bytes, syncs: int = 1) -> list[Frame]:
         """Send, and read up to the `syncs`th ReadyForQuery."""
