@@ -34,6 +34,7 @@ from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.ears import Ears
 from pooler.ceremony.knowledge import keep_catalog
+from pooler.ceremony.lasting import lasting
 from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
@@ -409,18 +410,18 @@ async def serve(
                 )
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
-            nursery.start_soon(service.keep_house)
-            nursery.start_soon(watch_deadlines, service)
-            nursery.start_soon(service.keep_tls)
-            for rotation in service.rotations.values():
-                nursery.start_soon(rotation.run)
+            nursery.start_soon(lasting, service.keep_house)
+            nursery.start_soon(lasting, watch_deadlines, service)
+            nursery.start_soon(lasting, service.keep_tls)
             for pool in service.pools.values():
-                nursery.start_soon(keep_catalog, service, pool)
-            nursery.start_soon(follow_replicas, service)
+                nursery.start_soon(lasting, keep_catalog, service, pool)
+            nursery.start_soon(lasting, follow_replicas, service)
+            for rotation in service.rotations.values():
+                nursery.start_soon(lasting, rotation.run)
             for stream in service.streams.values():
-                nursery.start_soon(stream.run)
+                nursery.start_soon(lasting, stream.run)
             for ear in service.listeners.values():
-                nursery.start_soon(ear.run)
+                nursery.start_soon(lasting, ear.run)
             gc.collect()
             gc.freeze()
             async with trio.open_nursery() as accepting:

@@ -117,12 +117,18 @@ def parameter_status(body: bytes) -> tuple[str, str]:
 
 
 def data_row(body: bytes) -> list[bytes | None]:
-    """The columns of a DataRow's body; None is NULL."""
+    """The columns of a DataRow's body; None is NULL.
+
+    Raises:
+      MalformedMessage: there are fewer than it says.
+    """
     values: list[bytes | None] = []
     position = 2
     for _ in range(int.from_bytes(body[:2], "big")):
-        size = int.from_bytes(body[position : position + 4], "big", signed=True)
-        position += 4
-        values.append(None if size < 0 else body[position : position + size])
-        position += max(size, 0)
+        begin = position + 4
+        size = int.from_bytes(body[position:begin], "big", signed=True)
+        position = begin + max(size, 0)
+        if position > len(body):
+            raise malformed_message("DataRow", "it ends before its last column")
+        values.append(None if size < 0 else body[begin:position])
     return values

@@ -46,6 +46,6 @@ async def _asked(target: Target, command: str) -> list[tuple[str, ...]]:
         connected = await connect_to(target, Reactor())
     try:
         with trio.fail_after(ANSWER_SECONDS):
-            return text_rows(await ask(connected.transport, command))
+            return text_rows(await ask(connected.transport, command), 2)
     finally:
         connected.transport.close()

@@ -17,6 +17,7 @@ from pooler.cache.catalog_model import Function, Model, Path, References, Relati
 from pooler.cache.catalog_query import CATALOG_QUERY, sections
 from pooler.sql.functions import HARMLESS_EXTENSIONS, HARMLESS_TRIGGERS, READ_ONLY, SAFE, SAFE_TYPES
 from pooler.sql.statement import Call, Change, Name, Statement
+from protocol.errors import malformed_message
 
 __all__ = ["CATALOG_QUERY", "Catalog", "Verdict", "parse_search_path"]
 
@@ -84,8 +85,15 @@ class Catalog:
 
     @classmethod
     def from_frames(cls, frames: list[tuple[int, bytes]], safe_functions: Iterable[str] = ()) -> Catalog:
-        """From the answer to `CATALOG_QUERY`, as (type, body) frames."""
-        return cls(sections(frames), safe_functions)
+        """From the answer to `CATALOG_QUERY`, as (type, body) frames.
+
+        Raises:
+          MalformedMessage: it is none.
+        """
+        try:
+            return cls(sections(frames), safe_functions)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise malformed_message("answer", f"it describes no catalog ({type(error).__name__}: {error})") from error
 
     @property
     def relations(self) -> dict[int, Relation]:

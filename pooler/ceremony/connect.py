@@ -20,11 +20,15 @@ from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import OriginAuthenticator, tls_server_end_point
+from protocol.errors import malformed_message
 from protocol.framing import FrameReader, data_row, frame, parameter_status
 from protocol.responses import FrameError, MalformedMessage, PgError
 
 LOGIN_FRAME_LIMIT = 1 << 20
-"""No message of an origin's login is larger, in bytes."""
+"""No message of an origin's login is larger, in bytes, nor all of them together."""
+
+ANSWER_BYTES = 64 << 20
+"""No answer to a question of pgnear's own is larger."""
 
 
 @dataclass(slots=True)
@@ -180,6 +184,7 @@ async def _log_in(transport: Transport, target: Target, parameters: dict[str, st
     )
     reader = FrameReader(LOGIN_FRAME_LIMIT)
     connected = Connected(transport, 0, b"", {}, _found(target, transport))
+    room = LOGIN_FRAME_LIMIT
     while True:
         while (message := reader.next()) is not None:
             kind, body = message
@@ -203,6 +208,9 @@ async def _log_in(transport: Transport, target: Target, parameters: dict[str, st
         data = await transport.receive_some()
         if not data:
             raise TransportClosed("the origin closed it")
+        room -= len(data)
+        if room < 0:
+            raise TransportClosed("it does not come to an end")
         reader.feed(data)
 
 
@@ -220,13 +228,14 @@ async def ask(transport: Transport, text: str) -> list[tuple[int, bytes]]:
     """Send a simple Query on a connection that is in ceremony; the frames of its answer, ReadyForQuery last.
 
     Raises:
-      TransportClosed: the connection broke.
+      TransportClosed: the connection broke, or its answer does not end.
       PgError: the origin answered with an error.
     """
     await transport.send_all(frame(b"Q", text.encode() + b"\0"))
-    reader = FrameReader(64 << 20)
+    reader = FrameReader(ANSWER_BYTES)
     frames: list[tuple[int, bytes]] = []
     failure: PgError | None = None
+    room = ANSWER_BYTES
     while True:
         while (message := reader.next()) is not None:
             frames.append(message)
@@ -239,9 +248,56 @@ async def ask(transport: Transport, text: str) -> list[tuple[int, bytes]]:
         data = await transport.receive_some()
         if not data:
             raise failure or TransportClosed("the origin closed the connection")
+        room -= len(data)
+        if room < 0:
+            raise failure or TransportClosed(f"an answer of more than {ANSWER_BYTES >> 20} MB")
         reader.feed(data)
 
 
-def text_rows(frames: list[tuple[int, bytes]]) -> list[tuple[str, ...]]:
-    """The rows of an answer to `ask`, each column as text; NULL is the empty text."""
-    return [tuple((value or b"").decode() for value in data_row(body)) for kind, body in frames if kind == ord("D")]
+def rows_of(frames: list[tuple[int, bytes]], columns: int) -> list[list[bytes | None]]:
+    """The rows of an answer to `ask`; None is NULL.
+
+    Raises:
+      MalformedMessage: one has not so many columns: whoever answered is no PostgreSQL.
+    """
+    rows = [data_row(body) for kind, body in frames if kind == ord("D")]
+    for row in rows:
+        if len(row) != columns:
+            raise malformed_message("DataRow", f"it has {len(row)} columns where {columns} were asked for")
+    return rows
+
+
+def text_rows(frames: list[tuple[int, bytes]], columns: int) -> list[tuple[str, ...]]:
+    """The rows of an answer to `ask`, each column as text; NULL is the empty text.
+
+    Raises:
+      MalformedMessage: as `rows_of` does, or a column is no UTF-8.
+    """
+    try:
+        return [tuple((value or b"").decode() for value in row) for row in rows_of(frames, columns)]
+    except UnicodeDecodeError:
+        raise malformed_message("DataRow", "it is no UTF-8") from None
+
+
+def text_row(frames: list[tuple[int, bytes]], columns: int) -> tuple[str, ...]:
+    """The one row of an answer to `ask`.
+
+    Raises:
+      MalformedMessage: as `text_rows` does, or there is another number of rows.
+    """
+    rows = text_rows(frames, columns)
+    if len(rows) != 1:
+        raise malformed_message("answer", f"it has {len(rows)} rows where one was asked for")
+    return rows[0]
+
+
+def number(text: str) -> int:
+    """A column that must be an integer.
+
+    Raises:
+      MalformedMessage: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise malformed_message("DataRow", "a column that is a number holds none") from None

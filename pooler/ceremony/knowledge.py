@@ -82,12 +82,12 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
     """
     async with borrowed(pool) as origin:
         with trio.fail_after(pool.limits.origin_connect_timeout):
-            isolation = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"))
+            isolation = text_rows(await ask_origin(origin, "SHOW default_transaction_isolation"), 1)
             changes = pool.defaults.changes
-            configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY))
-            defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY))
-            sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY))
-            found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY))
+            configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY), 3)
+            defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY), 3)
+            sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY), 1)
+            found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY), 1)
             frames = await ask_origin(origin, CATALOG_QUERY) if tables else None
     pool.reads_committed = isolation == [("read committed",)]
     if changes == pool.defaults.changes:  # with more of them, made by clients meanwhile, it is read again anyway

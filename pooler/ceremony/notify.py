@@ -20,6 +20,7 @@ from pooler.ceremony.publication import PARAMETERS, identifier
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
+from protocol.errors import malformed_message
 from protocol.framing import FrameReader, query
 from protocol.responses import FrameError, PgError
 
@@ -79,6 +80,11 @@ class Listener:
                 await self._listen()
             except (PgError, TransportClosed, FrameError, trio.TooSlowError) as error:
                 reason = str(error) or "no answer in time"
+            except Exception:
+                if self.connected:
+                    self.connected = False
+                    self._on_lost()
+                raise
             if self.connected:
                 self.connected = False
                 self.losses += 1
@@ -134,7 +140,10 @@ class Listener:
 
     def _take(self, body: bytes) -> None:
         """A NotificationResponse: process id, channel, payload."""
-        payload = body[4:].split(b"\0")[1].decode(errors="replace")
+        fields = body[4:].split(b"\0")
+        if len(fields) != 3:
+            raise malformed_message("NotificationResponse", "it is not a process, a channel and a payload")
+        payload = fields[1].decode(errors="replace")
         self.received += 1
         try:
             self._on_payload(payload)

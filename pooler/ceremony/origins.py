@@ -14,7 +14,7 @@ import time
 import trio
 
 from config import Target
-from pooler.ceremony.connect import Connected, LoginRefused, ask, connect_to, text_rows
+from pooler.ceremony.connect import Connected, LoginRefused, ask, connect_to, text_row
 from pooler.logs import get_logger
 from pooler.reactor import Reactor
 from pooler.roles import fits
@@ -136,7 +136,7 @@ async def _is(connected: Connected, wish: str) -> bool:
     if verdict is not None:
         return verdict
     if wish in ("primary", "standby"):
-        (answer,) = text_rows(await ask(connected.transport, "SELECT pg_catalog.pg_is_in_recovery()"))
-        return (answer[0] == "t") == (wish == "standby")
-    (answer,) = text_rows(await ask(connected.transport, "SHOW transaction_read_only"))
-    return (answer[0] == "on") == (wish == "read-only")
+        (standby,) = text_row(await ask(connected.transport, "SELECT pg_catalog.pg_is_in_recovery()"), 1)
+        return (standby == "t") == (wish == "standby")
+    (reads_only,) = text_row(await ask(connected.transport, "SHOW transaction_read_only"), 1)
+    return (reads_only == "on") == (wish == "read-only")

@@ -16,7 +16,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from protocol.framing import data_row
+from pooler.ceremony.connect import number, rows_of, text_row
 from protocol.responses import PgError
 
 Ask = Callable[[str], Awaitable[list[tuple[int, bytes]]]]
@@ -134,14 +134,14 @@ async def look(ask: Ask, publication: str) -> Standing:
     Raises:
       PgError, TransportClosed: as `ask` does.
     """
-    version, wal_level, senders, synchronous, role, may_replicate = (await _rows(ask, _ORIGIN))[0]
-    found = await _rows(ask, _PUBLICATION.format(name=_literal(publication)))
+    version, wal_level, senders, synchronous, role, may_replicate = text_row(await _ask(ask, _ORIGIN), 6)
+    found = await _rows(ask, _PUBLICATION.format(name=_literal(publication)), 3)
     return Standing(
-        int(version or 0),
-        wal_level or "",
-        int(senders or 0),
+        number(version),
+        wal_level,
+        number(senders),
         synchronous == "t",
-        role or "",
+        role,
         may_replicate == "t",
         Publication(*(value == "t" for value in found[0])) if found else None,
     )
@@ -191,13 +191,13 @@ def cannot_replicate(role: str) -> Missing:
 async def uncovered(ask: Ask, publication: str) -> frozenset[int]:
     """OIDs of what can be read and whose changes the stream does not tell: tables that are not (or by a row filter
     only partly) published, unlogged ones, materialized views, foreign tables."""
-    rows = await _rows(ask, _UNCOVERED.format(name=_literal(publication)))
-    return frozenset(int(oid or 0) for (oid,) in rows)
+    rows = await _rows(ask, _UNCOVERED.format(name=_literal(publication)), 1)
+    return frozenset(number(oid) for (oid,) in rows)
 
 
 async def without_identity(ask: Ask) -> list[str]:
     """Tables, quoted, on which PostgreSQL would refuse UPDATE and DELETE once they are published."""
-    return [name or "" for (name,) in await _rows(ask, _WITHOUT_IDENTITY)]
+    return [name for (name,) in await _rows(ask, _WITHOUT_IDENTITY, 1)]
 
 
 async def create(ask: Ask, publication: str) -> list[Missing]:
@@ -230,8 +230,8 @@ async def create(ask: Ask, publication: str) -> list[Missing]:
 async def slots(ask: Ask) -> list[Slot]:
     """pgnear's slots in this database."""
     return [
-        Slot(name or "", int(pid) if pid else None, temporary == "t", int(kept) if kept else None)
-        for name, _active, pid, temporary, kept in await _rows(ask, _SLOTS)
+        Slot(name, number(pid) if pid else None, temporary == "t", number(kept) if kept else None)
+        for name, _active, pid, temporary, kept in await _rows(ask, _SLOTS, 5)
     ]
 
 
@@ -256,10 +256,11 @@ def _literal(text: str) -> str:
     return f" E'{escaped}'"  # whatever standard_conforming_strings says
 
 
-async def _rows(ask: Ask, text: str) -> list[list[str | None]]:
-    frames = await ask("SET LOCAL search_path = pg_catalog;" + text)  # no name of a user's is in the way
-    return [
-        [None if value is None else value.decode(errors="replace") for value in data_row(body)]
-        for kind, body in frames
-        if kind == ord("D")
-    ]
+async def _ask(ask: Ask, text: str) -> list[tuple[int, bytes]]:
+    return await ask("SET LOCAL search_path = pg_catalog;" + text)  # no name of a user's is in the way
+
+
+async def _rows(ask: Ask, text: str, columns: int) -> list[tuple[str, ...]]:
+    """As text, in which what is no UTF-8 is replaced; NULL is the empty text."""
+    rows = rows_of(await _ask(ask, text), columns)
+    return [tuple((value or b"").decode(errors="replace") for value in row) for row in rows]

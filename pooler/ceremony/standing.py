@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from config import Target
-from pooler.ceremony.connect import Connected, ask, text_rows
+from pooler.ceremony.connect import Connected, ask, number, text_row
 from pooler.ceremony.opening import replica_target
 from pooler.ceremony.origins import connect
 from pooler.logs import get_logger
@@ -58,7 +58,7 @@ class _Line:
         """The host that it leads to."""
         return self._connected.target.place if self._connected is not None else ""
 
-    async def ask(self, target: Target, timeout: float, text: str) -> tuple[str, ...]:
+    async def ask(self, target: Target, timeout: float, text: str, columns: int) -> tuple[str, ...]:
         """The one row of an answer.
 
         Raises:
@@ -72,8 +72,7 @@ class _Line:
                 parameters = {"application_name": "pgnear"}
                 self._connected = await connect(target, self._service.reactor, parameters, timeout=timeout)
             with trio.fail_after(ANSWER_SECONDS):
-                (row,) = text_rows(await ask(self._connected.transport, text))
-                return row
+                return text_row(await ask(self._connected.transport, text), columns)
         except BaseException:
             self.close()
             raise
@@ -103,11 +102,11 @@ async def _follow_primary(service: Service, pool: Pool, replicas: Replicas) -> N
             at, stamp = perf_counter(), service.cache.begin()
             try:
                 timeout = pool.limits.origin_connect_timeout
-                lsn, system, timeline = await line.ask(pool.target, timeout, _PRIMARY)
+                lsn, system, timeline = await line.ask(pool.target, timeout, _PRIMARY, 3)
                 if {pool.place, *(each.target.place for each in pool.origins)} - {"", line.place}:
                     line.close()  # writes may go to another one: ask that
                     raise TransportClosed(f"connections lead to another host than {line.place or pool.target.place}")
-                replicas.primary_is(Point(at, stamp, int(lsn)), (system, timeline))
+                replicas.primary_is(Point(at, stamp, number(lsn)), (system, timeline))
                 known = True
             except (PgError, TransportClosed, trio.TooSlowError) as error:
                 problem = str(error) or "no answer"
@@ -129,7 +128,7 @@ async def _follow_replica(service: Service, home: Pool, replicas: Replicas, repl
             try:
                 target, timeout = replica_target(replica.pool), home.limits.origin_connect_timeout
                 asked_at = perf_counter()
-                lsn, system, timeline, standby = await line.ask(target, timeout, _REPLICA)
+                lsn, system, timeline, standby = await line.ask(target, timeout, _REPLICA, 4)
                 if standby != "t":
                     replica.lost("it is no standby")
                 elif replicas.identity is None:
@@ -137,7 +136,7 @@ async def _follow_replica(service: Service, home: Pool, replicas: Replicas, repl
                 elif (system, timeline) != replicas.identity:
                     replica.lost("it does not follow this primary")
                 else:
-                    replica.has_replayed(int(lsn or 0), replicas.points, perf_counter() - asked_at)
+                    replica.has_replayed(number(lsn or "0"), replicas.points, perf_counter() - asked_at)
             except (PgError, TransportClosed, trio.TooSlowError) as error:
                 replica.lost(str(error) or "no answer")
             if replica.problem != told:

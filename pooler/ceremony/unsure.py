@@ -46,6 +46,6 @@ async def _is_gone(pool: Pool, pid: int) -> bool:
         async with borrowed(pool) as origin:
             with trio.fail_after(pool.config.origin_connect_timeout):
                 found = await ask_origin(origin, f"SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {pid}")
+        return not text_rows(found, 1)
     except (PgError, trio.TooSlowError):
         return False
-    return not text_rows(found)

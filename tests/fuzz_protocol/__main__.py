@@ -1,8 +1,9 @@
 """`python -m tests.fuzz_protocol`: the long run over every target, and the replay of one input.
 
 With atheris (the extra `fuzz`) it is guided by what each input reaches, one process for each target, and adds to the
-corpus what reached something new; without, the corpus is changed at random. An input that breaks a promise, hangs or
-takes too much memory is written to --failures, and the status is 1.
+corpus what reached something new; without, the corpus is changed at random. Behind that the corpus is played over and
+over, to see whether a run leaves something behind (`growth`). An input that breaks a promise, hangs, takes too much
+memory or leaves some behind is written to --failures, and the status is 1.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.fuzz_protocol.mutation import CORPUS, HANG_SECONDS, inputs, limited, name_of
+from tests.fuzz_protocol.growth import MAY_KEEP_BYTES, left_behind
+from tests.fuzz_protocol.mutation import CORPUS, HANG_SECONDS, MOST_MEMORY_BYTES, corpus, inputs, limited, name_of
 
-MEMORY_MEGABYTES = 1024
+GROWTH_SHARE = 0.2
+"""Of a target's time."""
 
 
 def main() -> int:
@@ -38,7 +41,8 @@ def main() -> int:
     for target in wanted:
         seconds = share * (3 if target == "machine" else 1)  # most of what can go wrong is there
         run = _run_guided if guided else _run_random
-        failed = not run(target, seconds, options) or failed
+        failed = not run(target, seconds * (1 - GROWTH_SHARE), options) or failed
+        failed = not _leaves_nothing(target, seconds * GROWTH_SHARE, options) or failed
     return int(failed)
 
 
@@ -72,13 +76,39 @@ def _run_random(target: str, seconds: float, options: argparse.Namespace) -> boo
             with limited():
                 TARGETS[target](data)
         except Exception:
-            options.failures.mkdir(parents=True, exist_ok=True)
-            path = options.failures / f"{target}-{name_of(data)}"
-            path.write_bytes(data)
             traceback.print_exc()
-            print(f"{target}: broken by {path}", flush=True)
+            print(f"{target}: broken by {_written(target, data, options)}", flush=True)
             return False
     raise AssertionError("inputs do not end")
+
+
+def _leaves_nothing(target: str, seconds: float, options: argparse.Namespace) -> bool:
+    """Whether the corpus can be played again and again in the memory that is there; some of it, for want of time."""
+    from tests.fuzz_protocol.targets import AGAIN
+
+    kept = corpus(target)
+    random.Random(options.seed).shuffle(kept)
+    end = time.monotonic() + seconds
+    played, good = 0, True
+    for data in kept:
+        if time.monotonic() > end:
+            break
+        played += 1
+        for run in AGAIN[target]:
+            left = left_behind(run(data))
+            if left > MAY_KEEP_BYTES:
+                good = False
+                path = _written(target, data, options)
+                print(f"{target}: {left:.0f} bytes are left behind by each run of {path}", flush=True)
+    print(f"{target}: {played} of {len(kept)} kept inputs played again and again", flush=True)
+    return good
+
+
+def _written(target: str, data: bytes, options: argparse.Namespace) -> Path:
+    options.failures.mkdir(parents=True, exist_ok=True)
+    path: Path = options.failures / f"{target}-{name_of(data)}"
+    path.write_bytes(data)
+    return path
 
 
 def _run_guided(target: str, seconds: float, options: argparse.Namespace) -> bool:
@@ -88,8 +118,8 @@ def _run_guided(target: str, seconds: float, options: argparse.Namespace) -> boo
         [
             sys.executable, "-m", "tests.fuzz_protocol", "--atheris-target", target, "--atheris-arguments",
             str(CORPUS / target), f"-max_total_time={max(1, int(seconds))}", f"-timeout={HANG_SECONDS:.0f}",
-            f"-rss_limit_mb={MEMORY_MEGABYTES}", f"-artifact_prefix={options.failures}/{target}-", "-max_len=800",
-            "-print_final_stats=1",
+            f"-rss_limit_mb={MOST_MEMORY_BYTES >> 20}", f"-artifact_prefix={options.failures}/{target}-",
+            "-max_len=800", "-print_final_stats=1",
         ],
         capture_output=True,
         text=True,
@@ -98,14 +128,14 @@ def _run_guided(target: str, seconds: float, options: argparse.Namespace) -> boo
     told = [line for line in done.stderr.splitlines() if "number_of_executed" in line or "DONE" in line]
     print(f"{target}: {' '.join(told)}", flush=True)
     if done.returncode:
-        print(done.stderr[-4000:], flush=True)
+        print(done.stderr[-4000:], done.stdout[-4000:], flush=True)  # a traceback is among the latter
     return done.returncode == 0
 
 
 def _guided(target: str, arguments: list[str]) -> int:
     import atheris  # type: ignore[import-not-found, unused-ignore]
 
-    with atheris.instrument_imports(include=["protocol", "pooler"]):
+    with atheris.instrument_imports(include=["protocol", "pooler", "scramp"]):
         from tests.fuzz_protocol.targets import TARGETS
     atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
     atheris.Fuzz()

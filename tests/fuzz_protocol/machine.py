@@ -32,11 +32,10 @@ from pooler.service import Service
 from pooler.session import Session
 from pooler.settings import DEFAULTS, Reports, from_startup
 from pooler.transport import CHUNK_BYTES, TransportClosed
-from tests.fuzz_protocol.scripted import ANSWERS, BAD, GOOD, MARK, Honest
+from tests.fuzz_protocol.scripted import ANSWERS, BAD, GOOD, LARGEST_MESSAGE, MARK, Honest
 
 MOST_STEPS = 400
 HIGH_WATER = 16384
-LARGEST_MESSAGE = 65536
 KERNEL_BYTES = 4096
 """What a peer takes before it is full, where it does not read."""
 
@@ -224,9 +223,10 @@ class Machine:
         self.pool.connected(origin)
 
     def open_client(self) -> None:
-        if len(self.clients) >= 6:
-            return
-        number = len(self.clients)
+        if len(self.clients) < 6:
+            self.clients.append(self.new_client(len(self.clients)))
+
+    def new_client(self, number: int) -> _Client:
         transport = _Transport(self.reactor, f"client {number}")
         settings = from_startup({"application_name": f"client {number % 2}"})
         session = Session(
@@ -234,8 +234,8 @@ class Machine:
             (1000 + number, b"1234"),
         )  # fmt: skip
         self.service.remember(session)
-        self.clients.append(_Client(number, session, transport))
         session.start(b"")
+        return _Client(number, session, transport)
 
     def say(self, client: _Client, data: bytes, *, good: bool) -> None:
         if client.transport.closed:
@@ -361,14 +361,8 @@ def play(data: bytes) -> None:
     Raises:
       Broken, or whatever a handler raised: a finding.
     """
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    machine = Machine()
-    machine.open_client()
-    script = iter(data[:MOST_STEPS])
-    for code in script:
-        argument = next(script, 0)
-        _step(machine, code, argument)
-        machine.turn()
+    machine = _quiet_machine()
+    _act(machine, data)
     if machine.honest:
         _finish(machine)
     for client in machine.clients:
@@ -378,6 +372,49 @@ def play(data: bytes) -> None:
         raise Broken("sessions are remembered whose clients are gone")
     if machine.honest and machine.pool.busy_count:
         raise Broken(f"connections are held by nobody: {machine.pool.origins}")
+
+
+class Treadmill:
+    """The same script on one machine, over and over: what it still holds then grows with the time that it runs."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._machine = _quiet_machine()
+
+    def round(self) -> None:
+        """Once more. Clients whose sessions are at rest stay for the next round, the others leave."""
+        machine = self._machine
+        _act(machine, self._data)
+        machine.settle()
+        for client in machine.clients:
+            session = client.session
+            if session.origin is not None or session.inbox or session.chunks or session.waiting or session.missing:
+                ending.end(session, abrupt=True)
+            client.transport.taken.clear()
+        if not machine.honest:  # such an origin keeps what pgnear was told it has not
+            for origin in list(machine.pool.origins):
+                origin.close()
+            machine.honest = True
+        machine.settle()
+        for place, client in enumerate(machine.clients):
+            if client.session.closed:
+                machine.clients[place] = machine.new_client(place)
+        machine.backends = {origin: machine.backends[origin] for origin in machine.pool.origins}
+
+
+def _quiet_machine() -> Machine:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    machine = Machine()
+    machine.open_client()
+    return machine
+
+
+def _act(machine: Machine, data: bytes) -> None:
+    script = iter(data[:MOST_STEPS])
+    for code in script:
+        argument = next(script, 0)
+        _step(machine, code, argument)
+        machine.turn()
 
 
 def _finish(machine: Machine) -> None:

@@ -1,12 +1,13 @@
 """Inputs from the corpus, changed at random by a seed: what atheris does, without knowing what was reached.
 
-Also here: the corpus itself, and running one input with a time limit.
+Also here: the corpus itself, and running one input within limits of time and memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ CORPUS = Path(__file__).parent / "corpus"
 
 HANG_SECONDS = 5.0
 """No input takes longer; one that does is a finding."""
+
+MOST_MEMORY_BYTES = 1 << 30
+"""Nor does one take more memory."""
 
 LARGEST = 800
 
@@ -65,15 +69,21 @@ def _change(data: bytearray, chance: random.Random, kept: list[bytes]) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise `Hang` in the block when it takes longer than `HANG_SECONDS`."""
+    """Raise `Hang` when the block takes longer than `HANG_SECONDS`, MemoryError when it takes too much of that."""
 
     def too_late(number: int, frame: object) -> None:
         raise Hang(f"longer than {HANG_SECONDS:g} s")
 
     before = signal.signal(signal.SIGALRM, too_late)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    most = pages * resource.getpagesize() + MOST_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
     signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

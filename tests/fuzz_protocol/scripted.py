@@ -67,7 +67,14 @@ GOOD: tuple[bytes, ...] = tuple(
 )
 """Whole messages that drivers send; the mark's 0 stands for the client's number."""
 
-BAD: tuple[bytes, ...] = (*MESSAGES.values(), TERMINATE)
+LARGEST_MESSAGE = 65536
+
+BAD: tuple[bytes, ...] = (
+    *MESSAGES.values(),
+    TERMINATE,
+    parse("select '" + "x" * LARGEST_MESSAGE + "'"),  # too large, but whole: the session goes on behind the next Sync
+    frame("B", bytes(LARGEST_MESSAGE)),
+)
 
 ANSWERS: tuple[bytes, ...] = (
     frame("Z", b"I"),
@@ -207,6 +214,8 @@ class Honest:
             values = [b"0"] * probed or [mark[0] if mark else b"f"]
             row = frame("D", pack("!H", len(values)) + b"".join(pack("!i", len(each)) + each for each in values))
             return (_ROW_DESCRIPTION if described else b"") + row + frame("C", b"SELECT 1\0")
+        if statement.strip().lower() in (b"discard all", b"deallocate all"):
+            self._statements.clear()
         return frame("C", word.upper() + b"\0")
 
     def _extended(self, kind: str, body: bytes) -> bytes | None:

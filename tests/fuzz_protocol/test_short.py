@@ -6,10 +6,12 @@ import time
 
 import pytest
 
+from tests.fuzz_protocol.growth import MAY_KEEP_BYTES, left_behind
 from tests.fuzz_protocol.mutation import corpus, inputs, limited
-from tests.fuzz_protocol.targets import TARGETS
+from tests.fuzz_protocol.targets import AGAIN, TARGETS
 
 SECONDS = 1.0
+PLAYED_AGAIN = 8
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -29,3 +31,16 @@ def test_inputs_that_nobody_would_send_break_nothing(target: str) -> None:
             TARGETS[target](data)
         if time.monotonic() > end:
             return
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_same_again_and_again_leaves_nothing_behind(target: str) -> None:
+    for data in corpus(target)[:PLAYED_AGAIN]:
+        for run in AGAIN[target]:
+            assert left_behind(run(data)) <= MAY_KEEP_BYTES
+
+
+def test_what_is_left_behind_is_seen() -> None:
+    """Else the test above would be quiet about anything."""
+    kept: list[bytes] = []
+    assert left_behind(lambda: kept.append(bytes(100))) >= 100

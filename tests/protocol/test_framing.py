@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import messages as m
-from protocol.framing import HEADER_BYTES, FrameReader, bad_length, command_complete, frame, frame_end, query
-from protocol.responses import FrameError, PgError
+from protocol.framing import (
+    HEADER_BYTES,
+    FrameReader,
+    bad_length,
+    command_complete,
+    data_row,
+    frame,
+    frame_end,
+    query,
+)
+from protocol.responses import FrameError, MalformedMessage, PgError
 
 LIMIT = 1000
 FRAMES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=40)), max_size=8)
@@ -127,3 +136,15 @@ def test_command_complete_is_the_catalogues(tag: str) -> None:
 @given(body=st.binary())
 def test_frame_is_the_catalogues(body: bytes) -> None:
     assert frame(b"d", body) == m.CopyData.encode(data=body)
+
+
+@given(columns=st.lists(st.none() | st.binary(max_size=40), max_size=20))
+def test_a_data_row_is_read_as_the_catalogue_writes_it_and_no_shorter_one_is(columns: list[bytes | None]) -> None:
+    """A row that promised 65,535 columns in two bytes was believed."""
+    body = m.DataRow.encode(values=columns)[HEADER_BYTES:]
+    assert data_row(body) == columns
+    if columns:
+        with pytest.raises(MalformedMessage):
+            data_row(body[:-1])
+        with pytest.raises(MalformedMessage):
+            data_row(b"\xff\xff" + body[2:])
