@@ -183,7 +183,7 @@ def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bo
         def done(own: Unit, prepared: Prepared = prepared) -> None:
             if own.error is None and own.rows and own.rows[0] != prepared.row_description:
                 origin.verified[prepared] = False
-            session.release_hold()
+            session.service.reactor.call_soon(session.release_hold)  # at once, the connection would be given back first
 
         session.hold()
         origin.unnamed = None

@@ -170,9 +170,8 @@ def _examine_command(statement: Any, name: str, facts: Facts) -> None:
     elif name == "RenameStmt" and enum_name(statement, "rename_type") == "OBJECT_DATABASE":
         facts.databases.add(statement.subname)
     elif name == "CreatedbStmt":
-        facts.databases |= {
-            option.def_elem.arg.string.sval for option in statement.options if option.def_elem.defname == "template"
-        }
+        named = {each.def_elem.arg.string.sval for each in statement.options if each.def_elem.defname == "template"}
+        facts.databases |= (named - {""}) or {"template1"}
     elif name == "CopyStmt":
         facts.reads_only = not (statement.is_from or facts.writes or statement.is_program)
         facts.unknown_reach = statement.is_program

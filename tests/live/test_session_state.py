@@ -535,6 +535,38 @@ def test_an_idle_pool_is_not_in_the_way_of_dropping_its_database(pgnear: Start, 
         assert tags(frames) == ["DROP DATABASE"], frames
 
 
+@pytest.mark.parametrize("template", ["", "template default"])
+def test_an_idle_pool_is_not_in_the_way_of_making_a_database(pgnear: Start, origin: Server, template: str) -> None:
+    """Who names no template copies template1, where nobody may be connected; node-postgres's tests connect to it."""
+    origin.execute("drop database if exists doomed")
+    near = pgnear(databases={"template1": {"origin": origin.url().rpartition("/")[0] + "/template1"}})
+    with WireClient.logged_in(near.port, database="template1") as visitor:
+        visitor.one("select 1")
+    with WireClient.logged_in(near.port) as client:
+        frames = client.query(f"create database doomed {template}")
+        assert tags(frames) == ["CREATE DATABASE"], frames
+        client.query("drop database doomed")
+
+
+def test_a_database_that_was_just_made_answers_what_was_prepared_before_ddl(pgnear: Start, origin: Server) -> None:
+    """postgres.js's own tests drop and make their database, and then hung: for ten seconds connections to it were
+    closed when they were free, the one included on which a statement from before DDL had just been described again,
+    so that the next one knew nothing of that and was asked again, and so on."""
+    origin.execute("drop database if exists doomed")
+    near = pgnear(databases={"doomed": {"origin": origin.url().rpartition("/")[0] + "/doomed"}})
+    with WireClient.logged_in(near.port) as administrator:
+        administrator.query("create database doomed")
+        administrator.query("drop database doomed")
+        administrator.query("create database doomed")
+    with WireClient.logged_in(near.port, database="doomed") as client:
+        client.query("create table made (v int)")
+        client.ask(wire.parse("select v from made", "s"), wire.describe("S", "s"), wire.SYNC)
+        client.query("create table later (v int)")
+        frames = client.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+        assert tags(frames) == ["SELECT 0"], frames
+    assert near.metric("origin_connections_opened_total") < 20
+
+
 def test_psycopg_and_asyncpg_pools_reset_without_pinning(one: Pgnear) -> None:
     """asyncpg's reset is this text; it used to pin each connection for good."""
     reset = "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;"
