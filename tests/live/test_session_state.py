@@ -543,3 +543,24 @@ def test_psycopg_and_asyncpg_pools_reset_without_pinning(one: Pgnear) -> None:
         connection.execute(reset)
         assert connection.execute("select 1").fetchone() == (1,)
         connection.close()
+
+
+def test_a_client_that_has_made_a_table_is_not_sent_elsewhere_by_pgnears_look_at_it(
+    pgnear: Start, origin: Server
+) -> None:
+    """PostgreSQL's regression suite: statistics that a backend has not told yet, and what C functions keep in its
+    memory, were elsewhere whenever pgnear read the catalog in between."""
+    near = pgnear(pool_size=3, min_pool_size=3, origin_connect_timeout=60)
+    until(lambda: near.metric("origin_connections_opened_total") >= 3)
+    near.wait_until_it_caches()
+    reading = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    with WireClient.logged_in(near.port) as client, origin.connect() as holder:
+        backend = client.one("select pg_backend_pid()")
+        holder.execute("begin; lock table pg_attrdef in access exclusive mode")
+        client.query("create table looked_at ()")
+        until(lambda: origin.execute(reading) == [(1,)], what="pgnear does not read the catalog")
+        assert client.one("select pg_backend_pid()") == backend
+        holder.execute("rollback")
+        until(lambda: origin.execute(reading) == [(0,)])
+        assert client.one("select pg_backend_pid()") == backend
+        client.query("drop table looked_at")
