@@ -26,7 +26,7 @@ from pooler.link import link
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
 from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
-from pooler.statements import Prepared
+from pooler.statements import Prepared, same_rows
 from pooler.translation import Translation
 from pooler.unit import Unit
 from protocol import errors, framing
@@ -160,8 +160,10 @@ def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bo
             continue
         origin.verified[prepared] = True
 
-        def done(own: Unit, prepared: Prepared = prepared) -> None:
-            if own.error is None and own.rows and own.rows[0] != prepared.row_description:
+        known: bytes = prepared.row_description
+
+        def done(own: Unit, prepared: Prepared = prepared, known: bytes = known) -> None:
+            if own.error is None and own.rows and not same_rows(own.rows[0], known):
                 origin.verified[prepared] = False
             session.release_hold()
 

@@ -431,6 +431,24 @@ def test_a_statement_from_before_ddl_fails_as_on_a_private_connection(pgnear: St
         assert wire.rows(frames) == [[b"1", b"10", None]]
 
 
+def test_a_statement_outlives_its_table_where_another_takes_its_place(pgnear: Start, table: str) -> None:
+    """psycopg's own suite drops and makes a table for each test, and a connection that lasts has prepared a query of
+    it: PostgreSQL compares names and types, pgnear compared the table's oid as well."""
+    near = pgnear(pool_size=2)
+    text = f"select id, v, 1 as one from {table} where id = 7"
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        client.ask(wire.parse(text, "s"), wire.describe("S", "s"), wire.SYNC)
+        for columns, values, row in (("id int, v int", "7, 8", [b"7", b"8", b"1"]), ("id int, v text", "7, 'x'", None)):
+            other.query(f"drop table {table}; create table {table} ({columns}); insert into {table} values ({values})")
+            other.query("begin; select 1")  # takes the connection that was used last
+            frames = client.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+            other.query("commit")
+            if row is None:
+                assert wire.error_fields(dict(frames)["E"])["C"] == "0A000"
+            else:
+                assert wire.rows(frames) == [row], frames
+
+
 def test_the_same_text_means_what_each_clients_settings_make_of_it(one: Pgnear) -> None:
     """A literal is read when a statement is parsed: sharing it across DateStyle would give one client's date to all."""
     text = "select to_char('01/02/2020'::date, 'YYYY-MM-DD')"

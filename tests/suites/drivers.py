@@ -68,6 +68,7 @@ class Suite:
 
 _TOOLS = ("pytest", "pytest-timeout")
 _OWN_CLUSTER = "starts a cluster of its own, which is not the one behind pgnear"
+_NO_DATABASE = "connects to nothing"
 _SERVERS_DOOR = "tests an authentication method in the server's pg_hba.conf; clients of pgnear log in to pgnear"
 
 SUITES = (
@@ -125,11 +126,19 @@ SUITES = (
         repository="https://github.com/psycopg/psycopg",  # its source distribution has no tests
         members=("tests/", "tools/"),
         tests="tests",
-        needs=("psycopg-pool", "anyio>=4", "pproxy", "dnspython", "numpy", "shapely"),
+        needs=("psycopg-pool", "anyio>=4", "pproxy", "numpy", "shapely"),
         setup=("CREATE EXTENSION hstore", "CREATE DATABASE psycopg_test TEMPLATE postgres"),
         databases=("psycopg_test",),
         environment={
             "PSYCOPG_TEST_DSN": "host=127.0.0.1 port={port} user=postgres password='{password}' dbname=psycopg_test"
+        },
+        options=("-m", "not timing"),
+        excluded={
+            "tests/crdb": "tests with CockroachDB",
+            "tests/pool": "tests psycopg_pool, mostly how long it takes",
+            "tests/test_conninfo_attempts": _NO_DATABASE,
+            "tests/test_dns": _NO_DATABASE,
+            "tests/test_typing.py": _NO_DATABASE,
         },
         on_demand=True,
     ),
