@@ -34,7 +34,7 @@ from pooler.operations import Operation, read, recall_sequences, statement_of, t
 from pooler.origin import IDLE
 from pooler.settings import DEFAULTS
 from pooler.sql.statement import Statement
-from pooler.statements import Prepared
+from pooler.statements import Prepared, same_rows
 from pooler.translation import Translation
 from pooler.unit import UNNAMED, Unit
 from protocol import errors, framing
@@ -180,8 +180,10 @@ def _verify(session: Session, origin: Origin, operations: list[Operation]) -> bo
             continue
         origin.verified[prepared] = True
 
-        def done(own: Unit, prepared: Prepared = prepared) -> None:
-            if own.error is None and own.rows and own.rows[0] != prepared.row_description:
+        known: bytes = prepared.row_description
+
+        def done(own: Unit, prepared: Prepared = prepared, known: bytes = known) -> None:
+            if own.error is None and own.rows and not same_rows(own.rows[0], known):
                 origin.verified[prepared] = False
             session.service.reactor.call_soon(session.release_hold)  # at once, the connection would be given back first
 

@@ -221,6 +221,23 @@ class Pool:
         self.idle.remove(origin)
         return True
 
+    def acquire_coldest(self) -> Origin | None:
+        """The connection that clients would get last, for pgnear's own work; None where none is idle."""
+        while self.idle and not self.waiting.users:
+            origin = self.idle.pop(0)
+            if origin.transport.has_news():
+                origin.readable()  # as in `acquire`
+                if origin.closed:
+                    continue
+            return origin
+        return None
+
+    def release_coldest(self, origin: Origin) -> None:
+        """`release` behind pgnear's own work: who asks next gets the connection that he would have got without it."""
+        self.release(origin)
+        if self.idle and self.idle[-1] is origin:
+            self.idle.insert(0, self.idle.pop())
+
     def acquire_spare(self, settings: Settings) -> Origin | None:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
         if self.waiting.users or not self.idle or len(self.idle) + self.allowed - self._ordinary < 2:

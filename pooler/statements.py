@@ -31,6 +31,21 @@ MAX_PARSES = 5000
 """Parse messages that a scope remembers; then it forgets them all."""
 
 
+def same_rows(one: bytes, other: bytes) -> bool:
+    """Whether two RowDescription frames are of one result type to PostgreSQL: names, types and lengths; the table
+    that a column comes from does not count."""
+    return _without_tables(one) == _without_tables(other)
+
+
+def _without_tables(row_description: bytes) -> list[bytes]:
+    parts, position = [], 7
+    while position < len(row_description):
+        end = row_description.index(b"\0", position)
+        parts += [row_description[position:end], row_description[end + 7 : end + 15]]
+        position = end + 19  # the table's oid, the column's number, its type, length and typmod, and the format
+    return parts
+
+
 class Scope:
     """What else than its text and types decides what a statement means when it is parsed. Compared by identity.
 

@@ -45,21 +45,27 @@ class _Borrower:
 
 
 @asynccontextmanager
-async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[Origin]:
-    """A connection of `pool` with `settings` set, for the length of the block.
+async def borrowed(pool: Pool, settings: Settings | None = None) -> AsyncIterator[Origin]:
+    """A connection of `pool`, for the length of the block.
+
+    Args:
+      settings: what a client that logs in has set; without, it is for work of pgnear's own, which takes the connection
+        that no client is likely to get next.
 
     Raises:
       PgError: none was to be had in time, the settings cannot be made, or the origin does not answer.
     """
+    own_work = settings is None
+    settings = settings if settings is not None else DEFAULTS
     borrower = _Borrower(settings, pool.limits.pool_wait_timeout)
-    origin = pool.acquire(borrower)
+    origin = (pool.acquire_coldest() if own_work else None) or pool.acquire(borrower)
     if origin is None:
         try:
             await borrower.decided.wait()
         except trio.Cancelled:
             pool.withdraw(borrower)
             if borrower.origin is not None:
-                give_back(pool, borrower.origin)
+                give_back(pool, borrower.origin, own_work=own_work)
             raise
         if borrower.error is not None:
             raise borrower.error
@@ -73,7 +79,7 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
                 await apply(origin, settings)
         yield origin
     except PgError:
-        give_back(pool, origin)
+        give_back(pool, origin, own_work=own_work)
         raise
     except TransportClosed as error:
         origin.close()
@@ -86,16 +92,19 @@ async def borrowed(pool: Pool, settings: Settings = DEFAULTS) -> AsyncIterator[O
         origin.close()
         raise
     else:
-        give_back(pool, origin)
+        give_back(pool, origin, own_work=own_work)
 
 
-def give_back(pool: Pool, origin: Origin) -> None:
-    """Into the reactor's hands again, and free."""
+def give_back(pool: Pool, origin: Origin, *, own_work: bool = False) -> None:
+    """Into the reactor's hands again, and free; behind `own_work` of pgnear's, the last that a client gets."""
     if origin.closed:  # the pool was closed meanwhile
         return
     origin.draining = False
     origin.transport.register(origin)
-    pool.release(origin)
+    if own_work:
+        pool.release_coldest(origin)
+    else:
+        pool.release(origin)
 
 
 async def apply(origin: Origin, settings: Settings) -> None:

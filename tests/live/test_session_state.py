@@ -431,6 +431,24 @@ def test_a_statement_from_before_ddl_fails_as_on_a_private_connection(pgnear: St
         assert wire.rows(frames) == [[b"1", b"10", None]]
 
 
+def test_a_statement_outlives_its_table_where_another_takes_its_place(pgnear: Start, table: str) -> None:
+    """psycopg's own suite drops and makes a table for each test, and a connection that lasts has prepared a query of
+    it: PostgreSQL compares names and types, pgnear compared the table's oid as well."""
+    near = pgnear(pool_size=2)
+    text = f"select id, v, 1 as one from {table} where id = 7"
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        client.ask(wire.parse(text, "s"), wire.describe("S", "s"), wire.SYNC)
+        for columns, values, row in (("id int, v int", "7, 8", [b"7", b"8", b"1"]), ("id int, v text", "7, 'x'", None)):
+            other.query(f"drop table {table}; create table {table} ({columns}); insert into {table} values ({values})")
+            other.query("begin; select 1")  # takes the connection that was used last
+            frames = client.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+            other.query("commit")
+            if row is None:
+                assert wire.error_fields(dict(frames)["E"])["C"] == "0A000"
+            else:
+                assert wire.rows(frames) == [row], frames
+
+
 def test_the_same_text_means_what_each_clients_settings_make_of_it(one: Pgnear) -> None:
     """A literal is read when a statement is parsed: sharing it across DateStyle would give one client's date to all."""
     text = "select to_char('01/02/2020'::date, 'YYYY-MM-DD')"
@@ -575,3 +593,24 @@ def test_psycopg_and_asyncpg_pools_reset_without_pinning(one: Pgnear) -> None:
         connection.execute(reset)
         assert connection.execute("select 1").fetchone() == (1,)
         connection.close()
+
+
+def test_a_client_that_has_made_a_table_is_not_sent_elsewhere_by_pgnears_look_at_it(
+    pgnear: Start, origin: Server
+) -> None:
+    """PostgreSQL's regression suite: statistics that a backend has not told yet, and what C functions keep in its
+    memory, were elsewhere whenever pgnear read the catalog in between."""
+    near = pgnear(pool_size=3, min_pool_size=3, origin_connect_timeout=60)
+    until(lambda: near.metric("origin_connections_opened_total") >= 3)
+    near.wait_until_it_caches()
+    reading = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    with WireClient.logged_in(near.port) as client, origin.connect() as holder:
+        backend = client.one("select pg_backend_pid()")
+        holder.execute("begin; lock table pg_attrdef in access exclusive mode")
+        client.query("create table looked_at ()")
+        until(lambda: origin.execute(reading) == [(1,)], what="pgnear does not read the catalog")
+        assert client.one("select pg_backend_pid()") == backend
+        holder.execute("rollback")
+        until(lambda: origin.execute(reading) == [(0,)])
+        assert client.one("select pg_backend_pid()") == backend
+        client.query("drop table looked_at")

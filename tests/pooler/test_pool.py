@@ -531,3 +531,34 @@ def test_who_waits_for_a_connection_that_drains_hears_that_there_is_no_other() -
     waiter = bench.ask()
     bench.fail()
     assert waiter.error is not None
+
+
+# ---- pgnear's own work -----------------------------------------------------------------------------------------------
+
+
+def test_pgnears_own_work_leaves_a_client_the_connection_that_it_had() -> None:
+    """A look into the catalog took the connection that was used last, so that a client which made a table found
+    another one behind it: without its backend's statistics, and without what an extension keeps in memory."""
+    bench = Bench(pool_size=3)
+    cold, own, other = (bench.succeed() for _ in range(3))
+    client = bench.ask()
+    assert client.origin is other
+    bench.pool.release(other)
+
+    assert bench.pool.acquire_coldest() is cold
+    bench.pool.release_coldest(cold)
+    assert bench.pool.idle == [cold, own, other]
+    assert bench.pool.acquire_coldest() is cold
+    assert bench.ask().origin is other
+
+
+def test_pgnears_own_work_does_not_jump_the_queue() -> None:
+    bench = Bench(pool_size=1)
+    origin = bench.succeed()
+    assert bench.pool.acquire_coldest() is origin
+    client = bench.ask()
+    assert client.origin is None
+    assert bench.pool.acquire_coldest() is None
+    bench.pool.release_coldest(origin)
+    assert client.origin is origin
+    assert not bench.pool.idle

@@ -7,6 +7,7 @@ of the same version. Exit statuses: 0 no difference but known ones, 1 there are 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import time
 import venv
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from tests.suites import compare, rigs, workplace
 from tests.suites.compare import FAILED, Difference, Outcome
@@ -33,14 +35,18 @@ class Suite:
     """A driver's tests.
 
     Attributes:
-      driver: what is installed; its source distribution is `source`, of the same version.
+      driver: what is installed. The tests come from the source distribution of `source` (`name` where it is empty), of
+        the same version, or from the tag `version` of `repository`.
       members: what is unpacked of the source distribution; the driver's own modules are not, for they would be
         imported instead of the installed ones.
-      tests: what pytest is given.
+      tests: what pytest is given. options: and how.
       setup: SQL that its authors ask for.
       databases: those that pgnear serves beside `postgres`; the tests make them where `setup` does not.
+      environment: for pytest. In it and in `options`, {port} is where to connect, {password} that of postgres and
+        {quoted} the same for a URL.
       users: name -> password of those that may log in to pgnear beside `postgres`.
       excluded: tests that are not run either way, with the reason: node ids begin with the key.
+      on_demand: it takes too long, or its sources are too far away, to be run unless it is named.
     """
 
     name: str
@@ -54,10 +60,15 @@ class Suite:
     users: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    source: str = ""
+    repository: str = ""
+    on_demand: bool = False
 
 
 _TOOLS = ("pytest", "pytest-timeout")
 _OWN_CLUSTER = "starts a cluster of its own, which is not the one behind pgnear"
+_NO_DATABASE = "connects to nothing"
 _SERVERS_DOOR = "tests an authentication method in the server's pg_hba.conf; clients of pgnear log in to pgnear"
 
 SUITES = (
@@ -108,8 +119,57 @@ SUITES = (
             "PSYCOPG2_TEST_REPL_DSN": "",  # means: the same server, and test replication
         },
     ),
+    Suite(
+        name="psycopg",
+        version="3.3.4",
+        driver="psycopg[binary]",
+        repository="https://github.com/psycopg/psycopg",  # its source distribution has no tests
+        members=("tests/", "tools/"),
+        tests="tests",
+        needs=("psycopg-pool", "anyio>=4", "pproxy", "numpy", "shapely"),
+        setup=("CREATE EXTENSION hstore", "CREATE DATABASE psycopg_test TEMPLATE postgres"),
+        databases=("psycopg_test",),
+        environment={
+            "PSYCOPG_TEST_DSN": "host=127.0.0.1 port={port} user=postgres password='{password}' dbname=psycopg_test"
+        },
+        options=("-m", "not timing"),
+        excluded={
+            "tests/crdb": "tests with CockroachDB",
+            "tests/pool": "tests psycopg_pool, mostly how long it takes",
+            "tests/test_conninfo_attempts": _NO_DATABASE,
+            "tests/test_dns": _NO_DATABASE,
+            "tests/test_typing.py": _NO_DATABASE,
+        },
+        on_demand=True,
+    ),
+    *(
+        Suite(
+            name=f"sqlalchemy-{driver}",
+            source="sqlalchemy",
+            version="2.1.9",
+            driver="sqlalchemy",
+            members=("test/", "lib/", "setup.cfg", "pyproject.toml"),
+            tests="test",
+            needs=("greenlet", package),
+            setup=(
+                "CREATE SCHEMA test_schema",
+                "CREATE SCHEMA test_schema_2",
+                "CREATE DATABASE sqlalchemy_test TEMPLATE postgres",
+                "ALTER DATABASE sqlalchemy_test SET default_text_search_config = 'pg_catalog.english'",
+            ),
+            databases=("sqlalchemy_test",),
+            options=(
+                "--dburi",
+                f"postgresql+{driver}://postgres:{{quoted}}@127.0.0.1:{{port}}/sqlalchemy_test",
+                "--backend-only",
+                "--maxfail=1000000",
+            ),
+            environment={"PYTHONNOUSERSITE": "1"},
+            on_demand=True,
+        )
+        for driver, package in (("psycopg2", "psycopg2-binary"), ("asyncpg", "asyncpg"), ("psycopg", "psycopg[binary]"))
+    ),
 )
-"""psycopg 3's source distribution has no tests; psycopg2's has."""
 
 
 def main() -> int:
@@ -140,11 +200,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.suites.drivers", description=__doc__)
     workplace.add_arguments(parser)
     names = [suite.name for suite in SUITES]
-    parser.add_argument("suites", nargs="*", default=names, help=f"of {', '.join(names)} (default all)")
+    ordinary = [suite.name for suite in SUITES if not suite.on_demand]
+    parser.add_argument(
+        "suites", nargs="*", default=ordinary, help=f"of {', '.join(names)} (default {', '.join(ordinary)})"
+    )
+    parser.add_argument("--all", action="store_true", help="all suites; some take long")
     parser.add_argument("-k", dest="select", help="pytest's expression: only tests whose names match")
     parser.add_argument("--test-seconds", type=float, default=60, help="a test that takes longer has failed")
     parser.add_argument("--run-seconds", type=float, default=1500, help="a whole run that takes longer is ended")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.all:
+        arguments.suites = names
+    return arguments
 
 
 def _head(arguments: argparse.Namespace) -> list[str]:
@@ -184,27 +251,35 @@ def _prepare(suite: Suite, home: Path) -> tuple[Path, Path]:
     if not ready.exists() or ready.read_text().split() != packages:
         note(f"installing {suite.driver} {suite.version}")
         venv.create(environment, with_pip=True, clear=True)
-        pip = [python, "-m", "pip", "--quiet"]
+        pip = [str(python), "-m", "pip", "--quiet"]
         workplace.run([*pip, "install", *packages], within=1200)
-        downloads = home / "downloads"
-        source = f"{suite.name}=={suite.version}"
-        workplace.run(
-            [*pip, "download", "--no-deps", "--no-binary", suite.name, "--dest", downloads, source], within=1200
-        )
-        _unpack(suite, downloads / f"{suite.name}-{suite.version}.tar.gz", tree)
+        shutil.rmtree(tree, ignore_errors=True)
+        if suite.repository:
+            _clone(suite, tree)
+        else:
+            source = suite.source or suite.name
+            downloads = home / "downloads"
+            options = ["--no-deps", "--no-binary", source, "--dest", str(downloads)]
+            workplace.run([*pip, "download", *options, f"{source}=={suite.version}"], within=1200)
+            _unpack(suite, downloads / f"{source}-{suite.version}.tar.gz", tree)
+        if not (tree / suite.tests).is_dir():
+            raise SuiteFailed(f"the sources of {suite.name} {suite.version} have no tests")
         ready.write_text("\n".join(packages))
     return python, tree
 
 
+def _clone(suite: Suite, tree: Path) -> None:
+    options = ["--quiet", "--depth=1", "--no-checkout", f"--branch={suite.version}"]
+    workplace.run(["git", "clone", *options, suite.repository, tree], within=1200)
+    workplace.run(["git", "checkout", "--quiet", "HEAD", "--", *suite.members], cwd=tree)
+
+
 def _unpack(suite: Suite, archive: Path, tree: Path) -> None:
-    shutil.rmtree(tree, ignore_errors=True)
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             member.name = member.name.partition("/")[2]
             if member.name.startswith(suite.members):
                 tar.extract(member, tree, filter="data")
-    if not (tree / suite.tests).is_dir():
-        raise SuiteFailed(f"{archive.name} has no tests")
 
 
 def _run(
@@ -218,7 +293,7 @@ def _run(
     with workplace.scratch("pgnear-drivers-") as home:
         shutil.copy(PLUGIN, home)
         command = [
-            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", PLUGIN.stem, "--tb=short",
+            str(python), "-m", "pytest", "-q", "-p", PLUGIN.stem, "--tb=short",
             f"--timeout={arguments.test_seconds:g}", "--continue-on-collection-errors", suite.tests,
             *(f"--deselect={test}" for test in suite.excluded),
         ]  # fmt: skip
@@ -231,7 +306,10 @@ def _run(
             pool_size=arguments.pool_size,
         ) as rig:  # fmt: skip
             version = str(rig.server.execute("select current_setting('server_version')")[0][0])
-            outcomes = _pytest(command, tree, home, rig.environment("postgres") | suite.environment, arguments)
+            values = {"port": rig.port, "password": PASSWORD, "quoted": quote(PASSWORD)}
+            command += [option.format(**values) for option in suite.options]
+            environment = {name: value.format(**values) for name, value in suite.environment.items()}
+            outcomes = _pytest(command, tree, home, rig.environment("postgres") | environment, arguments)
         if arguments.keep is not None:
             kept = arguments.keep / f"{suite.name}-{name}"
             shutil.rmtree(kept, ignore_errors=True)
@@ -253,10 +331,13 @@ def _pytest(
     written = home / "outcomes"
     environment |= {"HOME": str(home), "PYTHONPATH": str(home), "OUTCOMES": str(written)}
     end = time.monotonic() + arguments.run_seconds
-    while time.monotonic() < end:
+    for attempt in itertools.count():
+        if time.monotonic() >= end:
+            break
+        fresh = ["-o", f"cache_dir={home / f'cache-{attempt}'}"]  # psycopg's tests refuse to follow a killed run
         with open(home / "pytest.out", "ab") as output:
             process = subprocess.Popen(
-                command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [*command, *fresh], cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
         if _ends(process, written, min(2 * arguments.test_seconds, end - time.monotonic())):
