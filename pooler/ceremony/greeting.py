@@ -26,25 +26,38 @@ _NAME_BYTES = 63
 _pids = count(1)
 
 
-async def greeting(pool: Pool, wanted: dict[str, str]) -> Reports:
-    """ParameterStatus values by name, as the origin reports them under the startup settings `wanted`.
+def known_greeting(pool: Pool, wanted: dict[str, str]) -> Reports | None:
+    """ParameterStatus values by name, as the origin reports them under the startup settings `wanted`, if it has been
+    asked.
+    """
+    name, tried = _told_and_tried(wanted)
+    known = pool.greetings.get(from_startup(tried))
+    return known.with_value("application_name", name) if known is not None and name else known
+
+
+async def ask_for_greeting(pool: Pool, wanted: dict[str, str]) -> Reports:
+    """What `known_greeting` gives from now on.
 
     Raises:
       PgError: the origin cannot be reached, refuses one of the settings, or has no connection to spare in time.
     """
-    name = wanted.get("application_name", "")
-    plain = bool(name) and len(name) <= _NAME_BYTES and name.isascii() and name.isprintable()
-    tried = {key: value for key, value in wanted.items() if key != "application_name"} if plain else wanted
+    name, tried = _told_and_tried(wanted)
     settings = from_startup(tried)
     greetings = pool.greetings
-    known = greetings.get(settings)
-    if known is None:
-        async with borrowed(pool, settings) as origin:
-            known = origin.reports
-        while len(greetings) >= REMEMBERED:
-            greetings.pop(next(iter(greetings)))
-        greetings[settings] = known
-    return known.with_value("application_name", name) if plain else known
+    async with borrowed(pool, settings) as origin:
+        known = origin.reports
+    while len(greetings) >= REMEMBERED:
+        greetings.pop(next(iter(greetings)))
+    greetings[settings] = known
+    return known.with_value("application_name", name) if name else known
+
+
+def _told_and_tried(wanted: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """A plain application_name, or "", and the other settings."""
+    name = wanted.get("application_name", "")
+    if name and len(name) <= _NAME_BYTES and name.isascii() and name.isprintable():
+        return name, {key: value for key, value in wanted.items() if key != "application_name"}
+    return "", wanted
 
 
 def new_key(minor: int) -> tuple[int, bytes]:
