@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from config import Config, Target
 from pooler.breaker import Breaker
 from pooler.defaults import Defaults
+from pooler.greetings import Greetings
 from pooler.logs import get_logger
 from pooler.matching import take_idle
 from pooler.queue import Queued, WaitQueue
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
     from pooler.replicas import Replicas
-    from pooler.settings import Reports, Settings
+    from pooler.settings import Settings
 
 log = get_logger(__name__)
 
@@ -126,7 +127,7 @@ class Pool:
         self.connects = 0
         self.closes = 0
         self.last_failure: PgError | None = None
-        self.greetings: dict[Settings, Reports] = {}  # ParameterStatus values by startup settings
+        self.greetings = Greetings()
         self._ceremonies = ceremonies
 
     def adopt(self, config: Config, size: int) -> None:
@@ -458,7 +459,7 @@ class Pool:
     def renew(self) -> None:
         """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
         self._renewed_at = monotonic()
-        self.greetings = {}  # who is just asking for one may still add to the old ones
+        self.greetings = Greetings()
         self._close_idle()
 
     def role_reported(self, origin: Origin, name: str) -> None:

@@ -30,6 +30,9 @@ TURN_SECONDS: Final = 0.004
 LINGER_SECONDS: Final = 0.001
 """How long it waits in epoll for the next batch before it goes to sleep in trio."""
 
+LOGIN_LINGER_SECONDS: Final = 0.004
+"""The same while somebody logs in: libpq takes some milliseconds to work out its key, and then says the next thing."""
+
 
 class Handler(Protocol):
     """What the reactor drives: one end of one socket. None of these may await or raise."""
@@ -111,6 +114,8 @@ class Reactor:
         self._wakeup = trio.Event()
         self.ceremonies = 0
         """How many ceremonies are under way; while there are any, polling does not block."""
+        self.logins = 0
+        """How many clients are logging in."""
 
     def add(self, fd: int, handler: Handler) -> None:
         self._handlers[fd] = handler
@@ -154,7 +159,8 @@ class Reactor:
                         self._run_soon()
                     if time.monotonic() > turn_ends:
                         break
-                    events = poller.poll(0 if self.ceremonies else LINGER_SECONDS)
+                    linger = LOGIN_LINGER_SECONDS if self.logins else LINGER_SECONDS
+                    events = poller.poll(0 if self.ceremonies else linger)
 
     async def _wait_soon(self) -> None:
         while True:

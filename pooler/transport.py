@@ -167,10 +167,14 @@ class Transport:
 
     def _read_plaintext(self) -> bytes | None:
         assert self.tls is not None
+        assert self._incoming is not None
         parts = []
         try:
             while part := self.tls.read(CHUNK_BYTES):
                 parts.append(part)
+                if not self._incoming.pending and not self.tls.pending():
+                    self._flush_tls()
+                    return part if len(parts) == 1 else b"".join(parts)
         except ssl.SSLWantReadError:
             self._flush_tls()  # answers to key updates, session tickets
             return b"".join(parts) if parts else None

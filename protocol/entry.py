@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import lru_cache
 
 from protocol import startup
 from protocol.auth import ScramServer
@@ -37,6 +38,15 @@ _CLIENT_HELLO = 0x16
 _SASL_RESPONSE = ord("p")
 
 
+Admit = Callable[[startup.StartupMessage], ScramServer | None]
+"""Given a startup packet, the SCRAM exchange that it must pass, or None where it need not. Raises PgError."""
+
+REMEMBERED_BYTES = 1024
+"""The largest packet of which is remembered how it reads. Clients that are made by the same program send the same."""
+
+_read = lru_cache(256)(startup.parse_startup)
+
+
 class Step(Enum):
     """Where a client stands: see the table above."""
 
@@ -52,29 +62,27 @@ class Entry:
 
     Args:
       offers_tls: whether an SSLRequest is answered with yes.
-      admit: called with the startup packet; the SCRAM exchange that it must pass, or None where it need not, or raises
-        PgError.
 
     Attributes:
       direct: the client began with TLS, without asking. is_encrypted: the handshake is over.
-      request: the startup packet or CancelRequest, once it is there.
+      request: the startup packet or CancelRequest, once it is there. packet: its bytes.
       rest: bytes that came and no message took.
     """
 
-    __slots__ = ("_admit", "_offers_tls", "_packets", "_scram", "direct", "is_encrypted", "request", "rest", "step")
+    __slots__ = ("_offers_tls", "_packets", "_scram", "direct", "is_encrypted", "packet", "request", "rest", "step")
 
-    def __init__(self, offers_tls: bool, admit: Callable[[startup.StartupMessage], ScramServer | None]) -> None:
+    def __init__(self, offers_tls: bool) -> None:
         self._offers_tls = offers_tls
-        self._admit = admit
         self._scram: ScramServer | None = None
         self._packets = 0
         self.step = Step.PACKET
         self.direct = False
         self.is_encrypted = False
         self.request: startup.StartupMessage | startup.CancelRequest | None = None
+        self.packet = b""
         self.rest = b""
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, admit: Admit) -> bytes:
         """Take what the client has sent, in PACKET or PROOF; what to answer, which may be nothing yet.
 
         Where that ends in IN, the answer is the end of authentication and travels with whatever comes behind it, as a
@@ -88,7 +96,7 @@ class Entry:
         while True:
             step = self.step
             if step is Step.PACKET:
-                answer = self._packet()
+                answer = self._packet(admit)
             elif step is Step.PROOF:
                 answer = self._proof()
             else:
@@ -103,7 +111,7 @@ class Entry:
         self.step = Step.PACKET
         self.rest = b""
 
-    def _packet(self) -> bytes | None:
+    def _packet(self, admit: Admit) -> bytes | None:
         """Take one startup-style packet, if it is there whole; its answer."""
         rest = self.rest
         if not rest:
@@ -120,11 +128,12 @@ class Entry:
         if len(rest) < length:
             return None
         packet, self.rest = rest[:length], rest[length:]
-        request = startup.parse_startup(packet)
+        self.packet = packet
+        request = _read(packet) if length <= REMEMBERED_BYTES else startup.parse_startup(packet)
         self._packets += 1
         if isinstance(request, startup.StartupMessage):
             self.request = request
-            self._scram = self._admit(request)
+            self._scram = admit(request)
             if self._scram is None:
                 self.step = Step.IN
                 return b""

@@ -30,9 +30,6 @@ log = get_logger(__name__)
 
 PATIENCE_SECONDS = 1.0
 
-AT_ONCE = 64
-"""How many are accepted before others get their turn."""
-
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -70,24 +67,24 @@ class Doors:
     # ---- those who come ----------------------------------------------------------------------------------------------
 
     def accept(self, listener: socket.socket) -> None:
-        """Take in who waits there, if there is room."""
-        for _ in range(AT_ONCE):
-            if not self._is_full:
-                self._patient = True
-            elif self._patient:
+        """Take in one of those who wait there, if there is room. The next batch tells of the others: to try for them
+        now would mean to try in vain, mostly."""
+        if not self._is_full:
+            self._patient = True
+        elif self._patient:
+            self._shut()
+            return
+        try:
+            sock, peer = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                log.error("accept_failed", reason=error.strerror, open_clients=len(self._service.sessions))
+                self._exhausted = True
                 self._shut()
-                return
-            try:
-                sock, peer = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    log.error("accept_failed", reason=error.strerror, open_clients=len(self._service.sessions))
-                    self._exhausted = True
-                    self._shut()
-                return
-            self._welcome(sock, peer)
+            return
+        self._welcome(sock, peer)
 
     def accept_rest(self, listener: socket.socket) -> None:
         """Take in who has connected already: they would be reset when the listener closes."""
@@ -116,6 +113,7 @@ class Doors:
         login = Login(service, transport)
         self._under_way.add(login)
         self._deadlines[login] = monotonic()
+        service.reactor.logins += 1
         service.stats.unauthenticated += 1
         try:
             login.begin()
@@ -150,6 +148,7 @@ class Doors:
         if login in self._under_way:
             self._under_way.discard(login)
             self._deadlines.pop(login, None)
+            self._service.reactor.logins -= 1
             self._service.stats.unauthenticated -= 1
             if self._shut_since is not None and not self._exhausted:
                 self._reopen()

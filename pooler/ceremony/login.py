@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from config.model import CONSOLE
+from pooler import logs
 from pooler.ceremony.cancel import cancel_for_client
-from pooler.ceremony.greeting import ask_for_greeting, first_words, known_greeting, new_key
+from pooler.ceremony.greeting import ask_for_welcome, known_welcome, new_key, wanted_settings, words_from_key
 from pooler.ceremony.passthrough import pass_through, wants_replication
 from pooler.ceremony.tls import ALPN
+from pooler.greetings import Welcome
 from pooler.logs import get_logger
 from pooler.pool import Pool
 from pooler.session import Session
-from pooler.settings import Reports, from_startup
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import ScramServer
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from pooler.service import Service
 
 log = get_logger(__name__)
-
-_NOT_SETTINGS = ("user", "database", "options", "replication")
 
 
 class Login:
@@ -54,7 +54,7 @@ class Login:
         self.unsent = b""
         self.user = ""
         self._tls = service.tls  # of now: the handshake and SCRAM must mean the same certificate
-        self._entry = Entry(self._tls is not None, self._admit)
+        self._entry = Entry(self._tls is not None)
         self._session: Session | None = None
 
     def begin(self) -> None:
@@ -110,7 +110,7 @@ class Login:
         expected = entry.step
         if expected is Step.TLS:
             return self._shake(data)
-        answer = entry.feed(data)
+        answer = entry.feed(data, self._admit)
         step = entry.step
         if step is Step.IN:
             self.unsent = answer
@@ -174,7 +174,8 @@ class Login:
         Raises:
           PgError, TransportClosed: it gets nothing.
         """
-        service, parameters = self.service, self._request.parameters
+        service, request = self.service, self._request
+        parameters = request.parameters
         service.doors.waits_no_more(self)
         if wants_replication(parameters):
             self._go_on_in_task(self._pass_through)
@@ -188,36 +189,33 @@ class Login:
             raise errors.unknown_database(database)
         if pool.disabled:
             raise errors.disabled(database)
-        wanted = wanted_settings(parameters)
-        reports = known_greeting(pool, wanted)
-        if reports is not None:
-            self._greet(pool, wanted, reports)
-            return
+        welcome = known_welcome(pool, self._entry.packet, request)
+        if welcome is not None:
+            self._greet(pool, welcome)
+        else:
+            self._go_on_in_task(partial(self._ask, pool))
 
-        async def ask() -> None:
-            self._greet(pool, wanted, await ask_for_greeting(pool, wanted))
-
-        self._go_on_in_task(ask)
-
-    def _greet(self, pool: Pool, wanted: dict[str, str], reports: Reports) -> None:
+    def _greet(self, pool: Pool, welcome: Welcome) -> None:
         """Tell the client what the origin would say, and make it a session."""
-        service, transport, request = self.service, self.transport, self._request
+        service, transport = self.service, self.transport
         _has_room(service)  # others may have come in meanwhile
-        key = new_key(request.minor)
-        session = Session(service, pool, transport, self.user, pool.name, from_startup(wanted), reports, key)
+        settings, reports, words = welcome
+        key = new_key(self._request.minor)
+        session = Session(service, pool, transport, self.user, pool.name, settings, reports, key)
         service.remember(session)
         try:
-            self._send(first_words(request, reports, key))
+            self._send(words + words_from_key(key))
         except BaseException:
             service.forget(session)
             raise
-        log.debug(
-            "client_connected",
-            client=transport.peer,
-            user=self.user,
-            database=pool.name,
-            tls=transport.tls is not None,
-        )
+        if logs.is_verbose():
+            log.debug(
+                "client_connected",
+                client=transport.peer,
+                user=self.user,
+                database=pool.name,
+                tls=transport.tls is not None,
+            )
         self._session = session
         service.doors.left(self)
         session.start(self._entry.rest)
@@ -254,6 +252,9 @@ class Login:
             raise
         finally:
             self.service.reactor.ceremonies -= 1
+
+    async def _ask(self, pool: Pool) -> None:
+        self._greet(pool, await ask_for_welcome(pool, self._entry.packet, self._request))
 
     async def _cancel(self) -> None:
         request = self._entry.request
@@ -309,18 +310,3 @@ class Login:
 def _has_room(service: Service) -> None:
     if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
-
-
-def wanted_settings(parameters: dict[str, str]) -> dict[str, str]:
-    """The settings that a startup packet asks for: its parameters, and `-c` and `--` in its `options`.
-
-    Raises:
-      PgError: `options` cannot be read.
-    """
-    wanted: dict[str, str] = {}
-    for name, value in startup.parse_options(parameters.get("options", "")):
-        wanted[name.lower()] = value
-    for name, value in parameters.items():
-        if name not in _NOT_SETTINGS and not name.startswith("_pq_."):
-            wanted[name.lower()] = value
-    return wanted
