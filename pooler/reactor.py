@@ -57,7 +57,6 @@ class _Epoll:
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
         self.poll = self._epoll.poll
-        self.forget = lambda fd: None
         self.fileno = self._epoll.fileno
         self.close = self._epoll.close
 
@@ -91,9 +90,6 @@ class _Kqueue:
 
     def unregister(self, fd: int) -> None:
         self.modify(fd, 0)
-        del self._masks[fd]
-
-    def forget(self, fd: int) -> None:
         del self._masks[fd]
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
@@ -131,8 +127,7 @@ class Reactor:
 
     def forget(self, fd: int) -> None:
         """`fd` is about to be closed, which ends the kernel's interest in it without being told."""
-        if self._handlers.pop(fd, None) is not None:
-            self._poller.forget(fd)
+        self._handlers.pop(fd, None)
 
     def interest(self, fd: int, read: bool, write: bool) -> None:
         """Wait for `fd` to be readable and/or writable from now on; an unregistered `fd` is left alone."""

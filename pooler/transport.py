@@ -319,12 +319,15 @@ class Transport:
             self.reading = True
             self.reactor.interest(self.fd, True, bool(self._out))
 
-    def close(self) -> None:
-        """Unregister and close, at once; safe to call twice. Bytes that the kernel has are still delivered."""
+    def close(self, *, farewell: bool = True) -> None:
+        """Unregister and close, at once; safe to call twice. Bytes that the kernel has are still delivered.
+
+        `farewell`: a TLS peer is told that this end is meant. One that has left hears nothing any more.
+        """
         if self.closed:
             return
         self.closed = True
-        if self.tls is not None:
+        if farewell and self.tls is not None:
             self._send_close_notify()
         if self._registered:
             self._registered = False

@@ -141,7 +141,7 @@ def test_a_login_needs_no_more_calls_than_it_did(near: dict[str, Pgnear]) -> Non
     functions, methods = counted(near["forwarded"])
     called = {name: round(count / LOGINS, 2) for name, count in functions.items() if count >= LOGINS / 2}
     called.pop("reactor.run", None)
-    print(f"login: {sum(called.values()):.1f} calls, {methods}")
+    print(f"login: {sum(called.values()):.1f} calls, {methods} {called}")
     assert sum(called.values()) <= LOGIN_CALLS, called
     assert methods["send"] / LOGINS <= LOGIN_SENDS * SLACK
     assert methods["recv"] / LOGINS <= LOGIN_RECEIVES  # some look in vain
