@@ -323,7 +323,7 @@ class Transport:
     def close(self, *, farewell: bool = True) -> None:
         """Unregister and close, at once; safe to call twice. Bytes that the kernel has are still delivered.
 
-        `farewell`: a TLS peer is told that this end is meant. One that has left hears nothing any more.
+        `farewell`: a TLS peer is told that this end is meant. One that has said Terminate does not listen for it.
         """
         if self.closed:
             return
