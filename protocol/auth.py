@@ -149,7 +149,7 @@ class ScramServer:
     ) -> None:
         self._known = bool(verifiers)
         first, *former = verifiers or (ScramVerifier.doomed(user),)
-        alike = (each for each in former if (each.salt, each.iterations) == (first.salt, first.iterations))
+        alike = [each for each in former if (each.salt, each.iterations) == (first.salt, first.iterations)]
         self._verifiers = (first, *alike)
         self._user = user
         self._channel_binding = channel_binding

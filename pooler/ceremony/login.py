@@ -196,18 +196,14 @@ class Login:
             self._go_on_in_task(partial(self._ask, pool))
 
     def _greet(self, pool: Pool, welcome: Welcome) -> None:
-        """Tell the client what the origin would say, and make it a session."""
+        """Tell the client what the origin would say, and make it a session while that is on its way."""
         service, transport = self.service, self.transport
         _has_room(service)  # others may have come in meanwhile
         settings, reports, words = welcome
         key = new_key(self._request.minor)
+        self._send(words + words_from_key(key))
         session = Session(service, pool, transport, self.user, pool.name, settings, reports, key)
         service.remember(session)
-        try:
-            self._send(words + words_from_key(key))
-        except BaseException:
-            service.forget(session)
-            raise
         if logs.is_verbose():
             log.debug(
                 "client_connected",
