@@ -91,7 +91,7 @@ def end(session: Session, *, abrupt: bool, linger: bool = False) -> None:
     if linger:
         session.transport.linger()
     else:
-        session.transport.close()
+        session.transport.close(farewell=abrupt)
     if session.waiting:
         session.pool.withdraw(session)
         session.waiting = False

@@ -16,6 +16,7 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from pooler import ending
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
 from pooler.consequences import draw, mind
@@ -23,7 +24,7 @@ from pooler.origin import FAILED_TRANSACTION
 from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
-from protocol.framing import BIND_COMPLETE, PARSE_COMPLETE, length_at
+from protocol.framing import BIND_COMPLETE, PARSE_COMPLETE, TERMINATE_FRAME, length_at
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -47,6 +48,9 @@ def submit(session: Session, data: bytes) -> bool:
     """Handle all that a client has sent, at a moment when nothing else of it is under way; False: not for this lane."""
     size = len(data)
     if not 6 < size <= session.pool.express_bytes:
+        if data == TERMINATE_FRAME and session.origin is None:
+            ending.end(session, abrupt=False)
+            return True
         return False
     kind = data[0]
     first_end: int = length_at(data, 1)[0] + 1

@@ -71,8 +71,9 @@ output = LogOutput(sys.stderr)
 
 def configure(format: Literal["auto", "console", "json"] = "auto", level: str = "info") -> None:
     """Set up logging for the process."""
-    global output
+    global output, _verbose
     output = LogOutput(sys.stderr)
+    _verbose = level.upper() == "DEBUG"
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
     processors: list[Any] = [
         structlog.processors.add_log_level,
@@ -91,6 +92,14 @@ def configure(format: Literal["auto", "console", "json"] = "auto", level: str = 
         logger_factory=structlog.WriteLoggerFactory(output),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
+
+
+_verbose = False
+
+
+def is_verbose() -> bool:
+    """Whether lines of level debug are written; asked where one would be made for each client."""
+    return _verbose
 
 
 def get_logger(name: str) -> Any:

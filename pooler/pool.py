@@ -21,6 +21,7 @@ from pooler import demotion, outage, refusals
 from pooler.breaker import Breaker
 from pooler.concurrency import Limit, adapt
 from pooler.defaults import Defaults
+from pooler.greetings import Greetings
 from pooler.logs import get_logger
 from pooler.matching import take_idle
 from pooler.pulse import Pulse
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pooler.cache.catalog import Catalog
     from pooler.origin import Origin
     from pooler.replicas import Replicas
-    from pooler.settings import Reports, Settings
+    from pooler.settings import Settings
 
 log = get_logger(__name__)
 
@@ -131,7 +132,7 @@ class Pool:
         self.connects = 0
         self.closes = 0
         self.last_failure: PgError | None = None
-        self.greetings: dict[Settings, Reports] = {}  # ParameterStatus values by startup settings
+        self.greetings = Greetings()
         self.ceremonies = ceremonies
 
     def adopt(self, config: Config, size: int) -> None:
@@ -428,7 +429,7 @@ class Pool:
     def renew(self) -> None:
         """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
         self._renewed_at = monotonic()
-        self.greetings = {}  # who is just asking for one may still add to the old ones
+        self.greetings = Greetings()
         self._close_idle()
 
     def _close_idle(self) -> None:

@@ -6,7 +6,8 @@ Lives here: registration of sockets, dispatch, the turn-taking between traffic a
 
 After a batch with work in it the reactor polls on for a bounded time before it goes back to trio: under load that
 saves one pass through trio's scheduler a batch, and an idle process still sleeps in trio. While a ceremony is under
-way the poll does not block, so a login never waits for traffic by more than one batch.
+way the poll does not block, so a ceremony never waits for traffic by more than one batch. Who connects and logs in does
+so here as well.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ TURN_SECONDS: Final = 0.004
 LINGER_SECONDS: Final = 0.001
 """How long it waits in epoll for the next batch before it goes to sleep in trio."""
 
+LOGIN_LINGER_SECONDS: Final = 0.004
+"""The same while somebody logs in: libpq takes some milliseconds to work out its key, and then says the next thing."""
+
 
 class Handler(Protocol):
     """What the reactor drives: one end of one socket. None of these may await or raise."""
@@ -50,7 +54,6 @@ class _Epoll:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self.register = self._epoll.register
-        self.watch = lambda fd: self._epoll.register(fd, self.READ | select.EPOLLET)
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
         self.poll = self._epoll.poll
@@ -85,11 +88,6 @@ class _Kqueue:
         if changes:
             self._kqueue.control(changes, 0)
 
-    def watch(self, fd: int) -> None:
-        flags = select.KQ_EV_ADD | select.KQ_EV_CLEAR  # type: ignore[attr-defined,unused-ignore]
-        self._masks[fd] = self.READ
-        self._kqueue.control([select.kevent(fd, select.KQ_FILTER_READ, flags)], 0)  # type: ignore[attr-defined,unused-ignore]
-
     def unregister(self, fd: int) -> None:
         self.modify(fd, 0)
         del self._masks[fd]
@@ -109,29 +107,27 @@ class Reactor:
         self._poller = _Epoll() if sys.platform == "linux" else _Kqueue()
         self._handlers: dict[int, Handler] = {}
         self._soon: list[Callable[[], None]] = []
-        self._watched: set[int] = set()
-        self._rung = False
         self._wakeup = trio.Event()
         self.ceremonies = 0
         """How many ceremonies are under way; while there are any, polling does not block."""
+        self.logins = 0
+        """How many clients are logging in."""
 
     def add(self, fd: int, handler: Handler) -> None:
         self._handlers[fd] = handler
         self._poller.register(fd, self._poller.READ)
 
-    def watch(self, fd: int) -> None:
-        """`fd` is one that trio waits for: while this waits for the next batch, news of it end the wait, once each."""
-        self._poller.watch(fd)
-        self._watched.add(fd)
-
-    def unwatch(self, fd: int) -> None:
-        if fd in self._watched:
-            self._watched.discard(fd)
-            self._poller.unregister(fd)
+    def replace(self, fd: int, handler: Handler) -> None:
+        """`fd`, which is registered, is `handler`'s from now on."""
+        self._handlers[fd] = handler
 
     def remove(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
             self._poller.unregister(fd)
+
+    def forget(self, fd: int) -> None:
+        """`fd` is about to be closed, which ends the kernel's interest in it without being told."""
+        self._handlers.pop(fd, None)
 
     def interest(self, fd: int, read: bool, write: bool) -> None:
         """Wait for `fd` to be readable and/or writable from now on; an unregistered `fd` is left alone."""
@@ -156,10 +152,10 @@ class Reactor:
                     self._dispatch(events)
                     if self._soon:
                         self._run_soon()
-                    if self._rung or time.monotonic() > turn_ends:
-                        self._rung = False
+                    if time.monotonic() > turn_ends:
                         break
-                    events = poller.poll(0 if self.ceremonies else LINGER_SECONDS)
+                    linger = LOGIN_LINGER_SECONDS if self.logins else LINGER_SECONDS
+                    events = poller.poll(0 if self.ceremonies else linger)
 
     async def _wait_soon(self) -> None:
         while True:
@@ -180,8 +176,7 @@ class Reactor:
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)
-            if handler is None:  # closed earlier in this batch, or trio's
-                self._rung = self._rung or fd in self._watched
+            if handler is None:  # closed earlier in this batch
                 continue
             try:
                 if mask & ~4:  # readable, hung up or in error: reading tells which

@@ -32,10 +32,11 @@ from pooler.cache.store import Store
 from pooler.ceremony import drain, supervisor
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.doors import Doors
 from pooler.ceremony.ears import Ears
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.lasting import lasting
-from pooler.ceremony.listen import accept_forever, address_of, close_listener, open_listener
+from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
@@ -87,6 +88,7 @@ class Service:
         self.stats = Stats()
         self.addresses = Addresses()
         self.reactor = Reactor()
+        self.doors = Doors(self)
         self.tls = server_tls(config)
         self._tls_stamps = self._stamps_of_tls()
         cache = config.cache
@@ -424,28 +426,26 @@ async def serve(
                 nursery.start_soon(lasting, ear.run)
             gc.collect()
             gc.freeze()
-            async with trio.open_nursery() as accepting:
-                for listener in listeners:
-                    accepting.start_soon(accept_forever, service, listener, nursery)
-                for address in service.listen_addresses:
-                    log.info(
-                        "listening",
-                        address=address,
-                        databases=sorted(service.pools),
-                        tls=config.tls,
-                        auth=config.auth,
-                    )
-                if started is not None:
-                    started(service)
-                supervisor.ready()
-                if stop is not None:
-                    await stop.wait()
-                    await drain.begin(service, listeners)
-                    accepting.cancel_scope.cancel()
-                else:
-                    await trio.sleep_forever()
+            service.doors.open(listeners)
+            for address in service.listen_addresses:
+                log.info(
+                    "listening",
+                    address=address,
+                    databases=sorted(service.pools),
+                    tls=config.tls,
+                    auth=config.auth,
+                )
+            if started is not None:
+                started(service)
+            supervisor.ready()
+            if stop is not None:
+                await stop.wait()
+                await drain.begin(service, listeners)
+            else:
+                await trio.sleep_forever()
             drain.stop_listening(service, listeners)
             await drain.drain(service)
+            service.doors.end()
             nursery.cancel_scope.cancel()
         service.close_pools()
     finally:

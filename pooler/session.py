@@ -173,8 +173,6 @@ class Session:
         self.transport.register(self)
         if received:
             take(self, received)
-        if not self.closed:
-            self.readable()
 
     # ---- from the client ---------------------------------------------------------------------------------------------
 

@@ -107,3 +107,7 @@ class Stats:
     def expired(self, deadline: str) -> None:
         """The setting `deadline` was exceeded."""
         self.deadlines[deadline] = self.deadlines.get(deadline, 0) + 1
+
+    def rejected(self, sqlstate: str) -> None:
+        """A client was not let in."""
+        self.clients_rejected[sqlstate] = self.clients_rejected.get(sqlstate, 0) + 1

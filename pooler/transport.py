@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
@@ -25,6 +26,25 @@ CHUNK_BYTES: Final = 65536
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
 """Socket options, where the system has them, by which a peer that vanished without a word is noticed: a silent one
 within two minutes (in seconds), one that acknowledges nothing likewise (in milliseconds)."""
+
+INHERITS: Final = sys.platform == "linux"
+"""Whether an accepted socket has the options of its listener, so that they need not be set for each."""
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Send small messages at once, and notice a peer that has vanished.
+
+    Raises:
+      OSError: some systems set no options of a socket whose peer is gone already.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
 
 _lingering: deque[tuple[float, Transport]] = deque()
 
@@ -52,18 +72,21 @@ class Transport:
     Args:
       sock: connected (or accepted); becomes non-blocking and owned by the transport.
       reactor: where the transport is registered once traffic begins.
+      tuned: the socket has its options (`keep_alive`) already.
 
     Attributes:
       reading: not paused.
     """
 
     __slots__ = (
+        "_awaited",
         "_handler",
         "_incoming",
         "_out",
         "_outgoing",
         "_primed",
         "_registered",
+        "_shaking",
         "closed",
         "fd",
         "on_close",
@@ -74,14 +97,10 @@ class Transport:
         "tls",
     )
 
-    def __init__(self, sock: socket.socket, reactor: Reactor, peer: str = "") -> None:
+    def __init__(self, sock: socket.socket, reactor: Reactor, peer: str = "", *, tuned: bool = False) -> None:
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in KEEPALIVE.items():
-                if hasattr(socket, name):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if not tuned:
+            keep_alive(sock)
         self.sock = sock
         self.fd = sock.fileno()
         self.peer = peer
@@ -89,24 +108,31 @@ class Transport:
         self.tls: ssl.SSLObject | None = None
         self._incoming: ssl.MemoryBIO | None = None
         self._outgoing: ssl.MemoryBIO | None = None
+        self._shaking: ssl.SSLObject | None = None  # what `tls` will be once the handshake is over
         self._out = bytearray()
         self._primed = False  # there may be news inside TLS that the socket does not tell of
         self._handler: Handler | None = None
         self.reading = True
         self._registered = False
+        self._awaited = False  # trio has been asked about the socket
         self.closed = False
         self.on_close: Callable[[], None] | None = None
 
     # ---- traffic -----------------------------------------------------------------------------------------------------
 
     def register(self, handler: Handler) -> None:
-        """Give the transport to the reactor, which calls `handler` from now on."""
-        self.reactor.add(self.fd, handler)
+        """Give the transport to the reactor, which calls `handler` from now on, and no longer the one before."""
+        if self._registered:
+            self.reactor.replace(self.fd, handler)
+        else:
+            self.reactor.add(self.fd, handler)
         self._handler = handler
         self._registered = True
         self.reading = True
         if self._out:
             self.reactor.interest(self.fd, True, True)
+        if self._primed:
+            self.reactor.call_soon(self._read_again)
 
     def unregister(self) -> None:
         """Take the transport back from the reactor, for ceremony."""
@@ -123,9 +149,7 @@ class Transport:
         """
         if self._primed:
             self._primed = False
-            data = self._read_plaintext()
-            if data is not None:
-                return data
+            return self._read_plaintext()
         try:
             data = self.sock.recv(CHUNK_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -214,6 +238,55 @@ class Transport:
             finally:
                 self.tls = tls
 
+    def begin_handshake(
+        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
+    ) -> None:
+        """What comes from now on is a TLS handshake's, for `shake`."""
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._shaking = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+
+    def shake(self, data: bytes) -> bool:
+        """Go on with the handshake, where `data` has come, and send what it says; True once TLS is on.
+
+        Raises:
+          TransportClosed: it failed; the message says why.
+        """
+        assert self._incoming is not None
+        assert self._outgoing is not None
+        self._incoming.write(data)
+        try:
+            done = self._shake()
+        except TransportClosed:
+            self._send_now(self._outgoing.read())
+            raise
+        said = self._outgoing.read()
+        if said:
+            self.send(said)
+        if done:
+            self._encrypted()
+        return done
+
+    def _shake(self) -> bool:
+        """As far as what has come allows; what is to be sent for it, an alert perhaps, is in `_outgoing`."""
+        assert self._shaking is not None
+        try:
+            self._shaking.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLCertVerificationError as error:
+            raise TransportClosed(f"TLS certificate not accepted: {error.verify_message}") from None
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            raise TransportClosed(f"TLS handshake failed: {reason}") from None
+        return True
+
+    def _encrypted(self) -> None:
+        self.tls, self._shaking = self._shaking, None
+        self._primed = True
+
     @property
     def pending(self) -> int:
         """Bytes that wait for the kernel to take them."""
@@ -247,15 +320,22 @@ class Transport:
             self.reading = True
             self.reactor.interest(self.fd, True, bool(self._out))
 
-    def close(self) -> None:
-        """Unregister and close, at once; safe to call twice. Bytes that the kernel has are still delivered."""
+    def close(self, *, farewell: bool = True) -> None:
+        """Unregister and close, at once; safe to call twice. Bytes that the kernel has are still delivered.
+
+        `farewell`: a TLS peer is told that this end is meant. One that has said Terminate does not listen for it.
+        """
         if self.closed:
             return
         self.closed = True
-        if self.tls is not None:
+        if farewell and self.tls is not None:
             self._send_close_notify()
-        self.unregister()
-        trio.lowlevel.notify_closing(self.sock)
+        if self._registered:
+            self._registered = False
+            self._handler = None
+            self.reactor.forget(self.fd)
+        if self._awaited:
+            trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
         self._out.clear()
         if self.on_close is not None:
@@ -282,8 +362,12 @@ class Transport:
         return self._outgoing.read()
 
     def _send_close_notify(self) -> None:
+        self._send_now(self._out + self._close_notify())
+
+    def _send_now(self, data: bytes | bytearray) -> None:
+        """Last words, if the kernel takes them."""
         try:
-            self.sock.send(self._out + self._close_notify())
+            self.sock.send(data)
         except OSError:
             pass
 
@@ -330,6 +414,9 @@ class Transport:
         await self._send_raw(data)
 
     async def _send_raw(self, data: bytes) -> None:
+        if self._out:  # left by the other face
+            data = bytes(self._out) + data
+            self._out.clear()
         view = memoryview(data)
         while view:
             try:
@@ -358,6 +445,7 @@ class Transport:
             pass
 
     async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        self._awaited = True
         try:
             await wait(self.sock)
         except trio.ClosedResourceError:  # by whoever ends the pool or the process, while a ceremony is under way
@@ -376,32 +464,24 @@ class Transport:
         Raises:
           TransportClosed: the handshake failed; the message says why.
         """
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
+        self.begin_handshake(context, server_side=server_side, server_hostname=server_hostname)
+        assert self._incoming is not None
+        assert self._outgoing is not None
         if received:
             self._incoming.write(received)
-        tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
+        try:
+            while not self._shake():
                 await self._send_raw(self._outgoing.read())
                 data = await self.receive_some()
                 if data:
                     self._incoming.write(data)
                 else:
                     self._incoming.write_eof()
-            except ssl.SSLCertVerificationError as error:
-                await self._try_send_alert()
-                raise TransportClosed(f"TLS certificate not accepted: {error.verify_message}") from None
-            except (ssl.SSLError, ssl.CertificateError) as error:
-                await self._try_send_alert()
-                reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-                raise TransportClosed(f"TLS handshake failed: {reason}") from None
+        except TransportClosed:
+            await self._try_send_alert()
+            raise
         await self._send_raw(self._outgoing.read())
-        self.tls = tls
-        self._primed = True
+        self._encrypted()
 
     async def _try_send_alert(self) -> None:
         assert self._outgoing is not None

@@ -6,6 +6,7 @@ NegotiateProtocolVersion).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocol.errors import protocol_violation, startup_encoding, startup_option_without_value, unknown_startup_option
@@ -42,7 +43,7 @@ class StartupMessage:
 
     major: int
     minor: int
-    parameters: dict[str, str]
+    parameters: Mapping[str, str]
 
 
 def parse_startup(packet: bytes) -> SSLRequest | GSSENCRequest | CancelRequest | StartupMessage:

@@ -79,7 +79,7 @@ def search_path_of(pool: Pool) -> str | None:
     for origin in pool.origins:
         if origin.settings is DEFAULTS and "search_path" in origin.reports.values:
             return origin.reports.values["search_path"]
-    known = pool.greetings.get(DEFAULTS)
+    known = pool.greetings.reports(DEFAULTS)
     return known.values.get("search_path") if known is not None else None
 
 

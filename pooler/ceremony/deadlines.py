@@ -1,8 +1,8 @@
 """Who takes too long: queries, transactions, clients that say nothing inside a transaction or outside.
 
 Lives here: the look at every linked origin connection, several times a second, and now and then at every client; what
-each expiry does. Not here: waiting for a connection (`Pool.tick`), and the deadlines of ceremonies, which are cancel
-scopes where they wait.
+each expiry does. Not here: waiting for a connection (`Pool.tick`), logins (`Doors.look`, called from here), and the
+deadlines of ceremonies, which are cancel scopes where they wait.
 
 Traffic sets no timers. It notes when a ReadyForQuery was read (`Origin.ready_at`), when a transaction began
 (`Origin.block_since`), and that something came from a client (`Session.stirred`); everything else is seen from here. A
@@ -68,6 +68,7 @@ async def watch_deadlines(service: Service) -> None:
     idle_look_at = 0.0
     while True:
         await trio.sleep(service.deadlines.look_seconds)
+        service.doors.look()
         now = perf_counter()
         for pool in service.every_pool:
             for origin in list(pool.origins):

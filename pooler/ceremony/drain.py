@@ -15,7 +15,7 @@ import trio
 
 from pooler import ending
 from pooler.ceremony import supervisor
-from pooler.ceremony.listen import accept_rest, close_listener, steer_away
+from pooler.ceremony.listen import close_listener, steer_away
 from pooler.logs import get_logger
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ async def begin(service: Service, listeners: list[socket.socket]) -> None:
 
 
 def stop_listening(service: Service, listeners: list[socket.socket]) -> None:
-    """Close the sockets, on which nobody waits any more; who has connected already is taken in."""
+    """Close the sockets; who has connected already is taken in."""
+    service.doors.close()
     for listener in listeners:
         if not service.listens_for_others:
-            accept_rest(service, listener, service.nursery)
+            service.doors.accept_rest(listener)
         close_listener(listener)
 
 

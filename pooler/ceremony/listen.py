@@ -1,4 +1,4 @@
-"""Listening sockets and the tasks that accept on them.
+"""Listening sockets: opened, closed, handed over. Who comes through them is for `doors`.
 
 An address is HOST:PORT, [IPv6]:PORT or a unix socket's path (`unix:/path` or `/path`). Port 0 takes any free one.
 """
@@ -12,26 +12,12 @@ import socket
 import stat
 import struct
 import sys
-from typing import TYPE_CHECKING
 
-import trio
-
-from pooler.addresses import source_of
-from pooler.ceremony.login import log_in
 from pooler.logs import get_logger
-from pooler.transport import Transport
-from protocol import errors
-from protocol.responses import PgError
-
-if TYPE_CHECKING:
-    from pooler.service import Service
 
 log = get_logger(__name__)
 
 BACKLOG = 4096
-PATIENCE_SECONDS = 1.0
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
 
 _unix_files: dict[int, tuple[str, int]] = {}
 """By a unix socket's file descriptor: its path, and the number of the file that it made there."""
@@ -147,109 +133,3 @@ def steer_away(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
     except OSError as error:
         log.info("not_steered", reason=error.strerror)
-
-
-def accept_rest(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
-    """Take in who has connected already: they would be reset when the listener closes."""
-    while True:
-        try:
-            sock, peer = listener.accept()
-        except OSError:
-            return
-        _welcome(service, sock, peer, nursery)
-
-
-async def accept_forever(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
-    """Start a login for each connection that comes, until cancelled.
-
-    With as many logins under way as there may be, those who come wait in the kernel's queue: a crowd that arrives at
-    once gets in, a few at a time. If no login ends within `PATIENCE_SECONDS` somebody holds them, and they are refused.
-    """
-    service.reactor.watch(listener.fileno())  # who comes is not to wait while the reactor waits for its next batch
-    try:
-        await _accept_on(service, listener, nursery)
-    finally:
-        service.reactor.unwatch(listener.fileno())
-
-
-async def _accept_on(service: Service, listener: socket.socket, nursery: trio.Nursery) -> None:
-    patient = True
-    while True:
-        await trio.lowlevel.wait_readable(listener)
-        for _ in range(64):  # then the others get their turn
-            if not _full(service):
-                patient = True
-            elif patient:
-                patient = await _room(service)
-            try:
-                sock, peer = listener.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    log.error("accept_failed", reason=error.strerror, open_clients=len(service.sessions))
-                    await trio.sleep(0.1)
-                break
-            _welcome(service, sock, peer, nursery)
-
-
-def _full(service: Service) -> bool:
-    return service.stats.unauthenticated >= service.config.max_unauthenticated_connections
-
-
-async def _room(service: Service) -> bool:
-    """Wait until another login may begin; False if that does not come in time."""
-    with trio.move_on_after(PATIENCE_SECONDS):
-        while _full(service):  # noqa: ASYNC110 (it is the rare case, and several listeners wait for the same thing)
-            await trio.sleep(0.005)
-    return not _full(service)
-
-
-def _welcome(service: Service, sock: socket.socket, peer: object, nursery: trio.Nursery) -> None:
-    where = "unix" if sock.family == socket.AF_UNIX else str(peer[0])  # type: ignore[index]
-    stats = service.stats
-    stats.clients_accepted += 1
-    try:
-        transport = Transport(sock, service.reactor, where)
-    except OSError:  # gone already: some systems then refuse to set options
-        sock.close()
-        return
-    if not transport.local and not _admit(service, transport):
-        limit = service.config.max_connections_per_address
-        _turn_away(service, transport, errors.too_many_from_address(limit))
-        return
-    if _full(service):
-        _turn_away(service, transport, errors.too_many_logins(service.config.max_unauthenticated_connections))
-        return
-    stats.unauthenticated += 1
-    nursery.start_soon(_log_in, service, transport)
-
-
-def _turn_away(service: Service, transport: Transport, error: PgError) -> None:
-    rejected = service.stats.clients_rejected
-    rejected[error.sqlstate] = rejected.get(error.sqlstate, 0) + 1
-    try:
-        transport.sock.send(error.fatal().response())
-    except OSError:
-        pass
-    transport.linger()
-
-
-def _admit(service: Service, transport: Transport) -> bool:
-    """Whether the transport's source may have one more connection; it counts until the transport is closed."""
-    addresses, source = service.addresses, source_of(transport.peer)
-    if not addresses.admit(source, service.config.max_connections_per_address):
-        return False
-    transport.on_close = lambda: addresses.leave(source)
-    return True
-
-
-async def _log_in(service: Service, transport: Transport) -> None:
-    service.reactor.ceremonies += 1
-    try:
-        await log_in(service, transport)
-    except Exception as error:  # a bug here costs one client its login, not everybody their connection
-        log.exception("internal_error", where="login", error=str(error))
-    finally:
-        service.reactor.ceremonies -= 1
-        service.stats.unauthenticated -= 1

@@ -1,28 +1,36 @@
-"""A client's way from accepted socket to session: SSLRequest, startup packet, authentication, greeting.
+"""A client's way from accepted socket to session, in the reactor.
 
-One deadline covers all of it. What waits in the pool's queue for the greeting has the pool's own deadline. Source:
-PostgreSQL documentation, "Message Flow", sections "Start-up", "SSL Session Encryption" and "SASL Authentication".
+Lives here: who may come in, and what becomes of whom. Not here: what comes when (`protocol.entry`), how many at once
+and for how long (`doors`), what a client is told of the server (`greeting`).
+
+A login waits for nobody but its client, so it is a handler like a session and no task: what a client sends is taken a
+step further when it comes. What waits for somebody else goes on in a task, with deadlines of its own: a greeting that
+nobody has asked for before, a cancel request, a replication connection.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from config.model import CONSOLE
+from pooler import logs
 from pooler.ceremony.cancel import cancel_for_client
-from pooler.ceremony.greeting import first_words, greeting, new_key
+from pooler.ceremony.greeting import ask_for_welcome, known_welcome, new_key, wanted_settings, words_from_key
 from pooler.ceremony.passthrough import pass_through, wants_replication
 from pooler.ceremony.tls import ALPN
+from pooler.greetings import Welcome
 from pooler.logs import get_logger
+from pooler.pool import Pool
 from pooler.session import Session
-from pooler.settings import from_startup
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import ScramServer
-from protocol.framing import FrameReader
+from protocol.entry import Entry, Step
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -30,268 +38,272 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-PASSWORD_FRAME_LIMIT = 65536
-"""The largest authentication message of a client, in bytes."""
 
-_NOT_SETTINGS = ("user", "database", "options", "replication")
-
-
-class _Login:
-    """One client's login.
+class Login:
+    """One client on its way in: its transport's handler until it is a session, something else, or gone.
 
     Attributes:
-      buffer: bytes that came and no message took yet.
       unsent: the end of authentication, which travels with whatever comes behind it, as a server sends it.
-      mute: what came is no startup packet. PostgreSQL writes that into its log and closes without a word, and drivers
-        that leave before they have begun (node-postgres sends Terminate) count on it.
     """
+
+    __slots__ = ("_entry", "_session", "_tls", "service", "transport", "unsent", "user")
 
     def __init__(self, service: Service, transport: Transport) -> None:
         self.service = service
         self.transport = transport
-        self.buffer = b""
         self.unsent = b""
         self.user = ""
-        self.mute = False
+        self._tls = service.tls  # of now: the handshake and SCRAM must mean the same certificate
+        self._entry = Entry(self._tls is not None)
+        self._session: Session | None = None
 
-    async def read(self, size: int) -> bytes:
-        """Exactly `size` bytes.
+    def begin(self) -> None:
+        """Take what the client has said already, and wait for the rest in the reactor."""
+        self.transport.register(self)
+        self.readable()
 
-        Raises:
-          TransportClosed: the client left first.
-        """
-        while len(self.buffer) < size:
-            data = await self.transport.receive_some()
-            if not data:
-                raise TransportClosed("the client closed the connection during login")
-            self.buffer += data
-        taken, self.buffer = self.buffer[:size], self.buffer[size:]
-        return taken
+    # ---- from the reactor --------------------------------------------------------------------------------------------
 
-    async def packet(self) -> bytes:
-        """The next startup-style packet, its length included."""
-        head = await self.read(4)
-        length = int.from_bytes(head, "big")
-        if not 8 <= length <= startup.MAX_STARTUP_BYTES:
-            self.mute = True
-            raise errors.protocol_violation(f"invalid length of startup packet: {length}")
-        return head + await self.read(length - 4)
-
-    async def startup_message(self) -> startup.StartupMessage | startup.CancelRequest:
-        """Everything up to the startup packet, encryption included."""
-        service, transport = self.service, self.transport
-        tls = service.tls
-        head = await self.read(1)
-        self.buffer = head + self.buffer
-        if head == b"\x16" and tls is not None:  # a TLS ClientHello: direct TLS
-            await self._encrypt()
-            chosen = transport.tls.selected_alpn_protocol() if transport.tls else None
-            if chosen != ALPN:
-                raise errors.protocol_violation(
-                    "received direct SSL connection request without ALPN protocol negotiation extension"
-                )
-        for _ in range(3):
-            request = startup.parse_startup(await self.packet())
-            if isinstance(request, startup.GSSENCRequest):
-                self._nothing_behind()
-                await transport.send_all(b"N")
-            elif isinstance(request, startup.SSLRequest):
-                if transport.tls is not None:
-                    raise errors.protocol_violation("SSLRequest on a connection that is encrypted already")
-                self._nothing_behind()
-                if tls is None:
-                    await transport.send_all(b"N")
-                else:
-                    await transport.send_all(b"S")
-                    await self._encrypt()
-            else:
-                return request
-        raise errors.protocol_violation("too many encryption requests")
-
-    def _nothing_behind(self) -> None:
-        """Bytes sent in plaintext behind an encryption request are an attacker's or a bug's (CVE-2021-23214)."""
-        if self.buffer:
-            raise errors.plaintext_after_ssl_request()
-
-    async def _encrypt(self) -> None:
-        assert self.service.tls is not None
-        received, self.buffer = self.buffer, b""
-        await self.transport.handshake(self.service.tls.context, server_side=True, received=received)
-
-    async def authenticate(self, user: str) -> None:
-        """SCRAM-SHA-256, with channel binding where there is TLS; or nothing, where trust was asked for.
-
-        Raises:
-          PgError: 28P01; an unknown user fails as late and as slowly as a wrong password.
-        """
-        service, transport = self.service, self.transport
-        if service.config.auth == "trust":
-            return
-        binding = service.tls.channel_binding if service.tls is not None and transport.tls is not None else None
-        server = ScramServer(service.verifiers.of(user, time.monotonic()), user, binding)
-        await transport.send_all(server.start())
-        reader = FrameReader(PASSWORD_FRAME_LIMIT)
-        reader.feed(self.buffer)
-        done = False
-        while not done:
-            message = reader.next()
-            if message is None:
-                data = await transport.receive_some()
+    def readable(self) -> None:
+        try:
+            data = self.transport.receive()
+            while data is not None:
                 if not data:
-                    raise TransportClosed("the client closed the connection during authentication")
-                reader.feed(data)
-                continue
-            if message[0] != ord("p"):
-                raise errors.protocol_violation(f"expected a SASL response, got message type {chr(message[0])!r}")
-            reply, done = server.feed(message[1])
-            if done:
-                self.unsent = reply
-            else:
-                await transport.send_all(reply)
-        self.buffer = reader.rest
+                    raise TransportClosed("the client closed the connection during login")
+                data = self._take(data)
+        except PgError as error:
+            self._refuse(error)
+        except TransportClosed as error:
+            self._broken(error)
 
-    async def send(self, data: bytes = b"") -> None:
+    def writable(self) -> None:
+        try:
+            self.transport.flush()
+        except TransportClosed as error:
+            self._broken(error)
+
+    def crashed(self, error: Exception) -> None:
+        if self._session is not None:
+            self._session.crashed(error)
+        else:
+            self.end()
+
+    def expire(self) -> None:
+        """The client took too long."""
+        self.service.stats.expired("client_login_timeout")
+        self._refuse(errors.login_timeout(self.service.config.client_login_timeout))
+
+    def end(self) -> None:
+        """Close without a word."""
+        self.transport.close()
+        self.service.doors.left(self)
+
+    # ---- step by step ------------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> bytes | None:
+        """Go on with `data`; what came through TLS meanwhile, or None.
+
+        Raises:
+          PgError, TransportClosed: the login is over.
+        """
+        entry = self._entry
+        expected = entry.step
+        if expected is Step.TLS:
+            return self._shake(data)
+        answer = entry.feed(data, self._admit)
+        step = entry.step
+        if step is Step.IN:
+            self.unsent = answer
+            self._let_in()
+            return None
+        if answer:
+            self.transport.send(answer)
+        if step is Step.TLS:
+            assert self._tls is not None
+            self.transport.begin_handshake(self._tls.context, server_side=True)
+            return self._shake(entry.rest) if entry.rest else None
+        if step is Step.CANCEL:
+            self._go_on_in_task(self._cancel)
+        return None
+
+    def _shake(self, data: bytes) -> bytes | None:
+        transport, entry = self.transport, self._entry
+        if not transport.shake(data):
+            return None
+        assert transport.tls is not None
+        if entry.direct and transport.tls.selected_alpn_protocol() != ALPN:
+            raise errors.protocol_violation(
+                "received direct SSL connection request without ALPN protocol negotiation extension"
+            )
+        entry.encrypted()
+        return transport.receive()
+
+    def _admit(self, request: startup.StartupMessage) -> ScramServer | None:
+        """Turn away what cannot be served, whoever asks; what the others must prove.
+
+        An unknown database is not among that: it is said only after authentication, so that names cannot be probed.
+
+        Raises:
+          PgError: why not.
+        """
+        service, transport = self.service, self.transport
+        if request.major != 3:
+            raise errors.unsupported_protocol(request.major, request.minor)
+        user = self.user = request.parameters.get("user", "")
+        if not user:
+            raise errors.no_user()
+        if service.config.tls == "require" and transport.tls is None and not transport.local:
+            raise errors.tls_required()
+        _has_room(service)
+        if service.config.auth == "trust":
+            return None
+        binding = self._tls.channel_binding if self._tls is not None and transport.tls is not None else None
+        return ScramServer(service.verifiers.of(user, time.monotonic()), user, binding)
+
+    # ---- authenticated -----------------------------------------------------------------------------------------------
+
+    @property
+    def _request(self) -> startup.StartupMessage:
+        request = self._entry.request
+        assert isinstance(request, startup.StartupMessage)
+        return request
+
+    def _let_in(self) -> None:
+        """The client is who it says: give it what it asks for.
+
+        Raises:
+          PgError, TransportClosed: it gets nothing.
+        """
+        service, request = self.service, self._request
+        parameters = request.parameters
+        service.doors.waits_no_more(self)
+        if wants_replication(parameters):
+            self._go_on_in_task(self._pass_through)
+            return
+        database = parameters.get("database") or self.user
+        if database == CONSOLE:
+            self._enter_console()
+            return
+        pool = service.pools.get(database)
+        if pool is None:
+            raise errors.unknown_database(database)
+        if pool.disabled:
+            raise errors.disabled(database)
+        welcome = known_welcome(pool, self._entry.packet, request)
+        if welcome is not None:
+            self._greet(pool, welcome)
+        else:
+            self._go_on_in_task(partial(self._ask, pool))
+
+    def _greet(self, pool: Pool, welcome: Welcome) -> None:
+        """Tell the client what the origin would say, and make it a session while that is on its way."""
+        service, transport = self.service, self.transport
+        _has_room(service)  # others may have come in meanwhile
+        settings, reports, words = welcome
+        key = new_key(self._request.minor)
+        self._send(words + words_from_key(key))
+        session = Session(service, pool, transport, self.user, pool.name, settings, reports, key)
+        service.remember(session)
+        if logs.is_verbose():
+            log.debug(
+                "client_connected",
+                client=transport.peer,
+                user=self.user,
+                database=pool.name,
+                tls=transport.tls is not None,
+            )
+        self._session = session
+        service.doors.left(self)
+        session.start(self._entry.rest)
+
+    def _enter_console(self) -> None:
+        service, transport = self.service, self.transport
+        service.console.check(self.user)
+        _has_room(service)
+        self._send(b"")
+        transport.unregister()
+        service.doors.left(self)
+        service.console.welcome(transport, self._request, self._entry.rest)
+
+    # ---- what waits for others ---------------------------------------------------------------------------------------
+
+    def _go_on_in_task(self, ceremony: Callable[[], Awaitable[None]]) -> None:
+        """Run `ceremony`, which may say by PgError or TransportClosed that the login is over."""
+        self.transport.unregister()
+        self.service.nursery.start_soon(self._run, ceremony)
+
+    async def _run(self, ceremony: Callable[[], Awaitable[None]]) -> None:
+        self.service.reactor.ceremonies += 1
+        try:
+            await ceremony()
+        except PgError as error:
+            self._refuse(error)
+        except TransportClosed as error:
+            self._broken(error)
+        except Exception as error:  # a bug here costs one client its login, not everybody their connection
+            log.exception("internal_error", where="login", error=str(error))
+            self.end()
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            self.service.reactor.ceremonies -= 1
+
+    async def _ask(self, pool: Pool) -> None:
+        self._greet(pool, await ask_for_welcome(pool, self._entry.packet, self._request))
+
+    async def _cancel(self) -> None:
+        request = self._entry.request
+        assert isinstance(request, startup.CancelRequest)
+        with trio.move_on_after(self.service.config.client_login_timeout):
+            await cancel_for_client(self.service, request.pid, request.secret)
+        self.end()
+
+    async def _pass_through(self) -> None:
+        wanted = wanted_settings(self._request.parameters)
+        self._send(b"")
+        await pass_through(self.service, self.transport, self._request, wanted, self._entry.rest)
+        self.service.doors.left(self)
+
+    # ---- the end of it -----------------------------------------------------------------------------------------------
+
+    def _send(self, data: bytes) -> None:
         """Send what is `unsent`, and `data`.
 
         Raises:
           TransportClosed: the client left.
         """
-        unsent, self.unsent = self.unsent, b""
-        await self.transport.send_all(unsent + data)
+        data, self.unsent = self.unsent + data, b""
+        if data:
+            self.transport.send(data)
 
-
-async def log_in(service: Service, transport: Transport) -> None:
-    """Take an accepted connection to its session, or tell the client why not and close."""
-    login = _Login(service, transport)
-    try:
-        with trio.move_on_after(service.config.client_login_timeout) as deadline:
-            request = await login.startup_message()
-            if isinstance(request, startup.CancelRequest):
-                await cancel_for_client(service, request.pid, request.secret)
-                transport.close()
-                return
-            login.user = request.parameters.get("user", "")
-            _admit(service, transport, request)
-            await login.authenticate(login.user)
-        if deadline.cancelled_caught:
-            service.stats.expired("client_login_timeout")
-            raise errors.login_timeout(service.config.client_login_timeout)
-        assert isinstance(request, startup.StartupMessage)
-        if wants_replication(request.parameters):
-            wanted = wanted_settings(request.parameters)
-            await login.send()
-            await pass_through(service, transport, request, wanted, login.buffer)
-        else:
-            await _welcome(service, login, request)
-    except PgError as error:
+    def _refuse(self, error: PgError) -> None:
+        """Tell the client why not, if it still listens, and close."""
+        stats, transport = self.service.stats, self.transport
         if error.sqlstate == "28P01":
-            service.stats.login_failures += 1
-        _rejected(service, error.sqlstate)
+            stats.login_failures += 1
+        stats.rejected(error.sqlstate)
         log.warning(
             "login_failed",
             client=transport.peer,
-            user=login.user,
+            user=self.user,
             sqlstate=error.sqlstate,
             reason=error.message,
         )
-        await _say(login, error)
-    except TransportClosed as error:
-        log.debug("login_broken", client=transport.peer, user=login.user, reason=str(error))
-        transport.close()
-    except BaseException:
-        transport.close()
-        raise
-
-
-def _rejected(service: Service, sqlstate: str) -> None:
-    rejected = service.stats.clients_rejected
-    rejected[sqlstate] = rejected.get(sqlstate, 0) + 1
-
-
-async def _say(login: _Login, error: PgError) -> None:
-    """Tell the client, if it still listens, and close."""
-    transport = login.transport
-    with trio.move_on_after(1):
+        self.service.doors.left(self)
         try:
-            await login.send(b"" if login.mute else error.fatal().response())
-            await transport.finish()
+            if not self._entry.mute:
+                self._send(error.fatal().response())
         except TransportClosed:
-            pass
-    transport.close()
+            transport.close()
+        else:
+            transport.linger()
 
-
-def _admit(service: Service, transport: Transport, request: startup.StartupMessage) -> None:
-    """Turn away what cannot be served, whoever asks.
-
-    An unknown database is not among that: it is said only after authentication, so that names cannot be probed.
-
-    Raises:
-      PgError: why not.
-    """
-    parameters = request.parameters
-    if request.major != 3:
-        raise errors.unsupported_protocol(request.major, request.minor)
-    user = parameters.get("user", "")
-    if not user:
-        raise errors.no_user()
-    if service.config.tls == "require" and transport.tls is None and not transport.local:
-        raise errors.tls_required()
-    _has_room(service)
+    def _broken(self, error: TransportClosed) -> None:
+        log.debug("login_broken", client=self.transport.peer, user=self.user, reason=str(error))
+        self.end()
 
 
 def _has_room(service: Service) -> None:
     if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)
-
-
-def wanted_settings(parameters: dict[str, str]) -> dict[str, str]:
-    """The settings that a startup packet asks for: its parameters, and `-c` and `--` in its `options`.
-
-    Raises:
-      PgError: `options` cannot be read.
-    """
-    wanted: dict[str, str] = {}
-    for name, value in startup.parse_options(parameters.get("options", "")):
-        wanted[name.lower()] = value
-    for name, value in parameters.items():
-        if name not in _NOT_SETTINGS and not name.startswith("_pq_."):
-            wanted[name.lower()] = value
-    return wanted
-
-
-async def _welcome(service: Service, login: _Login, request: startup.StartupMessage) -> None:
-    """Greet the client with what the origin would say, and hand it to the reactor."""
-    transport = login.transport
-    database = request.parameters.get("database") or login.user
-    if database == CONSOLE:
-        service.console.check(login.user)
-        _has_room(service)
-        await login.send()
-        service.console.welcome(transport, request, login.buffer)
-        return
-    pool = service.pools.get(database)
-    if pool is None:
-        raise errors.unknown_database(database)
-    if pool.disabled:
-        raise errors.disabled(database)
-    wanted = wanted_settings(request.parameters)
-    reports = await greeting(pool, wanted)
-    _has_room(service)  # others may have come in meanwhile
-    key = new_key(request.minor)
-    session = Session(service, pool, transport, login.user, database, from_startup(wanted), reports, key)
-    service.remember(session)
-    try:
-        await login.send(first_words(request, reports, key))
-    except BaseException:
-        service.forget(session)
-        raise
-    if session.closed:  # the process ends
-        return
-    log.debug(
-        "client_connected",
-        client=transport.peer,
-        user=login.user,
-        database=database,
-        tls=transport.tls is not None,
-    )
-    session.start(login.buffer)

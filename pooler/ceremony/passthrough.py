@@ -8,6 +8,7 @@ documentation, "Streaming Replication Protocol".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hmac import compare_digest
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ _COMMAND_COMPLETE, _READY = b"CZ"
 _NEVER = 1 << 62
 
 
-def wants_replication(parameters: dict[str, str]) -> bool:
+def wants_replication(parameters: Mapping[str, str]) -> bool:
     """Whether a startup packet asks for a replication connection. What is neither yes nor no the origin refuses."""
     return parameters.get("replication", "").lower() not in _NO
 
@@ -83,7 +84,7 @@ async def pass_through(
     relay.begin(connected, received)
 
 
-def _pool_for(service: Service, parameters: dict[str, str]) -> Pool:
+def _pool_for(service: Service, parameters: Mapping[str, str]) -> Pool:
     """The pool whose origin is meant.
 
     Raises:

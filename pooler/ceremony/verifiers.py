@@ -46,8 +46,10 @@ class Verifiers:
     def of(self, user: str, now: float) -> list[ScramVerifier]:
         """The user's verifier, and its former ones that still do; empty for one who may not log in."""
         current = self._current.get(user)
-        former = [each for each in self._former.get(user, ()) if now < each.until]
-        if len(former) != len(self._former.get(user, ())):
+        if user not in self._former:
+            return [current] if current is not None else []
+        former = [each for each in self._former[user] if now < each.until]
+        if len(former) != len(self._former[user]):
             self._former[user] = former
         return ([current] if current is not None else []) + [each.verifier for each in reversed(former)]
 

@@ -52,7 +52,7 @@ def _options() -> argparse.Namespace:
     add(
         "targets",
         nargs="*",
-        help="frames, startups, scram_server, origin_login, changes, machine; all where none is given",
+        help="frames, startups, entries, scram_server, origin_login, changes, machine; all where none is given",
     )
     add("--duration", type=float, default=300.0, help="seconds, of all targets together (300)")
     add("--seed", type=int, default=random.randrange(1 << 31), help="for the run without atheris; printed")

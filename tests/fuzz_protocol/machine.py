@@ -122,7 +122,7 @@ class _Transport:
     def has_news(self) -> bool:
         return bool(self.arriving) or self.broken
 
-    def close(self) -> None:
+    def close(self, *, farewell: bool = True) -> None:
         self.closed = True
         self.registered = False
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from protocol import framing, messages, pgoutput, responses, startup
 from protocol.auth import OriginAuthenticator, ScramServer, ScramVerifier
+from protocol.entry import PASSWORD_FRAME_LIMIT, Entry, Step
 from protocol.framing import FrameReader
 from protocol.responses import MalformedMessage, PgError
 from tests.fuzz_protocol.machine import Treadmill, play
@@ -90,6 +91,24 @@ def startups(data: bytes) -> None:
         pass
 
 
+def entries(data: bytes) -> None:
+    """The whole way in, in pieces: nobody gets in without the password, and nothing is kept beyond a message."""
+    offers_tls, step, data = len(data) % 2 == 0, data[0] % 64 + 1 if data else 1, data[1:]
+    entry = Entry(offers_tls)
+    for position in range(0, len(data), step):
+        try:
+            entry.feed(data[position : position + step], lambda _request: ScramServer((_VERIFIER,), "user", None))
+        except PgError:
+            return
+        assert len(entry.rest) <= PASSWORD_FRAME_LIMIT + step
+        if entry.step is Step.TLS:
+            assert offers_tls
+            entry.encrypted()
+        elif entry.step is Step.CANCEL:
+            return
+        assert entry.step in (Step.PACKET, Step.PROOF), "somebody got in without the password"
+
+
 _VERIFIER = ScramVerifier.from_password("right")
 
 
@@ -151,6 +170,7 @@ def _one_change(transactions: pgoutput.Transactions, body: bytes) -> None:
 TARGETS: dict[str, Target] = {
     "frames": frames,
     "startups": startups,
+    "entries": entries,
     "scram_server": scram_server,
     "origin_login": origin_login,
     "changes": changes,

@@ -146,6 +146,24 @@ def test_clients_are_told_their_own_parameters(near: Pgnear, origin: Server) -> 
             assert pooled.one("show application_name") == direct.one("show application_name")
 
 
+def test_a_greeting_is_not_remembered_beyond_what_it_was_made_of(pgnear: Start, origin: Server) -> None:
+    """What a startup packet comes to is kept by its bytes, and the same bytes can come to something else."""
+    near = pgnear()
+    parameters = {"application_name": "again"}
+    with WireClient.logged_in(near.port, **parameters) as client:
+        assert client.parameters["TimeZone"] != "Asia/Tokyo"
+        client.query("alter role postgres set timezone to 'Asia/Tokyo'")
+        try:
+            with (
+                WireClient.logged_in(near.port, **parameters) as pooled,
+                WireClient.logged_in(origin.port, **parameters) as direct,
+            ):
+                assert pooled.parameters == direct.parameters
+                assert pooled.parameters["TimeZone"] == "Asia/Tokyo"
+        finally:
+            origin.execute("alter role postgres reset timezone")
+
+
 def test_clients_with_names_of_their_own_log_in_while_the_pool_is_busy(pgnear: Start) -> None:
     near = pgnear(pool_size=1)
     with near.connect() as first, first.transaction():
