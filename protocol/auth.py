@@ -1,8 +1,8 @@
 """Authentication as sans-I/O state machines: SCRAM-SHA-256 and -PLUS on both sides, md5 and cleartext towards an
 origin.
 
-The client's SCRAM arithmetic is scramp's; here is the server's, and how both travel in PostgreSQL's messages. Source:
-PostgreSQL documentation, "SASL Authentication"; RFC 5802, RFC 7677, RFC 5929 (tls-server-end-point).
+The SCRAM arithmetic is scramp's; here is how it travels in PostgreSQL's messages. Source: PostgreSQL documentation,
+"SASL Authentication"; RFC 5802, RFC 7677, RFC 5929 (tls-server-end-point).
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import xor
 from typing import Any
 
 from cryptography import x509
-from scramp import ScramClient, ScramException
+from scramp import ScramClient, ScramException, ScramMechanism
 from scramp.utils import saslprep
 
 from protocol.errors import auth_failed, channel_binding_downgraded, origin_unreachable, protocol_violation
@@ -29,16 +27,10 @@ AUTHENTICATION_OK = b"R\0\0\0\x08\0\0\0\0"
 SALT_BYTES = 16
 """PostgreSQL's own; the salt shown for a user who does not exist must look like any other."""
 NONCE_BYTES = 18
-"""PostgreSQL's own."""
+"""PostgreSQL's own. scramp's is half as long again, and it looks at each letter several times."""
 
+_MECHANISMS = {name: ScramMechanism(name) for name in (SCRAM, SCRAM_PLUS)}
 _BINDING = "tls-server-end-point"
-_EXTENSIONS = r"(?:,[A-Za-ln-z]=[^,\0]+)*"  # m= is for those that must be understood
-_NONCE = r"([!-+\--~]+)"
-_CLIENT_FIRST = re.compile(rf"((?:n|y|p={_BINDING}),,)(n=[^,\0]*,r={_NONCE}{_EXTENSIONS})")
-"""RFC 5802, section 7: gs2-header without authzid, client-first-message-bare, its nonce. The name in it means nothing:
-the startup packet says who it is, and libpq leaves it empty."""
-_CLIENT_FINAL = re.compile(rf"(c=([A-Za-z0-9+/=]+),r={_NONCE}{_EXTENSIONS}),p=([A-Za-z0-9+/]{{43}}=)")
-"""client-final-message-without-proof, its channel-binding and nonce; the proof, 32 bytes in base64."""
 _OK, _CLEARTEXT, _MD5, _SASL, _SASL_CONTINUE, _SASL_FINAL = 0, 3, 5, 10, 11, 12
 
 LEAST_ITERATIONS, MOST_ITERATIONS = 4096, 10_000_000
@@ -119,10 +111,6 @@ def _authentication(code: int, data: bytes = b"") -> bytes:
     return b"R" + (8 + len(data)).to_bytes(4, "big") + code.to_bytes(4, "big") + data
 
 
-_OFFER = _authentication(_SASL, f"{SCRAM}\0\0".encode())
-_OFFER_PLUS = _authentication(_SASL, f"{SCRAM_PLUS}\0{SCRAM}\0\0".encode())
-
-
 def _nonce() -> str:
     """A server's part of a SCRAM exchange's nonce."""
     return base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode()
@@ -130,9 +118,6 @@ def _nonce() -> str:
 
 class ScramServer:
     """One client's SCRAM exchange.
-
-    The arithmetic is here and not scramp's, whose server took a sixth of a login's processor time: there is no password
-    to be worked on at this side, only two texts to be read and three digests to be made.
 
     Args:
       verifiers: the user's, the current one first; former ones that will do as well behind it. Those with another
@@ -153,13 +138,12 @@ class ScramServer:
         self._verifiers = (first, *alike)
         self._user = user
         self._channel_binding = channel_binding
-        self._nonce = ""  # both sides' together, once the first message has come
-        self._binding = ""  # what the client must say of it in its last message
-        self._signed = ""  # both first messages, as they were said
+        self._servers: list[Any] = []
 
     def start(self) -> bytes:
         """The AuthenticationSASL frame: the mechanisms on offer."""
-        return _OFFER if self._channel_binding is None else _OFFER_PLUS
+        mechanisms = ([SCRAM_PLUS] if self._channel_binding is not None else []) + [SCRAM]
+        return _authentication(_SASL, b"".join(name.encode() + b"\0" for name in mechanisms) + b"\0")
 
     def feed(self, payload: bytes) -> tuple[bytes, bool]:
         """Take a SASLInitialResponse or SASLResponse; (frame to send, authenticated?).
@@ -167,7 +151,7 @@ class ScramServer:
         Raises:
           PgError: 28P01 where the proof is wrong, 08P01 for a message that is no SCRAM.
         """
-        if not self._nonce:
+        if not self._servers:
             return self._first(payload), False
         return self._final(payload), True
 
@@ -177,7 +161,7 @@ class ScramServer:
         length = int.from_bytes(rest[:4], "big")
         if not separator or len(rest) < 4 or length != len(rest) - 4:
             raise protocol_violation("malformed SASLInitialResponse")
-        if mechanism not in (SCRAM, SCRAM_PLUS) or (mechanism == SCRAM_PLUS and self._channel_binding is None):
+        if mechanism not in _MECHANISMS or (mechanism == SCRAM_PLUS and self._channel_binding is None):
             raise protocol_violation("client selected an invalid SASL authentication mechanism")
         message = self._text(rest[4:])
         if mechanism == SCRAM_PLUS and not message.startswith("p="):
@@ -187,40 +171,49 @@ class ScramServer:
         if message.startswith("y") and self._channel_binding is not None:
             # The client could bind and thinks the server cannot: somebody has taken -PLUS out of the offer.
             raise channel_binding_downgraded()
-        said = _CLIENT_FIRST.fullmatch(message)
-        if said is None:
-            raise protocol_violation("malformed SCRAM message: it is no client-first-message")
-        header, bare, nonce = said.groups()
-        bound = self._channel_binding if mechanism == SCRAM_PLUS else None
-        self._binding = base64.b64encode(header.encode() + (bound or b"")).decode()
-        self._nonce = nonce + _nonce()
-        first = self._verifiers[0]
-        challenge = f"r={self._nonce},s={base64.b64encode(first.salt).decode()},i={first.iterations}"
-        self._signed = f"{bare},{challenge}"
-        return _authentication(_SASL_CONTINUE, challenge.encode())
+        nonce = _nonce()  # the client is told of one, and all of them must know it
+        self._servers = [self._server(mechanism, verifier, nonce) for verifier in self._verifiers]
+        try:
+            for server in self._servers:
+                self._set_client_first(server, message)
+                first = server.get_server_first()
+            return _authentication(_SASL_CONTINUE, first.encode())
+        except ScramException as error:
+            raise protocol_violation(f"malformed SCRAM message: {error}") from None
+
+    def _server(self, mechanism: str, verifier: ScramVerifier, nonce: str) -> Any:
+        return _MECHANISMS[mechanism].make_server(
+            lambda _user: (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations),
+            channel_binding=(_BINDING, self._channel_binding) if self._channel_binding is not None else None,
+            s_nonce=nonce,
+        )
+
+    @staticmethod
+    def _set_client_first(server: Any, message: str) -> None:
+        """Give scramp the client's first message.
+
+        libpq leaves the SCRAM user name empty, as the startup packet has it, and scramp refuses an empty name. So
+        scramp reads a stand-in, and the text that both sides sign is put back.
+        """
+        header, separator, bare = message.partition(",n=,")
+        if not separator:
+            server.set_client_first(message)
+            return
+        server.set_client_first(f"{header},n=*,{bare}")
+        server.client_first_bare = f"n=,{bare}"
 
     def _final(self, payload: bytes) -> bytes:
-        said = _CLIENT_FINAL.fullmatch(self._text(payload))
-        signature = b""
-        if said is not None:
-            text, binding, nonce, proof = said.groups()
-            signature = self._signature(f"{self._signed},{text}".encode(), base64.b64decode(proof))
-            if binding != self._binding or nonce != self._nonce:
-                signature = b""
-        if not signature or not self._known:
+        message = self._text(payload)
+        final = ""
+        for server in self._servers:  # each of them, whichever fits
+            try:
+                server.set_client_final(message)
+                final = server.get_server_final()
+            except ScramException:
+                pass
+        if not final or not self._known:
             raise auth_failed(self._user)
-        return _authentication(_SASL_FINAL, b"v=" + base64.b64encode(signature))
-
-    def _signature(self, signed: bytes, proof: bytes) -> bytes:
-        """The server's signature of what both have `signed`; b"" where the client's `proof` is none (RFC 5802, 3)."""
-        found = b""
-        for verifier in self._verifiers:  # each of them, whichever fits
-            mask = hmac.digest(verifier.stored_key, signed, "sha256")
-            client_key = bytes(map(xor, proof, mask))
-            signature = hmac.digest(verifier.server_key, signed, "sha256")
-            if hmac.compare_digest(hashlib.sha256(client_key).digest(), verifier.stored_key):
-                found = signature
-        return found
+        return _authentication(_SASL_FINAL, final.encode())
 
     @staticmethod
     def _text(raw: bytes) -> str:
