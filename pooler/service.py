@@ -147,7 +147,8 @@ class Service:
             pool = Pool(f"{name} at {target.place}", target, config, self.stats, self)
             pool.home = self.pools[name]
             pools.append(pool)
-            replicas.setdefault(name, []).append(Replica(pool, settings.max_lag))
+            replica = Replica(pool, settings.max_lag, settings.max_lag_bytes, settings.read_only_transactions)
+            replicas.setdefault(name, []).append(replica)
         for name, several in replicas.items():
             self.pools[name].replicas = Replicas(several)
         return pools

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from pooler import copying, ending, extended, simple
+from pooler import copying, detour, ending, extended, simple
 from pooler.link import link
 from pooler.logs import get_logger
 from protocol import errors
@@ -122,6 +122,8 @@ def walk(session: Session, data: bytes) -> None:
             break
         kept = position
         batch = []
+        if session.away and detour.wait(session):
+            break
         if session.out_bytes > session.pool.high_water:
             session.flush_client()
             if session.closed:
