@@ -12,7 +12,7 @@ Administrators have connections in reserve that nobody else is given.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -471,6 +471,10 @@ class Pool:
         leaving = [each for each in self.origins if each.target.place == place and not each.retired]
         log.warning("origin_role_changed", pool=self.name, host=place, wanted=wanted, connections=len(leaving))
         self.stats.origin_role_changes += 1
+        self.leave(leaving)
+
+    def leave(self, leaving: Iterable[Origin]) -> None:
+        """These drain: they are closed when they are idle."""
         for each in leaving:
             each.retired = True
         self._close_retired()

@@ -38,6 +38,7 @@ from pooler.ceremony.listen import accept_forever, address_of, close_listener, o
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for
 from pooler.ceremony.passthrough import Relay
+from pooler.ceremony.pulse import keep_pulse
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
@@ -408,6 +409,7 @@ async def serve(
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)
             nursery.start_soon(service.keep_house)
+            nursery.start_soon(keep_pulse, service)
             nursery.start_soon(watch_deadlines, service)
             nursery.start_soon(service.keep_tls)
             for rotation in service.rotations.values():

@@ -12,7 +12,8 @@ import subprocess
 
 from tests.chaos.faults import ROLE_BACKENDS, Fault
 from tests.chaos.rig import Rig
-from tests.support.postgres import PASSWORD, Server
+from tests.support.postgres import Server
+from tests.support.standby import follow
 from tests.support.waiting import until
 
 
@@ -59,15 +60,6 @@ def _promote(rig: Rig) -> None:
     assert rig.standby is not None
     rig.standby.promote()
     rig.server = rig.standby
-
-
-def follow(old: Server, new: Server) -> None:
-    """Start `old`, a primary that was stopped, as a standby of `new`; returns when it streams."""
-    source = f"host=127.0.0.1 port={new.port} user=postgres password='{PASSWORD}' application_name=follower"
-    old.settings |= {"primary_conninfo": source, "synchronous_standby_names": ""}
-    (old.data / "standby.signal").touch()
-    old.restart()
-    until(lambda: new.execute("select true from pg_stat_replication where application_name = 'follower'"))
 
 
 FAILOVERS: dict[str, Fault] = {fault.__name__: fault for fault in (promote, switch_over, demote)}

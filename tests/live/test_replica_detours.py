@@ -267,13 +267,15 @@ def test_state_that_would_tie_a_session_to_a_replica_ends_it(near: Near) -> None
         client.execute("select pg_advisory_unlock(1)")
         client.execute("commit")
         assert not is_replica(client)
-        client.execute("begin read only")
-        client.execute("select pg_advisory_lock(1)")
-        with pytest.raises(psycopg.errors.FeatureNotSupported, match="advisory lock"):
-            client.execute("commit")
-            client.execute("select 1")
+    with WireClient.logged_in(made.port, timeout=20) as wire:
+        for text in ("begin read only", "select pg_advisory_lock(1)", "commit"):
+            wire.query(text)
+        fields = wire.fatal()
+        assert fields["C"] == "0A000"
+        assert "advisory lock" in fields["M"]
     with made.connect() as client:
         until(lambda: in_block(client))
+        client.execute("begin read only")
         assert client.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchone() == (0,)
 
 
