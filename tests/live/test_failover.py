@@ -214,7 +214,7 @@ def test_a_connection_that_is_asked_for_its_role_grows_no_younger(pgnear: Start,
     """And one that does not answer is closed."""
     with Proxy(primary.port) as proxy:
         near = pgnear(
-            url=url(proxy, target_session_attrs="read-write"), cache=OFF, min_pool_size=0, origin_idle_timeout="2s"
+            url=url(proxy, target_session_attrs="read-write"), cache=OFF, min_pool_size=0, origin_idle_timeout="3s"
         )
         assert where(near)
         passed = proxy.passed_from_origin
