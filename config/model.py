@@ -292,9 +292,10 @@ class Config(Section):
     )
     reuse_statements: bool = Field(
         True,
-        description="Whether an origin connection keeps a statement that clients parse without a name again and again, "
-        "so that it need not parse and plan it each time. Switch it off where generic plans are bad plans and "
-        "plan_cache_mode cannot be set.",
+        description="Whether an origin connection keeps a statement that clients parse without a name, or a text that "
+        "they send as a simple Query, again and again, so that it need not parse and plan it each time. Switch it off "
+        "where generic plans are bad plans and plan_cache_mode cannot be set, or where the origin's log must show "
+        "Queries as Queries.",
     )
     max_client_statements: Statements = Field(
         5000,

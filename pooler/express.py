@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Final
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
 from pooler.consequences import mind
+from pooler.origin import FAILED_TRANSACTION
+from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
 from pooler.unit import PLAIN, Unit
-from protocol.framing import PARSE_COMPLETE, length_at
+from protocol.framing import BIND_COMPLETE, PARSE_COMPLETE, length_at
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
@@ -50,8 +52,8 @@ def submit(session: Session, data: bytes) -> bool:
     first_end: int = length_at(data, 1)[0] + 1
     if kind == _QUERY:
         return first_end == size and _query(session, data)
-    if session.origin is not None or data[5]:
-        return False  # in a transaction, or a name
+    if data[5]:
+        return False  # a name
     if kind == _PARSE:
         return 6 < first_end < size - 15 and _parse(session, data, first_end)
     if kind == _BIND:
@@ -64,27 +66,59 @@ def _query(session: Session, data: bytes) -> bool:
     if origin is None and (view := session.view) is not None and has_told(session, view, data):
         session.statements.pop(b"", None)
         return True
-    service = session.service
-    statement = service.classifier.remembered.get(data[5:-1])
-    if statement is None or not statement.plain or (statement.cacheable and service.cache is not None):
+    service, text = session.service, data[5:-1]
+    known = service.classifier.remembered.get(text)
+    statement = service.classifier(text) if known is None else known
+    if not (statement.plain or _only_controls(session, statement)):
         return False
+    if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
+        return False
+    message = data
     if origin is None:
         origin = session.pool.at_hand(session.state.settings, session.traces)
         if origin is None or session.insists or session.mode == "session":
             return False
         unit = _link(session, origin, statement)
+        if known is not None and session.pool.reuses_statements and statement.plain:
+            message = _kept(session, origin, unit, data)
     else:
         if origin.units:
             return False
         unit = _unit(session, origin)
         mind(session, statement, unit)
+    if message is data:
+        origin.unnamed = None
     unit.simple = True
     if session.pool.advice is not None:
-        study(session, unit, statement, data[5:-1], ALL_TEXT)
+        study(session, unit, statement, text, ALL_TEXT)
     session.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
-    origin.unnamed = None
-    _send(session, origin, data, data)
+    _send(session, origin, data, message)
     return True
+
+
+def _only_controls(session: Session, statement: Statement) -> bool:
+    """Whether `statement` begins or ends a transaction, and nothing needs to be followed through that."""
+    return (
+        statement.passes
+        and not session.state.watching
+        and session.mode == "transaction"
+        and session.pool.replicas is None  # which may be to read a whole transaction
+    )
+
+
+def _kept(session: Session, origin: Origin, unit: Unit, data: bytes) -> bytes:
+    """What is sent for a Query outside a transaction: itself, or what stands for it where `origin` has it prepared."""
+    known = repeated(session, data)
+    if known is None:
+        return data
+    prepared, request = known
+    if prepared in origin.prepared:
+        origin.prepared.move_to_end(prepared)
+        unit.prefix = BIND_COMPLETE
+        unit.again = (prepared, data)
+        return request
+    origin.unnamed = None
+    return data + learning(origin, prepared)
 
 
 def _bind(session: Session, data: bytes, bind_end: int) -> bool:
@@ -96,12 +130,12 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     if prepared is None:
         return False
     view = session.view
-    if view is not None and has_told(session, view, prepared.name + data[name_end:]):
+    if view is not None and session.origin is None and has_told(session, view, prepared.name + data[name_end:]):
         return True
     origin = _for_statement(session, prepared)
     if origin is None:
         return False
-    unit = _link(session, origin, prepared.statement)
+    unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[name_end + 1 : bind_end]))
     _send(session, origin, data, _renamed(prepared, data, bind_end - name_end, name_end))
@@ -113,7 +147,7 @@ def _parse(session: Session, data: bytes, parse_end: int) -> bool:
     if data[parse_end] != _BIND or data[parse_end + 5 : parse_end + 7] != b"\0\0":
         return False
     view = session.view
-    if view is not None and has_told(session, view, data):
+    if view is not None and session.origin is None and has_told(session, view, data):
         return True
     prepared = session.scope.parses.get(data[:parse_end])
     if prepared is None:
@@ -121,6 +155,8 @@ def _parse(session: Session, data: bytes, parse_end: int) -> bool:
     bind_end: int = parse_end + 1 + length_at(data, parse_end + 1)[0]
     if bind_end <= parse_end + 6 or data[bind_end:] not in _RESTS or b"" not in session.statements:
         return False
+    if session.origin is not None:
+        return _parse_in_block(session, session.origin, data, prepared, data[parse_end + 7 : bind_end])
     origin = _for_statement(session, prepared)
     if origin is None:
         return False
@@ -141,24 +177,56 @@ def _renamed(prepared: Prepared, data: bytes, size: int, name_end: int) -> bytes
     return b"".join((_header(b"B", size + len(name) + 5), b"\0", name, data[name_end:]))
 
 
-def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
-    """An idle connection that has `prepared`, where that may be executed as it is."""
+def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Prepared, tail: bytes) -> bool:
+    """The same on the connection that a transaction, or a pin, keeps: it goes as it is, and leaves nothing behind."""
+    if not _is_ordinary(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
+        return False
+    unit = _linked_unit(session, origin, prepared.statement)
+    if session.pool.advice is not None:
+        study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
+    session.statements[b""] = origin.unnamed = prepared
+    session.unnamed_doubted = False
+    _send(session, origin, data, data)
+    return True
+
+
+def _is_ordinary(session: Session, prepared: Prepared) -> bool:
+    """Whether `prepared` concerns neither its session nor the cache."""
     statement = prepared.statement
-    pool = session.pool
-    if (
-        not statement.plain
-        or (statement.cacheable and session.service.cache is not None)
-        or prepared.needs is not None
-        or session.portals
-        or session.insists
-        or session.mode == "session"
-    ):
+    return (
+        statement.plain
+        and prepared.needs is None
+        and not session.portals
+        and not (
+            statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
+        )
+    )
+
+
+def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
+    """The session's connection, or else an idle one, that has `prepared`, where that may be executed as it is."""
+    if not _is_ordinary(session, prepared):
         return None
-    origin = pool.at_hand(session.state.settings, session.traces)
+    origin = session.origin
+    if origin is None:
+        origin = session.pool.at_hand(session.state.settings, session.traces)
+        if session.insists or session.mode == "session":
+            return None
+    elif origin.units or origin.status == FAILED_TRANSACTION:
+        return None
     if origin is None or prepared not in origin.prepared or origin.verified:
         return None
     origin.prepared.move_to_end(prepared)
     return origin
+
+
+def _linked_unit(session: Session, origin: Origin, statement: Statement) -> Unit:
+    """What is owed for `statement`, on the session's connection or on the one that is to be that."""
+    if session.origin is None:
+        return _link(session, origin, statement)
+    unit = _unit(session, origin)
+    mind(session, statement, unit)
+    return unit
 
 
 def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
@@ -170,7 +238,11 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     session.walk_from = 0
     unit = _unit(session, origin)
     service = session.service
-    if (not statement.reads_only and service.observes) or (statement.sequences and service.recallers):
+    if (
+        (not statement.reads_only and service.observes)
+        or (statement.sequences and service.recallers)
+        or statement.isolation
+    ):
         mind(session, statement, unit)
     elif statement.sequences:
         session.sequence_home = origin

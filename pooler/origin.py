@@ -39,7 +39,7 @@ from pooler.unit import (
     Unit,
 )  # fmt: skip
 from protocol import errors
-from protocol.framing import length_at, parameter_status
+from protocol.framing import BIND_COMPLETE, length_at, parameter_status
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ IN_TRANSACTION: Final = 0x54
 FAILED_TRANSACTION: Final = 0x45
 """What a ReadyForQuery says: I, T and E, as numbers."""
 
+QUERY: Final = 0x51
+
 PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
+STATEMENT_GONE = b"\0C26000\0"
 DESCRIBE_PORTAL = b"D\0\0\0\6P\0"
 _READ_ONLY = b"\0C25006\0"
 
@@ -195,15 +198,20 @@ class Origin:
         end = len(data)
         position = min(self._stream, end)
         self._stream -= position
-        start = 0  # of the run that passes to the client unchanged
+        begins = 0
         out = self._out
         units = self.units
         notable = ALL
         if units:
             notable = units[0].notable
-            if units[0].prefix:
-                out.append(units[0].prefix)
+            prefix = units[0].prefix
+            if prefix == BIND_COMPLETE:
+                position = begins = units[0].begin(data)
+                notable = units[0].notable
+            elif prefix:
+                out.append(prefix)
                 units[0].prefix = b""
+        start = begins  # of the run that passes to the client unchanged
         while end - position >= 5:
             kind = data[position]
             length = length_at(data, position + 1)[0]
@@ -228,7 +236,12 @@ class Origin:
                     return
                 self._missing = frame_end - end
                 break
-            if kind == READY and frame_end == end and not start and self._is_all(data):
+            if (
+                kind == READY
+                and frame_end == end
+                and start == begins
+                and self._is_all(data[begins:] if begins else data)
+            ):
                 return
             if start < position:
                 out.append(data[start:position])
@@ -259,21 +272,20 @@ class Origin:
 
     def _is_all(self, data: bytes) -> bool:
         """The express lane: `data` ends the only unit. If all of that is the client's and nothing else is to be done,
-        the client gets it, and they part.
+        the client gets it, and they part, unless a transaction keeps them together.
         """
         units, session, status = self.units, self.session, data[-1]
-        if len(units) != 1 or session is None or status != IDLE or self.spoiled or self.outdated:
+        if len(units) != 1 or session is None or status == FAILED_TRANSACTION or self.spoiled or self.outdated:
             return False
         unit = units[0]
         if (
             unit.swallow or unit.silent or unit.failed or unit.steps is not None or unit.parts is not None
-            or unit.capture is not None or not session.has_nothing_to_do(self)
+            or unit.capture is not None or not session.has_nothing_to_do(self, status)
         ):  # fmt: skip
             return False
         units.clear()
         self.status = status
         self.ready_at = perf_counter()
-        self.block_since = 0.0
         if unit.latency is not None:
             unit.latency.observe(self.ready_at - unit.started)
             if unit.study is not None:
@@ -288,7 +300,13 @@ class Origin:
             out.append(data)
             data = b"".join(out)
             out.clear()
-        session.part(self, data)
+        if status == IDLE:
+            self.block_since = 0.0
+            session.part(self, data)
+        else:
+            if not self.block_since:
+                self.block_since = unit.started
+            session.deliver(data)
         return True
 
     def emit(self, frame: bytes) -> None:
@@ -374,17 +392,26 @@ class Origin:
     def _asks_again(self, unit: Unit, frame: bytes) -> bool:
         """Whether `unit` failed because its statement's plan was outdated, in a request that parses it: to be repeated.
 
-        Nothing was executed then. Where more was sent behind it, it is too late for that.
+        Nothing was executed then; nor where a function has deallocated what the connection had prepared. Where more was
+        sent behind it, it is too late for that.
         """
-        if PLAN_OUTDATED not in frame or len(self.units) != 1 or self.session is None:
+        outdated = PLAN_OUTDATED in frame or (STATEMENT_GONE in frame and ORIGIN_PREFIX in frame)
+        if not outdated or len(self.units) != 1 or self.session is None:
             return False
         unit.failed = unit.silent = True
         unit.drop_capture()
         return True
 
     def _ask_again(self, prepared: Prepared, request: bytes) -> None:
-        """Send `request` as its client has sent it; that has its ParseComplete already."""
+        """Send `request` as its client has sent it; one that has a Parse has its ParseComplete already."""
         self.prepared.pop(prepared, None)
+        if request[0] == QUERY:
+            self.unnamed = None
+            unit = Unit(perf_counter(), None, simple=True)
+            unit.script([(CLOSE, False, None, None)])
+            self.units.append(unit)
+            self.send_or_lose(prepared.close_frame() + request)
+            return
         self.unnamed = prepared
         unit = Unit(perf_counter(), None)
         steps: list[Step] = [(CLOSE, False, None, None), (PARSE, False, None, None), (BIND, True, b"", None)]

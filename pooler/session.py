@@ -454,12 +454,17 @@ class Session:
         if frames:
             origin.emit(frames)
 
-    def has_nothing_to_do(self, origin: Origin) -> bool:
-        """Whether the end of an ordinary unit, outside a transaction, is nothing but the end of the link."""
+    def has_nothing_to_do(self, origin: Origin, status: int) -> bool:
+        """Whether the end of an ordinary unit needs no thought: outside a transaction it is but the end of the link."""
         state = self.state
+        if status != IDLE:
+            return not (
+                state.watching or self.leaving or self.holding or self.mode == "statement"
+                or origin.reports is not self.reports
+            )  # fmt: skip
         return not (
             state.watching or state.pins or state.tainted or self.writes or self.schema_changes
-            or self.defaults_change or self.only_reads or self.portals or self.leaving or self.holding
+            or self.defaults_change or self.portals or self.leaving or self.holding
             or self.stream_begun or self.to_origin or origin.reports is not self.reports
         )  # fmt: skip
 
@@ -471,6 +476,7 @@ class Session:
             ending.end(self, abrupt=True)
             return
         self.origin = None
+        self.only_reads = False
         if not origin.transport.reading:
             origin.transport.resume()
         if not self.transport.reading and pending <= self.pool.high_water:

@@ -18,6 +18,7 @@ from protocol import framing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pooler.repeats import Repeated
     from pooler.sql.statement import Statement
 
 _numbers = count(1)
@@ -38,15 +39,19 @@ class Scope:
     Attributes:
       database: its name. epoch: the schema epoch. label: the settings without application_name.
       parses: whole Parse messages without a name, as the clients sent them, and what they prepare.
+      queries: whole Query messages that connections keep prepared (`repeats`). asked: how often others have come, by
+        their hash.
     """
 
-    __slots__ = ("__weakref__", "database", "epoch", "label", "parses")
+    __slots__ = ("__weakref__", "asked", "database", "epoch", "label", "parses", "queries")
 
     def __init__(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> None:
         self.database = database
         self.epoch = epoch
         self.label = label
         self.parses: dict[bytes, Prepared] = {}
+        self.queries: dict[bytes, Repeated] = {}
+        self.asked: dict[int, int] = {}
 
     def remember(self, frame: bytes, prepared: Prepared) -> None:
         if len(self.parses) >= MAX_PARSES:

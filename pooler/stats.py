@@ -64,6 +64,7 @@ class Stats:
         "rotations",
         "settings_replayed",
         "stale_if_error_hits",
+        "statements_kept",
         "statements_replayed",
         "transactions_rolled_back",
         "unauthenticated",
@@ -100,6 +101,7 @@ class Stats:
         self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0
         self.stale_if_error_hits = 0  # served from the cache because the origin could not be reached
+        self.statements_kept = 0  # asked again and again without a name, and so prepared by pgnear
         self.statements_replayed = 0
         self.transactions_rolled_back = 0
         self.writes_unsure = 0  # writes whose client or connection was lost before their end was seen

@@ -157,6 +157,7 @@ class Translation:
         else:
             self._have_needed(prepared)
             self.steps.append((MADE_UP, True, PARSE_COMPLETE, undo))
+            self.session.service.stats.statements_kept += 1
 
     def _parse_unnamed(self, prepared: Prepared, undo: Any, *, forward: bool) -> None:
         """Ask the origin about `prepared` without leaving it there."""

@@ -142,10 +142,15 @@ class Transport:
         return self._read_plaintext()
 
     def _read_plaintext(self) -> bytes | None:
-        assert self.tls is not None
-        parts = []
+        tls, incoming = self.tls, self._incoming
+        assert tls is not None
+        assert incoming is not None
+        parts: list[bytes] = []
         try:
-            while part := self.tls.read(CHUNK_BYTES):
+            while part := tls.read(CHUNK_BYTES):
+                if not parts and not incoming.pending and not tls.pending():  # the usual case: all of it
+                    self._flush_tls()
+                    return part
                 parts.append(part)
         except ssl.SSLWantReadError:
             self._flush_tls()  # answers to key updates, session tickets

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from pooler.sql.statement import Part
+from protocol.framing import BIND_COMPLETE as BIND_COMPLETE_FRAME
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -131,8 +132,9 @@ class Unit:
       rows: with `swallow`, the frames that `done` wants to read: DataRow, RowDescription, NoData.
       done: with `swallow`, called at its ReadyForQuery.
       study: where it counts as a read, and a hash of what was asked.
-      prefix: what the client gets in front of the answer, for what the origin was not asked. again: where that was a
-        Parse, the statement that stood in for it, and the request as its client sent it.
+      prefix: what the client gets in front of the answer, for what the origin was not asked; BIND_COMPLETE the other
+        way around: the origin gives it, and the client gets it not. again: where a kept statement stood in for a
+        Parse or a Query, that statement, and the request as its client sent it.
     """
 
     __slots__ = (
@@ -197,6 +199,14 @@ class Unit:
         else:
             self.steps.extend(steps)
         self.notable = ALL if hides_rows else self.notable | SCRIPTED
+
+    def begin(self, data: bytes) -> int:
+        """The answer begins with `data`, and its Bind was not the client's: how many bytes of it are not, either."""
+        self.prefix = b""
+        if data[:5] == BIND_COMPLETE_FRAME:
+            return 5
+        self.script([(BIND, False, b"", None), (DESCRIBE, True, None, None), (EXECUTE, True, None, None)])
+        return 0
 
     def take_made_up(self) -> bytes:
         """The answers at the head that no frame of the origin stands for."""

@@ -170,6 +170,11 @@ def _queries(service: Service) -> Iterator[Metric]:
         stats.settings_replayed,
     )
     yield _counter(
+        "statements_kept",
+        "Statements that came again and again without a name, and that a connection keeps prepared from then on.",
+        stats.statements_kept,
+    )
+    yield _counter(
         "statements_replayed",
         "Prepared statements that were prepared again on another connection.",
         stats.statements_replayed,

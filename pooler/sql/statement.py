@@ -186,7 +186,8 @@ class Statement:
       unknown_reach: what it writes does not show in its text (DO, CALL, EXECUTE, DDL).
       locks_rows: it is a SELECT ... FOR UPDATE or SHARE, or holds one.
       selects: it is one SELECT, VALUES or TABLE that makes and modifies nothing by itself.
-      plain: nothing of it concerns its session or its connection: no effects, no transaction control, no DDL.
+      passes: nothing of it concerns its session or its connection, but that it may begin or end transactions.
+      plain: nor does it do that: no effects, no transaction control, no DDL.
     """
 
     parts: tuple[Part, ...] = ()
@@ -218,15 +219,16 @@ class Statement:
     unknown_reach: bool = False
     locks_rows: bool = False
     selects: bool = False
+    passes: bool = field(init=False)
     plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        plain = not (
-            self.parts or self.has_effects or self.begins or self.isolation or self.changes_schema
-            or self.changes_defaults or self.recalls_sequences or self.session_functions or self.databases
-            or self.leaves or self.looks or self.shows
+        passes = not (
+            self.has_effects or self.changes_schema or self.changes_defaults or self.recalls_sequences
+            or self.session_functions or self.databases or self.leaves or self.looks or self.shows
         )  # fmt: skip
-        object.__setattr__(self, "plain", plain)
+        object.__setattr__(self, "passes", passes)
+        object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
 
     @property
     def writes_to(self) -> frozenset[Name]:

@@ -56,7 +56,7 @@ class Ceiling:
 
 
 CEILINGS = {
-    ("simple", "forwarded"): Ceiling(28, 4, 2),
+    ("simple", "forwarded"): Ceiling(30, 4, 2),
     ("extended", "forwarded"): Ceiling(32, 4, 2),
     ("prepared", "forwarded"): Ceiling(31, 4, 2),
     ("simple", "cached"): Ceiling(11, 2, 1),
