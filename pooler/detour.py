@@ -17,6 +17,7 @@ from protocol.framing import length_at
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
+    from pooler.pool import Pool
     from pooler.session import Session
     from pooler.unit import Unit
 
@@ -95,6 +96,13 @@ def lost(session: Session, origin: Origin) -> bool:
     session.to_origin.clear()
     _again(session, request, origin)
     return True
+
+
+def call_back(pool: Pool) -> None:
+    """The replica of `pool` does not answer: what it works on, and has not begun to tell, the primary is asked."""
+    for origin in list(pool.origins):
+        if origin.session is not None and origin.session.detour:
+            origin.lost("the replica does not answer")
 
 
 def forget(session: Session) -> None:

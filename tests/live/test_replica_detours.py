@@ -36,7 +36,7 @@ def primary() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def standby(primary: Server) -> Iterator[Standby]:
-    with Standby(primary, settings={"max_standby_streaming_delay": "0"}) as server:
+    with Standby(primary) as server:
         yield server
 
 
@@ -85,8 +85,13 @@ def lingering(standby: Server) -> int:
 
 def conflict(primary: Server, standby: Standby) -> None:
     """What the read has locked is locked exclusively on the primary: it must give way."""
+    standby.execute("alter system set max_standby_streaming_delay = 0")
+    standby.execute("select pg_reload_conf()")
     with primary.connect() as direct, direct.transaction():
         direct.execute("lock table shelf in access exclusive mode")
+    until(lambda: not lingering(standby))
+    standby.execute("alter system reset max_standby_streaming_delay")
+    standby.execute("select pg_reload_conf()")
 
 
 def terminate(primary: Server, standby: Standby) -> None:
@@ -132,6 +137,22 @@ def test_a_read_that_its_replica_fails_with_is_answered_by_the_primary(
     finally:
         for client in clients:
             client.close()
+
+
+def test_a_read_on_a_replica_that_freezes_is_answered_by_the_primary(
+    near: Near, primary: Server, standby: Standby
+) -> None:
+    with Proxy(standby.port) as proxy:
+        made = near(proxy.port)
+        with made.connect() as client:
+            work = Background(lambda: client.execute("select linger(id) from shelf where id = 5").fetchone())
+            until(lambda: lingering(standby) == 1)
+            proxy.freeze()
+            assert work.result() == (5,)
+            proxy.thaw()
+            until(lambda: made.metric("replica_usable") == 1)
+    terminate(primary, standby)
+    until(lambda: not lingering(standby))
 
 
 def test_a_read_that_its_client_cancels_on_a_replica_is_not_repeated(near: Near, standby: Standby) -> None:
