@@ -41,6 +41,14 @@ def switch_over(rig: Rig) -> None:
     _promote(rig)
 
 
+def switch_over_paused(rig: Rig) -> None:
+    """the same behind PAUSE and RESUME on pgnear's console"""
+    rig.command("pause")
+    _make_read_only(rig.server)
+    _promote(rig)
+    rig.command("resume")
+
+
 def demote(rig: Rig) -> None:
     """a switchover: the primary is stopped, its standby promoted, and the old primary is that one's standby then"""
     old = rig.server
@@ -62,4 +70,4 @@ def _promote(rig: Rig) -> None:
     rig.server = rig.standby
 
 
-FAILOVERS: dict[str, Fault] = {fault.__name__: fault for fault in (promote, switch_over, demote)}
+FAILOVERS: dict[str, Fault] = {fault.__name__: fault for fault in (promote, switch_over, switch_over_paused, demote)}

@@ -67,7 +67,8 @@ class Rig:
             "query_timeout": "2s",
             "cancel_wait_timeout": "2s",
             "origin_connect_timeout": "2s",
-            "users": {"teller": {"password": TELLER_PASSWORD}},
+            "users": {"teller": {"password": TELLER_PASSWORD}, "manager": {"password": TELLER_PASSWORD}},
+            "admin_users": "manager",
             "cache": {"invalidation": "writes"},
         }
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
@@ -85,11 +86,17 @@ class Rig:
             assert self.process.poll() is None, f"pgnear has ended: {self.log()[-600:]}"
             return False
 
-    def connect(self) -> psycopg.Connection[Any]:
+    def connect(self, *, user: str = "teller", database: str = "postgres") -> psycopg.Connection[Any]:
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="teller", password=TELLER_PASSWORD, dbname="postgres",
+            host="127.0.0.1", port=self.port, user=user, password=TELLER_PASSWORD, dbname=database,
             sslmode="disable", connect_timeout=5,
         )  # fmt: skip
+
+    def command(self, text: str) -> None:
+        """Say something on pgnear's console."""
+        with self.connect(user="manager", database="pgnear") as console:
+            console.autocommit = True
+            console.execute(text.encode())
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
