@@ -57,9 +57,7 @@ async def _ask_idle_hosts(service: Service, pool: Pool) -> None:
 
 def _of_quiet_hosts(pool: Pool, now: float) -> list[Origin]:
     """One idle connection of each host that nobody has heard of lately."""
-    heard = {
-        each.target.place for each in pool.origins if each.session is not None or now - each.idle_since < LOOK_SECONDS
-    }
+    heard = {each.target.place for each in pool.idle if now - each.idle_since < LOOK_SECONDS}
     quiet = {each.target.place: each for each in reversed(pool.idle)}
     return [each for place, each in quiet.items() if place not in heard]
 
@@ -98,7 +96,7 @@ async def _prefer_standby(service: Service, pool: Pool) -> None:
     """Where connections lead to a primary though a standby is preferred, look for one; they drain when it is there."""
     while True:
         await trio.sleep(STANDBY_SECONDS)
-        if pool.target.session_attrs != "prefer-standby" or not _at_primaries(pool):
+        if pool.target.session_attrs != "prefer-standby" or pool.held_since is not None or not _at_primaries(pool):
             continue
         host = await find_standby(pool.target, service.reactor, timeout=pool.limits.origin_connect_timeout)
         leaving = _at_primaries(pool)
