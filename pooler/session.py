@@ -538,7 +538,7 @@ class Session:
                 origin.close()
             else:
                 origin.pool.release(origin)
-        if self.service.draining and not self.closed and not self.busy:
+        if self.service.draining and not self.closed and not self.busy and not self.inbox:
             ending.depart(self)
 
     def writable(self) -> None:

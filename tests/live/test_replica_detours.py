@@ -4,6 +4,7 @@ asked.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,22 @@ def test_what_is_sent_behind_a_read_goes_to_the_primary(near: Near, primary: Ser
         frames = client.ask(read + write, syncs=2)
         assert "E" not in [kind for kind, _ in frames], frames
     assert made.metric("replica_reads_total") == before + 1
+
+
+def test_what_waits_behind_a_read_is_done_before_the_process_ends(near: Near, standby: Standby) -> None:
+    with Proxy(standby.port) as proxy:
+        made = near(proxy.port)
+        before = made.metric("replica_reads_total")
+        with WireClient.logged_in(made.port, timeout=20) as client:
+            proxy.freeze()
+            client.send(query("select v from shelf where id = 903"), query("update shelf set v = v where id = 903"))
+            until(lambda: made.metric("replica_reads_total") == before + 1)
+            made.process.send_signal(signal.SIGTERM)
+            made.wait_for_log("stopping")
+            proxy.thaw()
+            for tag in (b"SELECT 1", b"UPDATE 1"):
+                assert tag in [body[:-1] for kind, body in client.receive_until("Z") if kind == "C"]
+            assert client.fatal()["C"] == "57P01"
 
 
 def test_an_answer_that_has_begun_is_not_begun_again(near: Near, standby: Standby) -> None:
