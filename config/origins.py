@@ -7,11 +7,11 @@ Not here: how a URL is read (`url`), and the rules between these and the top-lev
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from config.values import Command, Pooling, PoolSize, Seconds, Section, Url, number
+from config.values import Command, Pooling, PoolSize, Seconds, Section, Size, Url, number
 
 
 class Database(Section):
@@ -74,6 +74,18 @@ class Replica(Section):
         ge=1,
         description="What was written past pgnear may be missing for so long; a replica that is further behind is not "
         "asked. Writes through pgnear are never missing. Lower it where others write.",
+    )
+    max_lag_bytes: Size = Field(
+        0,
+        ge=0,
+        description="Of the primary's log, a replica that is asked may not have replayed so much; 0: no limit. Set it "
+        "where bursts of writes past pgnear matter sooner than max_lag says.",
+    )
+    read_only_transactions: Literal["never", "own", "all"] = Field(
+        "never",
+        description="Whether transactions that begin as READ ONLY (BEGIN READ ONLY, default_transaction_read_only) go "
+        "there as a whole. own: where it has what the same client has written through pgnear; what others wrote in the "
+        "last max_lag may be missing. all: where it has what everybody has. Set it for reports.",
     )
 
 

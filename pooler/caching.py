@@ -159,7 +159,8 @@ def note_block(session: Session, statement: Statement) -> None:
     if statement.isolation:
         default = session.pool.reads_committed and session.settings.get("default_transaction_isolation") is None
         wanted = statement.isolation == "read committed" or (statement.isolation == "default" and default)
-        session.only_reads = wanted and session.origin is not None and session.origin.status == IDLE
+        origin = session.origin
+        session.only_reads = wanted and origin is not None and origin.status == IDLE and not session.away
     elif not statement.cacheable:
         session.only_reads = False
 

@@ -35,7 +35,7 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
     """Note what `statement`, now on its way, may do to the cache, to its connection and to others."""
     if session.only_reads or statement.isolation:
         note_block(session, statement)
-    if not statement.reads_only and session.service.observes:
+    if not statement.reads_only and session.service.observes and not session.away:  # a replica writes nothing
         reach = reach_of(session, statement)
         if reach is None or reach:
             note_write(session, reach)

@@ -6,6 +6,7 @@ which host a new connection goes to (`ceremony.origins`), closing what becomes i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pooler.logs import get_logger
@@ -28,6 +29,11 @@ def reported(pool: Pool, origin: Origin, name: str) -> None:
     leaving = [each for each in pool.origins if each.target.place == place and not each.retired]
     log.warning("origin_role_changed", pool=pool.name, host=place, wanted=wanted, connections=len(leaving))
     pool.stats.origin_role_changes += 1
+    leave(pool, leaving)
+
+
+def leave(pool: Pool, leaving: Iterable[Origin]) -> None:
+    """These drain: they are closed when they are idle."""
     for each in leaving:
         each.retired = True
     for idle in (*pool.idle, *pool.reserve_idle):

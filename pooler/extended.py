@@ -16,7 +16,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler import copying
+from pooler import copying, detour
 from pooler.answers import answer_locally, look_up
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
@@ -32,6 +32,7 @@ from pooler.consequences import (
 from pooler.link import link
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
 from pooler.origin import IDLE
+from pooler.replicas import begins_reading
 from pooler.settings import DEFAULTS
 from pooler.sql.statement import Statement
 from pooler.statements import Prepared, same_rows
@@ -83,8 +84,13 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             go_home(session)
         if session.service.classifier.looks_seen:
             look(session, b";".join(texts_that_look(session, operations)))
-        if not link(session, start, capture):
+        reads_block = session.pool.replicas is not None and bool(operations) and terminator == _SYNC
+        if reads_block:
+            reads_block = begins_reading(session, statement_of(session, operations[0]))
+        if not link(session, start, capture, reads_block=reads_block):
             return False
+        if session.away:
+            detour.begin(session, data[start : end + 5])
     elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
         lookup = look_up(session, data, operations)
         if lookup is True:

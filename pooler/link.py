@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from pooler.session import Session
 
 
-def link(session: Session, position: int, capture: Capture | None = None) -> bool:
+def link(session: Session, position: int, capture: Capture | None = None, *, reads_block: bool = False) -> bool:
     """Have an origin connection, settings included. False: in the queue now; handle the message again when granted.
 
-    `capture` waits with the message.
+    `capture` waits with the message. It, or that the message begins a READ ONLY block (`reads_block`), lets a replica
+    have it.
 
     `position` is where the message begins in the data that is being walked; if the connection turns out
     to be dead before anything was sent, the walk starts there again on another one.
     """
     if session.origin is not None:
         return True
-    origin = _replica(session, capture) if capture is not None and session.pool.replicas is not None else None
+    origin = _replica(session, capture) if capture is not None or reads_block else None
     if origin is None:
         origin = session.pool.acquire(session)
+    else:
+        session.away = True
     if origin is None:
         session.waiting = True
         session.pending = capture
@@ -40,10 +43,12 @@ def link(session: Session, position: int, capture: Capture | None = None) -> boo
     return True
 
 
-def _replica(session: Session, capture: Capture) -> Origin | None:
-    """A replica's connection for a read that may be cached, where one is far enough and free."""
+def _replica(session: Session, capture: Capture | None) -> Origin | None:
+    """A replica's connection for a read that may be cached, or for a READ ONLY block, where one will do and is free."""
     replicas, cache = session.pool.replicas, session.service.cache
-    return replicas.take(session, capture, cache) if replicas is not None and cache is not None else None
+    if replicas is None or cache is None or session.direct:
+        return None
+    return replicas.take(session, capture, cache) if capture is not None else replicas.take_for_block(session, cache)
 
 
 def attach(session: Session, origin: Origin) -> None:

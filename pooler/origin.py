@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler import copying, demotion, ending, words
+from pooler import copying, demotion, detour, ending, words
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
@@ -342,6 +342,9 @@ class Origin:
                 self._out.append(made_up)
         if kind == ERROR and unit.again is not None and self._asks_again(unit, frame):
             return False
+        if kind == ERROR and session is not None and session.detour and detour.turns_back(self, unit, frame):
+            self._out.clear()
+            return False
         forward = unit.notice(self, kind, frame)
         if kind == ERROR and _READ_ONLY in frame:
             demotion.found_read_only(self)
@@ -423,7 +426,7 @@ class Origin:
         """The settings this session wants could not be made: it must not go on with other ones."""
         session = self.session
         self.close()
-        if session is not None:
+        if session is not None and not detour.lost(session, self):
             ending.lost(session, errors.settings_not_restored(error))
 
     def _deliver(self) -> None:
@@ -434,7 +437,7 @@ class Origin:
             if self.draining and not self.units:
                 self.pool.drained(self)
             return
-        if out:
+        if out and not (session.detour and self.received < detour.HELD_BYTES):
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             session.deliver(data)
@@ -450,10 +453,13 @@ class Origin:
 
     def flush_made_up(self) -> None:
         """Give the client the made-up answers that wait for no frame of the origin."""
+        session = self.session
         if self.units and self.units[0].steps and not self._partial and not self._stream:
+            if session is not None and session.detour:
+                return  # the primary may still be asked: until then the client has got nothing
             made_up = self.units[0].take_made_up()
-            if made_up and self.session is not None:
-                self.session.deliver(made_up)
+            if made_up and session is not None:
+                session.deliver(made_up)
 
     @property
     def circumstances(self) -> object:
@@ -530,6 +536,8 @@ class Origin:
         idle = session is None and not self.draining
         self.close()
         self.pool.lost(self, reason, idle=idle)
+        if session is not None and detour.lost(session, self):
+            return
         if session is not None and self.mid_frame:
             ending.end(session, abrupt=True)  # an error put inside a row that was cut short would be read as its values
         elif session is not None:

@@ -40,6 +40,7 @@ from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
+from pooler.ceremony.pulse import keep_pulse
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
@@ -150,7 +151,8 @@ class Service:
             pool = Pool(f"{name} at {target.place}", target, config, self.stats, self)
             pool.home = self.pools[name]
             pools.append(pool)
-            replicas.setdefault(name, []).append(Replica(pool, settings.max_lag))
+            replica = Replica(pool, settings.max_lag, settings.max_lag_bytes, settings.read_only_transactions)
+            replicas.setdefault(name, []).append(replica)
         for name, several in replicas.items():
             self.pools[name].replicas = Replicas(several)
         return pools
@@ -415,6 +417,7 @@ async def serve(
             nursery.start_soon(lasting, service.keep_house)
             nursery.start_soon(lasting, watch_deadlines, service)
             nursery.start_soon(lasting, service.keep_tls)
+            nursery.start_soon(lasting, keep_pulse, service)
             for pool in service.pools.values():
                 nursery.start_soon(lasting, keep_catalog, service, pool)
             nursery.start_soon(lasting, follow_replicas, service)

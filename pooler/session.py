@@ -20,7 +20,7 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, demotion, ending, express, pins
+from pooler import copying, demotion, detour, ending, express, pins
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
@@ -67,6 +67,9 @@ class Session:
       sequence_home: where it last ran a statement that may have drawn values from sequences.
       flight: where somebody else's answer is waited for. landed: that answer. alone: ask the origin without one.
       pending: the capture that waits for a connection together with the message at the head of the input.
+      away: its origin connection is a replica's. detour: the request that it is there for, while the primary may still
+        be asked. direct: it is to be asked now.
+      last_write: the cache's clock of its last write.
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
       copying: the unit in which the origin waits for COPY data, if `copying.is_open`.
       stream_left: bytes that are missing of a CopyData that passes unlooked at. stream_begun: the origin has its head.
@@ -83,8 +86,9 @@ class Session:
     """
 
     __slots__ = (
-        "_scope", "_scope_label", "alone", "began", "bound", "chunks", "closed", "copying", "database",
-        "defaults_change", "discard", "flight", "holding", "inbox", "insists", "key", "landed", "leaving", "missing",
+        "_scope", "_scope_label", "alone", "away", "began", "bound", "chunks", "closed", "copying", "database",
+        "defaults_change", "detour", "direct", "discard", "flight", "holding", "inbox", "insists", "key", "landed",
+        "last_write", "leaving", "missing",
         "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
         "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state",
         "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "user",
@@ -122,6 +126,9 @@ class Session:
         self.flight: Flight | None = None
         self.landed: Entry | None = None
         self.alone = False
+        self.away = self.direct = False
+        self.detour = b""
+        self.last_write = 0
         self.only_reads = False
         self.pending: Capture | None = None
         self.origin: Origin | None = None
@@ -312,7 +319,7 @@ class Session:
         self.waiting = False
         attach(self, origin)
         self.walk_from = 0
-        self._resume_walk()
+        self.resume_walk()
         if self.origin is origin and not origin.units and not self.closed:
             self.settled()
 
@@ -333,7 +340,7 @@ class Session:
             self.skipping = True
         self.flush_client()
         if not self.closed:
-            self._resume_walk()
+            self.resume_walk()
 
     def hold(self) -> None:
         """Keep the client's input until `release_hold`."""
@@ -344,9 +351,9 @@ class Session:
         if not self.holding:
             return
         self.holding = False
-        self.service.reactor.call_soon(self._resume_walk)
+        self.service.reactor.call_soon(self.resume_walk)
 
-    def _resume_walk(self) -> None:
+    def resume_walk(self) -> None:
         if self.closed or self.waiting or self.holding:
             return
         data, self.inbox = self.inbox, b""
@@ -380,12 +387,14 @@ class Session:
             return
         origin.session = self.origin = None
         origin.draining = True
+        if self.away:
+            detour.forget(self)
         origin.lost(f"before anything was sent: {reason}")
         self.service.stats.retries += 1
         self.chunks.clear()
         self.missing = self.stream_left = 0
         self.inbox = data[self.walk_from :]
-        self._resume_walk()
+        self.resume_walk()
 
     def origin_drained(self) -> None:
         """The origin takes bytes again."""
@@ -428,6 +437,8 @@ class Session:
                 unit.drop_capture()
         origin = self.origin
         assert origin is not None
+        if self.away:
+            detour.over(self, origin, unit, status)
         origin.ready_at = now
         state = self.state
         if state.watching:
@@ -515,6 +526,7 @@ class Session:
             unit = self.origin.open_unit
             if unit is not None and unit is not self.copying and not unit.failed:
                 return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come, or an error
+        self.detour = b""
         try:
             self.transport.send(data)
         except TransportClosed:
@@ -535,8 +547,12 @@ class Session:
         elif self.state.pins:
             if self.state.probe_due:
                 pins.probe(self, origin)
-        elif not self.holding:
+            if origin.pool is not self.pool:
+                detour.strand(self, origin)
+        elif self.away or not self.holding:
             self.origin = None
+            if self.away:
+                detour.home(self)
             if not origin.transport.reading:
                 origin.transport.resume()
             if not self.transport.reading:  # what this connection has yet to take is no reason for that any more
@@ -547,7 +563,7 @@ class Session:
                 origin.close()
             else:
                 origin.pool.release(origin)
-        if self.service.draining and not self.closed and not self.busy:
+        if self.service.draining and not self.closed and not self.busy and not self.inbox:
             ending.depart(self)
 
     def writable(self) -> None:
@@ -564,7 +580,7 @@ class Session:
             if self.origin is None or self.origin.transport.pending <= self.pool.high_water:
                 self.transport.resume()
             if self.inbox and not self.leaving:
-                self._resume_walk()
+                self.resume_walk()
 
     def flush_client(self) -> None:
         if self.out:
@@ -611,6 +627,8 @@ class Session:
         origin = self.origin
         return (
             self.waiting
+            or self.away
+            or self.direct
             or self.flight is not None
             or (origin is not None and (bool(origin.units) or origin.status != IDLE))
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler import views
+from pooler import detour, views
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
@@ -27,6 +27,7 @@ from pooler.consequences import (
     restore_startup,
 )
 from pooler.link import link
+from pooler.replicas import begins_reading
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
@@ -71,7 +72,9 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         go_home(session)
     if session.origin is None and (statement.looks or session.insists):
         look(session, text)
-    if session.origin is None and not link(session, position, capture):
+    if session.origin is None and not link(
+        session, position, capture, reads_block=statement.begins and begins_reading(session, statement)
+    ):
         return False
     assert session.origin is not None
     capture = take_pending(session) or capture
@@ -85,6 +88,8 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     unit = open_unit(session, started)
     if capture is not None:
         copy_answer(session, unit, capture)
+    if session.away and (capture is not None or statement.begins):
+        detour.begin(session, data[position:frame_end])
     mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
     if statement.has_effects or (session.state.watching and statement.parts) or statement.shows or forgets:

@@ -59,6 +59,7 @@ class Stats:
         "query_errors",
         "reload_failures",
         "reloads",
+        "replica_retries",
         "retries",
         "rotations",
         "settings_replayed",
@@ -95,6 +96,7 @@ class Stats:
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
         self.reload_failures = 0
         self.reloads = 0
+        self.replica_retries = 0  # requests that a replica failed with, and the primary was asked
         self.retries = 0
         self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0

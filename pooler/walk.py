@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pooler import copying, ending, extended, function_call, simple
+from pooler import copying, detour, ending, extended, function_call, simple
 from pooler.logs import get_logger
 from protocol import errors
 from protocol.framing import FLUSH_FRAME, READY_IDLE, TERMINATE_FRAME, bad_length, length_at
@@ -120,6 +120,8 @@ def walk(session: Session, data: bytes) -> None:
             break
         kept = position
         batch = []
+        if session.away and detour.wait(session):
+            break
         if session.out_bytes > session.pool.high_water:
             session.flush_client()
             if session.closed:

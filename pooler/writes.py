@@ -70,6 +70,7 @@ def invalidate(session: Session) -> None:
     """Cached answers from the tables that the session may have written to are over, before it hears of its write."""
     if session.service.cache is not None:
         session.service.cache.invalidate(session.namespace, session.reach)
+        session.last_write = session.service.cache.clock
 
 
 def end_unsure(session: Session, origin: Origin) -> None:

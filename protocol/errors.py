@@ -495,6 +495,16 @@ def no_transaction_blocks() -> PgError:
     )
 
 
+@example(reason="advisory lock")
+def pinned_on_replica(reason: str) -> PgError:
+    """A READ ONLY transaction on a replica left state that ties its session to that connection."""
+    return PgError(
+        "0A000",
+        f"a READ ONLY transaction on a replica left what its session would have to stay there for: {reason}",
+        hint="Do that outside READ ONLY transactions, or leave read_only_transactions at never.",
+    )
+
+
 @example()
 def internal_error() -> PgError:
     """A bug in pgnear; it costs one client its connection."""

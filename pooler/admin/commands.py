@@ -229,7 +229,8 @@ def _replicas(service: Service) -> Iterator[Row]:
             lag = replica.lag(now)
             yield (
                 pool.name, replica.pool.target.place, "yes" if replica.usable(now) else "no",
-                round(lag, 3) if lag is not None else None, round(replica.latency, 6), replica.reads, replica.problem,
+                round(lag, 3) if lag is not None else None, replica.lag_bytes, round(replica.latency, 6),
+                replica.reads, replica.blocks, replica.problem,
             )  # fmt: skip
 
 
@@ -340,7 +341,7 @@ TABLES = {
     ),
     "REPLICAS": Table(
         "replicas, and whether reads go to them",
-        _columns("pool host usable lag_seconds~ latency_seconds~ reads# problem"),
+        _columns("pool host usable lag_seconds~ lag_bytes# latency_seconds~ reads# transactions# problem"),
         _replicas,
     ),
     "STATS": Table("totals since the start", _columns("name value~"), _stats),

@@ -257,13 +257,25 @@ def _replicas(service: Service) -> Iterator[Metric]:
         "pgnear_replica_lag_seconds", "What was committed before that is surely there.", labels=["pool"]
     )
     usable = GaugeMetricFamily("pgnear_replica_usable", "Whether reads may go to it.", labels=["pool"])
+    bytes_behind = GaugeMetricFamily(
+        "pgnear_replica_lag_bytes", "Bytes of the primary's log that it has not replayed.", labels=["pool"]
+    )
     reads = CounterMetricFamily("pgnear_replica_reads", "Reads that it was given.", labels=["pool"])
+    blocks = CounterMetricFamily("pgnear_replica_transactions", "READ ONLY transactions begun there.", labels=["pool"])
     for replica in replicas:
         if replica.known is not None:
             lag.add_metric([replica.pool.name], now - replica.known.at)
         usable.add_metric([replica.pool.name], int(replica.usable(now)))
+        if replica.lag_bytes is not None:
+            bytes_behind.add_metric([replica.pool.name], replica.lag_bytes)
         reads.add_metric([replica.pool.name], replica.reads)
-    yield from (lag, usable, reads)
+        blocks.add_metric([replica.pool.name], replica.blocks)
+    yield from (lag, bytes_behind, usable, reads, blocks)
+    yield _counter(
+        "replica_retries",
+        "Requests that a replica failed with and the primary was asked.",
+        service.stats.replica_retries,
+    )
 
 
 def _origins(service: Service) -> Iterator[Metric]:

@@ -215,6 +215,10 @@ class Store:
         epochs = self._databases.get(database)
         return stamp >= self._purged and (epochs is None or epochs.unchanged_since(stamp, tables))
 
+    def last_invalidation(self, database: str) -> int:
+        """The clock when anything of `database` was invalidated last."""
+        return self._epochs(database).latest
+
     def make(
         self,
         key: tuple[Any, ...],

@@ -86,6 +86,23 @@ async def connect(
     raise LoginRefused(failure.sqlstate, failure.message) if refused else failure
 
 
+async def find_standby(target: Target, reactor: Reactor, *, timeout: float) -> Target | None:
+    """The first of the target's hosts that is a standby, tried by logging in; None where none is, for any reason.
+
+    Args:
+      timeout: seconds, for each host.
+    """
+    for host in target.each():
+        try:
+            connected = await _connect_within(host, "standby", reactor, None, timeout)
+        except PgError:
+            continue
+        connected.transport.close()
+        _failures.forget(host)
+        return host
+    return None
+
+
 async def _connect_within(
     host: Target, wish: str, reactor: Reactor, parameters: dict[str, str] | None, timeout: float
 ) -> Connected:

@@ -15,6 +15,7 @@ from config import Target
 from pooler.ceremony.connect import Connected, ask, number, text_row
 from pooler.ceremony.opening import replica_target
 from pooler.ceremony.origins import connect
+from pooler.detour import call_back
 from pooler.logs import get_logger
 from pooler.replicas import Point, Replica, Replicas
 from pooler.transport import TransportClosed
@@ -139,6 +140,8 @@ async def _follow_replica(service: Service, home: Pool, replicas: Replicas, repl
                     replica.has_replayed(number(lsn or "0"), replicas.points, perf_counter() - asked_at)
             except (PgError, TransportClosed, trio.TooSlowError) as error:
                 replica.lost(str(error) or "no answer")
+                if isinstance(error, trio.TooSlowError):
+                    call_back(replica.pool)
             if replica.problem != told:
                 told = replica.problem
                 log.info("replica", pool=replica.pool.name, usable=told is None, problem=told)

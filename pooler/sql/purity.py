@@ -65,7 +65,7 @@ class Facts:
         self.node = node
         self.name: str = node.DESCRIPTOR.name
         self.begins = False
-        self.isolation = ""
+        self.isolation = self.access = ""
         self.changes_schema = False
         self.default_change: DefaultChange | None = None
         self.reads_only = False
@@ -129,6 +129,15 @@ def _isolation(statement: Any) -> str:
     return "default"
 
 
+def _access(statement: Any) -> str:
+    """READ ONLY or READ WRITE of a BEGIN, in lower case; "" where it says neither."""
+    access = ""
+    for option in statement.options:
+        if option.def_elem.defname == "transaction_read_only":
+            access = "read only" if option.def_elem.arg.a_const.ival.ival else "read write"
+    return access
+
+
 def _default_change(statement: Any, name: str) -> DefaultChange:
     """What an ALTER ROLE or ALTER DATABASE ... SET changes; a role that it does not name may be any."""
     setting = statement.setstmt
@@ -155,7 +164,8 @@ def _examine_command(statement: Any, name: str, facts: Facts) -> None:
         facts.reads_only = "PREPARED" not in kind
         facts.unknown_reach = kind == "TRANS_STMT_COMMIT_PREPARED"
         facts.begins = kind in ("TRANS_STMT_BEGIN", "TRANS_STMT_START")
-        facts.isolation = _isolation(statement) if facts.begins else ""
+        if facts.begins:
+            facts.isolation, facts.access = _isolation(statement), _access(statement)
     elif name == "ExplainStmt":
         analyzes = any(option.def_elem.defname.lower() == "analyze" for option in statement.options)
         facts.reads_only = not (facts.writes and analyzes)

@@ -169,6 +169,7 @@ class Statement:
       parts: its statements in order, where one of them has effects or controls a transaction; else empty.
       has_effects: a part's completion must be noticed.
       begins: it opens a transaction block. isolation: the level that it asks for, or "default"; "" of other statements.
+      access: "read only" or "read write", where it asks for that.
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: how it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
@@ -197,6 +198,7 @@ class Statement:
     has_effects: bool = False
     begins: bool = False
     isolation: str = ""
+    access: str = ""
     changes_schema: bool = False
     changes_defaults: tuple[DefaultChange, ...] = ()
     sequences: bool = False
@@ -292,6 +294,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         has_effects=any(part.has_effects for part in parts),
         begins=any(fact.begins for fact in facts),
         isolation=facts[0].isolation if len(facts) == 1 else "",
+        access=facts[0].access if len(facts) == 1 else "",
         changes_schema=any(fact.changes_schema for fact in facts),
         changes_defaults=tuple(fact.default_change for fact in facts if fact.default_change is not None),
         sequences=any(fact.sequences for fact in facts),

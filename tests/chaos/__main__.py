@@ -11,8 +11,7 @@ import random
 import sys
 
 from tests.chaos import report
-from tests.chaos.faults import FAULTS
-from tests.chaos.matrix import run_fault
+from tests.chaos.matrix import FAULTS, run_fault
 from tests.chaos.rig import bank_server
 from tests.chaos.soak import soak
 

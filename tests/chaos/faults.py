@@ -21,7 +21,7 @@ PAUSE_SECONDS = 2.0
 
 Fault = Callable[[Rig], None]
 
-_BACKENDS = f"select pid from pg_stat_activity where usename = '{ROLE}' and backend_type = 'client backend'"
+ROLE_BACKENDS = f"select pid from pg_stat_activity where usename = '{ROLE}' and backend_type = 'client backend'"
 
 
 def _wait() -> None:
@@ -30,12 +30,12 @@ def _wait() -> None:
 
 def terminate(rig: Rig) -> None:
     """every backend is ended by pg_terminate_backend"""
-    rig.ask(f"select pg_terminate_backend(pid) from ({_BACKENDS}) each")
+    rig.ask(f"select pg_terminate_backend(pid) from ({ROLE_BACKENDS}) each")
 
 
 def kill_backend(rig: Rig) -> None:
     """kill -9 of a backend: the server restarts all of them, with crash recovery"""
-    os.kill(int(str(rig.ask(_BACKENDS)[0][0])), signal.SIGKILL)
+    os.kill(int(str(rig.ask(ROLE_BACKENDS)[0][0])), signal.SIGKILL)
     until(lambda: _answers(rig), within=30)
 
 

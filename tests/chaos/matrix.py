@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tests.chaos.bank import Bank, audit
-from tests.chaos.faults import FAULTS, LOGS
-from tests.chaos.rig import rig
+from tests.chaos.failover import FAILOVERS
+from tests.chaos.faults import FAULTS as FAULTS_OF_ONE
+from tests.chaos.faults import LOGS
+from tests.chaos.rig import bank_standby, rig
 from tests.support.postgres import Server
+
+FAULTS = FAULTS_OF_ONE | FAILOVERS
 
 RECOVERS_WITHIN = 40.0
 """Seconds. A fault that takes longer to get over is a failure."""
@@ -31,7 +36,9 @@ def run_fault(server: Server, name: str, tellers: int) -> Outcome:
     """Break `name` under load; the books are audited when all is over."""
     fault = FAULTS[name]
     recovery, wrong = RECOVERS_WITHIN, []
-    with rig(server, log=LOGS.get(name)) as made:
+    with ExitStack() as stack:
+        standby = stack.enter_context(bank_standby(server)) if name in FAILOVERS else None
+        made = stack.enter_context(rig(server, log=LOGS.get(name), standby=standby))
         with Bank(made.connect, tellers) as bank:
             bank.wait_until_all_work(RECOVERS_WITHIN)
             fault(made)

@@ -13,6 +13,10 @@ pooling, the cache on, `query_timeout` and `cancel_wait_timeout` 2 s) while one 
 inserted in the transaction that moves the money; a client that gets an error connects again after 50 ms, and one that
 waits for more than 3 s hangs up.
 
+Where a standby takes over, replication is synchronous (`synchronous_standby_names = '*'`): without that a primary that
+is lost takes its latest commits with it, acknowledged ones included, whoever sits in front of it. pgnear has both
+servers in its origin URL, with `target_session_attrs=read-write`.
+
 Where the books are right, the balances' sum holds and each balance is what its transfers make it; no acknowledged
 transfer is lost, none happened twice, none that was refused happened; nobody was given somebody else's answer.
 

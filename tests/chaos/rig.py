@@ -19,6 +19,7 @@ from tests.chaos.bank import SCHEMA
 from tests.support.postgres import Server
 from tests.support.process import command, environment
 from tests.support.proxy import Proxy
+from tests.support.standby import Standby
 from tests.support.waiting import until
 
 ROLE, FIRST_PASSWORD = "clerk", "first"
@@ -30,11 +31,16 @@ class Rig:
     """The whole of it.
 
     Attributes:
+      server: the primary; after a failover, that which has become it.
       proxy: between pgnear and the origin. elsewhere: another one at the same port of 127.0.0.2, for a name that moves.
+      standby: where there is one, the second host of the origin's list.
     """
 
-    def __init__(self, server: Server, directory: Path, *, log: str | None = None) -> None:
+    def __init__(
+        self, server: Server, directory: Path, *, log: str | None = None, standby: Standby | None = None
+    ) -> None:
         self.server = server
+        self.standby = standby
         self.proxy = Proxy(server.port)
         self.elsewhere = Proxy(server.port, host="127.0.0.2", port=self.proxy.port)
         self._directory = directory
@@ -47,8 +53,11 @@ class Rig:
     # ---- pgnear ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        hosts, attributes = f"origin.test:{self.proxy.port}", "any"
+        if self.standby is not None:
+            hosts, attributes = f"{hosts},127.0.0.1:{self.standby.port}", "read-write"
         settings = {
-            "origin": f"postgresql://{ROLE}@origin.test:{self.proxy.port}/postgres?sslmode=disable",
+            "origin": f"postgresql://{ROLE}@{hosts}/postgres?sslmode=disable&target_session_attrs={attributes}",
             "password_file": str(self._directory / "password"),
             "allow_plaintext_origin": "true",
             "listen": f"127.0.0.1:{self.port}",
@@ -58,7 +67,8 @@ class Rig:
             "query_timeout": "2s",
             "cancel_wait_timeout": "2s",
             "origin_connect_timeout": "2s",
-            "users": {"teller": {"password": TELLER_PASSWORD}},
+            "users": {"teller": {"password": TELLER_PASSWORD}, "manager": {"password": TELLER_PASSWORD}},
+            "admin_users": "manager",
             "cache": {"invalidation": "writes"},
         }
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
@@ -76,11 +86,17 @@ class Rig:
             assert self.process.poll() is None, f"pgnear has ended: {self.log()[-600:]}"
             return False
 
-    def connect(self) -> psycopg.Connection[Any]:
+    def connect(self, *, user: str = "teller", database: str = "postgres") -> psycopg.Connection[Any]:
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="teller", password=TELLER_PASSWORD, dbname="postgres",
+            host="127.0.0.1", port=self.port, user=user, password=TELLER_PASSWORD, dbname=database,
             sslmode="disable", connect_timeout=5,
         )  # fmt: skip
+
+    def command(self, text: str) -> None:
+        """Say something on pgnear's console."""
+        with self.connect(user="manager", database="pgnear") as console:
+            console.autocommit = True
+            console.execute(text.encode())
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -115,7 +131,7 @@ class Rig:
         _replace(self._directory / "password", text)
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
-        """A question past pgnear and the proxy."""
+        """A question to the primary, past pgnear and the proxy."""
         return self.server.execute(query)
 
 
@@ -138,10 +154,21 @@ def bank_server() -> Iterator[Server]:
 
 
 @contextmanager
-def rig(server: Server, *, log: str | None = None) -> Iterator[Rig]:
+def bank_standby(server: Server) -> Iterator[Standby]:
+    """A standby of `server`, which acknowledges a commit only when that is on the standby's disk, too."""
+    with Standby(server, settings={"max_connections": "50", "fsync": "on"}) as standby:
+        until(lambda: server.execute("select true from pg_stat_replication where state = 'streaming'"))
+        server.execute("alter system set synchronous_standby_names = '*'")
+        server.execute("select pg_reload_conf()")
+        until(lambda: server.execute("select true from pg_stat_replication where sync_state = 'sync'"))
+        yield standby
+
+
+@contextmanager
+def rig(server: Server, *, log: str | None = None, standby: Standby | None = None) -> Iterator[Rig]:
     """A fresh pgnear and fresh proxies before `server`; at the end pgnear must stop as it should."""
     with tempfile.TemporaryDirectory(prefix="pgnear-chaos-") as directory:
-        made = Rig(server, Path(directory), log=log)
+        made = Rig(server, Path(directory), log=log, standby=standby)
         try:
             yield made
         except BaseException:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +14,7 @@ from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear
 from tests.support.proxy import Proxy
-from tests.support.standby import Standby
+from tests.support.standby import Standby, follow
 from tests.support.waiting import Background, until
 
 
@@ -104,10 +106,13 @@ def test_when_the_first_host_is_down_the_next_one_serves_and_nothing_fails(pgnea
         near.wait_for_log("origin_host_passed_over", host=f"127.0.0.1:{proxy.port}")
 
 
-def _host(near: Pgnear) -> str:
+def _origins(near: Pgnear) -> list[Any]:
     with near.connect(dsn={"dbname": "pgnear"}) as console:
-        rows = console.execute("show origins").fetchall()
-        return str(rows[0][-1])
+        return list(console.execute("show origins").fetchall())
+
+
+def _host(near: Pgnear) -> str:
+    return str(_origins(near)[0][-1])
 
 
 def test_a_server_that_becomes_read_only_is_left(pgnear: Start, primary: Server) -> None:
@@ -149,6 +154,75 @@ def test_a_promoted_server_is_left_by_those_who_want_a_standby(
     standby.promote()
     until(lambda: where(near) == 0)  # the report comes with the next answer
     near.wait_for_log("origin_role_changed", host=f"127.0.0.1:{standby.port}")
+
+
+def test_a_server_that_becomes_read_only_is_left_by_connections_that_nobody_uses(
+    pgnear: Start, primary: Server, standby: Standby
+) -> None:
+    """A server tells of it with an answer only: a client's first statement used to be that, and failed with 25006."""
+    near = pgnear(url=url(primary, standby, target_session_attrs="read-write"), cache=OFF, breaker=QUICK)
+    with near.connect() as client:
+        client.execute("insert into ledger values (1)")
+        until(lambda: standby.execute("select a from ledger") == [(1,)])
+        primary.execute("alter system set default_transaction_read_only = on")
+        primary.execute("select pg_reload_conf()")
+        near.wait_for_log("origin_role_changed", host=f"127.0.0.1:{primary.port}")
+        standby.promote()
+        until(lambda: where(near) == standby.port)
+        client.execute("insert into ledger values (2)")
+    assert standby.execute("select a from ledger order by a") == [(1,), (2,)]
+    assert primary.execute("select a from ledger") == [(1,)]
+
+
+def test_a_primary_that_comes_back_as_a_standby_is_not_written_to(
+    pgnear: Start, primary: Server, standby: Standby
+) -> None:
+    near = pgnear(url=url(primary, standby, target_session_attrs="primary"), cache=OFF, breaker=QUICK)
+    with near.connect() as client:
+        client.execute("insert into ledger values (1)")
+        assert primary.process is not None
+        primary.process.send_signal(signal.SIGINT)
+        primary.process.wait(30)
+        standby.promote()
+        follow(primary, standby)
+        until(lambda: where(near) == standby.port)
+        client.execute("insert into ledger values (2)")
+        until(lambda: primary.execute("select a from ledger order by a") == [(1,), (2,)])
+        assert client.execute("select current_setting('port')::int").fetchone() == (standby.port,)
+
+
+def test_with_prefer_standby_connections_go_back_to_a_standby_that_is_back(
+    pgnear: Start, primary: Server, standby: Standby
+) -> None:
+    near = pgnear(url=url(primary, standby, target_session_attrs="prefer-standby"), cache=OFF, breaker=QUICK)
+    assert where(near) == standby.port
+    standby.crash()
+    until(lambda: where(near) == primary.port)
+    with near.connect() as busy:
+        busy.execute("begin")
+        busy.execute("insert into ledger values (1)")
+        standby.restart()
+        until(lambda: where(near) == standby.port)
+        near.wait_for_log("standby_is_back", host=f"127.0.0.1:{standby.port}")
+        busy.execute("insert into ledger values (2)")  # what is at work finishes where it is
+        busy.execute("commit")
+    assert primary.execute("select count(*) from ledger") == [(2,)]
+    until(lambda: {row[-1] for row in _origins(near)} == {f"127.0.0.1:{standby.port}"})
+
+
+def test_a_connection_that_is_asked_for_its_role_grows_no_younger(pgnear: Start, primary: Server) -> None:
+    """And one that does not answer is closed."""
+    with Proxy(primary.port) as proxy:
+        near = pgnear(
+            url=url(proxy, target_session_attrs="read-write"), cache=OFF, min_pool_size=0, origin_idle_timeout="3s"
+        )
+        assert where(near)
+        passed = proxy.passed_from_origin
+        until(lambda: proxy.passed_from_origin > passed, what="it is not asked")
+        until(lambda: near.metric("pool_idle") == 0, within=10)
+        assert where(near)
+        proxy.vanish()
+        near.wait_for_log("origin_connection_lost", reason="no answer within 5 s", within=20)
 
 
 def test_a_cancel_goes_to_the_host_that_does_the_work(pgnear: Start, primary: Server, standby: Standby) -> None:

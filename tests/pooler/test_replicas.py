@@ -9,8 +9,9 @@ import pytest
 
 from pooler.breaker import Breaker
 from pooler.cache.store import Store
-from pooler.replicas import Point, Replica, Replicas, harmless
+from pooler.replicas import Blocks, Point, Replica, Replicas, begins_reading, harmless
 from pooler.settings import DEFAULTS, Settings
+from pooler.sql.statement import classify
 
 NEAR, FAR = "near", "far"
 
@@ -121,3 +122,59 @@ def test_only_with_settings_that_mean_the_same_there(bench: Bench, name: str, fi
 def test_a_session_that_keeps_its_connection_keeps_to_the_primary(bench: Bench) -> None:
     bench.session.mode = "session"
     assert bench.take() is None
+
+
+def test_a_replica_that_lacks_more_of_the_log_than_it_may_is_not_asked(bench: Bench) -> None:
+    bench.near.max_lag_bytes = bench.far.max_lag_bytes = 100
+    bench.primary_at(110)
+    bench.replayed(10)
+    assert bench.take() == NEAR
+    bench.primary_at(111)
+    bench.replayed(10)
+    assert bench.near.lag_bytes == 101
+    assert bench.take() is None
+
+
+@pytest.mark.parametrize(("after", "others", "own"), [("never", None, None), ("own", NEAR, None), ("all", None, None)])
+def test_a_read_only_block_goes_where_the_writes_are_that_it_must_see(
+    bench: Bench, after: Blocks, others: str | None, own: str | None
+) -> None:
+    bench.near.blocks_after = after
+    bench.session.namespace, bench.session.last_write = "shop", 0
+
+    def taken() -> object:
+        return bench.replicas.take_for_block(bench.session, bench.store)
+
+    assert taken() == (None if after == "never" else NEAR)
+    bench.store.invalidate_tables("shop", {1})
+    assert taken() == others
+    bench.session.last_write = bench.store.clock
+    assert taken() == own
+    bench.primary_at(20)
+    bench.replayed(20)
+    assert taken() == (None if after == "never" else NEAR)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "fine"),
+    [
+        ("begin read only", "off", True),
+        ("start transaction isolation level repeatable read, read only", "off", True),
+        ("begin isolation level serializable, read only", "off", False),
+        ("begin", "off", False),
+        ("begin", "on", True),
+        ("begin read write", "on", False),
+        ("begin; select 1", "on", False),
+        ("select 1", "on", False),
+    ],
+)
+def test_what_begins_a_block_that_a_replica_can_do(text: str, default: str, fine: bool) -> None:
+    settings = Settings.of({"default_transaction_read_only": f"SET default_transaction_read_only = {default}"})
+    session: Any = SimpleNamespace(
+        pool=SimpleNamespace(replicas=object(), reads_committed=True),
+        settings=settings,
+        reports=SimpleNamespace(values={"default_transaction_read_only": default}),
+    )
+    assert begins_reading(session, classify(text.encode())) == fine
+    session.pool.reads_committed = False  # its default may be SERIALIZABLE
+    assert begins_reading(session, classify(text.encode())) == (fine and "repeatable" in text)

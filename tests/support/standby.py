@@ -7,6 +7,7 @@ import subprocess
 
 from pooler.embedded import PostgresFailed
 from tests.support.postgres import PASSWORD, Server
+from tests.support.waiting import until
 
 
 class Standby(Server):
@@ -41,3 +42,12 @@ class Standby(Server):
         """Make it a primary; returns when it is one."""
         (done,) = self.execute("select pg_promote(true, 30)")
         assert done == (True,)
+
+
+def follow(old: Server, new: Server) -> None:
+    """Start `old`, a primary that was stopped, as a standby of `new`; returns when it streams."""
+    source = f"host=127.0.0.1 port={new.port} user=postgres password='{PASSWORD}' application_name=follower"
+    old.settings |= {"primary_conninfo": source, "synchronous_standby_names": ""}
+    (old.data / "standby.signal").touch()
+    old.restart()
+    until(lambda: new.execute("select true from pg_stat_replication where application_name = 'follower'"))
