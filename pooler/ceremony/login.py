@@ -42,8 +42,6 @@ class _Login:
     Attributes:
       buffer: bytes that came and no message took yet.
       unsent: the end of authentication, which travels with whatever comes behind it, as a server sends it.
-      mute: what came is no startup packet. PostgreSQL writes that into its log and closes without a word, and drivers
-        that leave before they have begun (node-postgres sends Terminate) count on it.
     """
 
     def __init__(self, service: Service, transport: Transport) -> None:
@@ -52,7 +50,6 @@ class _Login:
         self.buffer = b""
         self.unsent = b""
         self.user = ""
-        self.mute = False
 
     async def read(self, size: int) -> bytes:
         """Exactly `size` bytes.
@@ -73,7 +70,6 @@ class _Login:
         head = await self.read(4)
         length = int.from_bytes(head, "big")
         if not 8 <= length <= startup.MAX_STARTUP_BYTES:
-            self.mute = True
             raise errors.protocol_violation(f"invalid length of startup packet: {length}")
         return head + await self.read(length - 4)
 
@@ -213,7 +209,7 @@ async def _say(login: _Login, error: PgError) -> None:
     transport = login.transport
     with trio.move_on_after(1):
         try:
-            await login.send(b"" if login.mute else error.fatal().response())
+            await login.send(error.fatal().response())
             await transport.finish()
         except TransportClosed:
             pass
