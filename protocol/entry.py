@@ -67,13 +67,9 @@ class Entry:
       direct: the client began with TLS, without asking. is_encrypted: the handshake is over.
       request: the startup packet or CancelRequest, once it is there. packet: its bytes.
       rest: bytes that came and no message took.
-      mute: what came is no startup packet. PostgreSQL writes that into its log and closes without a word, and drivers
-        that leave before they have begun (node-postgres sends Terminate) count on it.
     """
 
-    __slots__ = (
-        "_offers_tls", "_packets", "_scram", "direct", "is_encrypted", "mute", "packet", "request", "rest", "step",
-    )  # fmt: skip
+    __slots__ = ("_offers_tls", "_packets", "_scram", "direct", "is_encrypted", "packet", "request", "rest", "step")
 
     def __init__(self, offers_tls: bool) -> None:
         self._offers_tls = offers_tls
@@ -82,7 +78,6 @@ class Entry:
         self.step = Step.PACKET
         self.direct = False
         self.is_encrypted = False
-        self.mute = False
         self.request: startup.StartupMessage | startup.CancelRequest | None = None
         self.packet = b""
         self.rest = b""
@@ -129,7 +124,6 @@ class Entry:
             return None
         length = int.from_bytes(rest[:4], "big")
         if not 8 <= length <= startup.MAX_STARTUP_BYTES:
-            self.mute = True
             raise protocol_violation(f"invalid length of startup packet: {length}")
         if len(rest) < length:
             return None

@@ -292,8 +292,7 @@ class Login:
         )
         self.service.doors.left(self)
         try:
-            if not self._entry.mute:
-                self._send(error.fatal().response())
+            self._send(error.fatal().response())
         except TransportClosed:
             transport.close()
         else:

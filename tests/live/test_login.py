@@ -218,18 +218,6 @@ def test_what_is_no_password_message_is_refused(near: Pgnear, message: bytes, sq
         assert client.fatal()["C"] == sqlstate
 
 
-@pytest.mark.parametrize("nonsense", [frame("X"), query("select 1"), b"\0\0\0\7", b"GET / HTTP/1.1\r\n\r\n"])
-def test_what_is_no_startup_packet_is_logged_and_not_answered(near: Pgnear, origin: Server, nonsense: bytes) -> None:
-    """node-postgres says Terminate when it is told to end before it has begun; an error in reply, which PostgreSQL does
-    not send, reached its user, who has nobody left to catch it."""
-    for port in (origin.port, near.port):
-        with WireClient(port) as client:
-            client.send(nonsense)
-            assert client.receive_all() == []
-    length = int.from_bytes(nonsense[:4], "big")
-    near.wait_for_log("login_failed", reason=f"invalid length of startup packet: {length}")
-
-
 # ---- trust -----------------------------------------------------------------------------------------------------------
 
 

@@ -568,8 +568,8 @@ def test_an_idle_pool_is_not_in_the_way_of_making_a_database(pgnear: Start, orig
 
 def test_a_database_that_was_just_made_answers_what_was_prepared_before_ddl(pgnear: Start, origin: Server) -> None:
     """postgres.js's own tests drop and make their database, and then hung: for ten seconds connections to it were
-    closed when they were free, the one included on which a statement from before DDL had just been described again,
-    so that the next one knew nothing of that and was asked again, and so on."""
+    closed when they were free, the one included on which a statement from before DDL had just been described again, so
+    that the next one knew nothing of that and was asked again, and so on."""
     origin.execute("drop database if exists doomed")
     near = pgnear(databases={"doomed": {"origin": origin.url().rpartition("/")[0] + "/doomed"}})
     with WireClient.logged_in(near.port) as administrator:
