@@ -192,6 +192,7 @@ def test_what_waits_behind_a_read_is_done_before_the_process_ends(near: Near, st
             for tag in (b"SELECT 1", b"UPDATE 1"):
                 assert tag in [body[:-1] for kind, body in client.receive_until("Z") if kind == "C"]
             assert client.fatal()["C"] == "57P01"
+        assert made.process.wait(20) == 0
 
 
 def test_an_answer_that_has_begun_is_not_begun_again(near: Near, standby: Standby) -> None:
