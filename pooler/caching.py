@@ -252,7 +252,10 @@ def study(session: Session, unit: Unit, statement: Statement, text: bytes, tail:
     advice = session.pool.advice
     if advice is None or unit.study is not None:
         return
-    studied = advice.study(statement, text, session.user)
+    try:
+        studied = advice.by_statement[statement]
+    except KeyError:
+        studied = advice.begin(statement, text, session.user)
     if studied is None:
         return
     studied.calls += 1

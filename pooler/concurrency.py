@@ -233,7 +233,7 @@ def adapt(pool: Pool, now: float) -> None:
         whole=len(pool.origins) - len(pool.reserve) >= pool.allowed,
         lasting=_lasting(pool, limit.lasting_seconds),
     )
-    pool.waiting.servers = pool.allowed
+    pool.waiting.limit(pool.allowed)
     if limit.value != value:
         _tell(pool, value)
     if pool.allowed > before:

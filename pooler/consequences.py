@@ -42,7 +42,7 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
     if statement.sequences and session.origin is not None:
         draw(session, session.origin)
         recallers = session.service.recallers
-        session.origin.asked_again = bool(recallers) and recallers.will_ask(
+        session.origin.asked_again = bool(recallers.kinds) and recallers.will_ask(
             kind_of(session), statement, session.pool.sequence_tables
         )
     if statement.changes_schema:
@@ -85,7 +85,7 @@ def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
             log.warning(
                 "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
             )
-    elif not (statement.sequences and known and session.service.recallers):
+    elif not (statement.sequences and known and session.service.recallers.kinds):
         return False
     origin.sequence_client = me
     return True

@@ -44,8 +44,11 @@ _RESTS: Final = frozenset({b"D\0\0\0\6P\0" + _EXECUTE_SYNC, _EXECUTE_SYNC})
 _header: Final = Struct("!ci").pack
 
 
-def submit(session: Session, data: bytes) -> bool:
-    """Handle all that a client has sent, at a moment when nothing else of it is under way; False: not for this lane."""
+def submit(session: Session, data: bytes, granted: Origin | None = None) -> bool:
+    """Handle all that a client has sent, at a moment when nothing else of it is under way; False: not for this lane.
+
+    `granted`: the connection that it has waited for with that, as `Pool.at_hand` would give it.
+    """
     size = len(data)
     if not 6 < size <= session.pool.express_bytes:
         if data == TERMINATE_FRAME and session.origin is None:
@@ -55,19 +58,51 @@ def submit(session: Session, data: bytes) -> bool:
     kind = data[0]
     first_end: int = length_at(data, 1)[0] + 1
     if kind == _QUERY:
-        return first_end == size and _query(session, data)
+        return first_end == size and _query(session, data, granted)
     if data[5]:
         return False  # a name
     if kind == _PARSE:
-        return 6 < first_end < size - 15 and _parse(session, data, first_end)
+        return 6 < first_end < size - 15 and _parse(session, data, first_end, granted)
     if kind == _BIND:
-        return 6 < first_end <= size - 15 and _bind(session, data, first_end)
+        return 6 < first_end <= size - 15 and _bind(session, data, first_end, granted)
     return False
 
 
-def _query(session: Session, data: bytes) -> bool:
+def resume(session: Session, origin: Origin) -> bool:
+    """Go on with the input that `session` has kept, now that it is granted `origin`; False: not for this lane."""
+    data = session.inbox
+    if (
+        session.pending is not None
+        or origin.settings is not session.state.settings
+        or origin.traces != session.traces
+        or session.missing
+        or session.direct
+        or session.insists
+        or session.mode == "session"
+        or not session.transport.reading
+    ):
+        return False
+    session.inbox = b""
+    if submit(session, data, origin):
+        return True
+    session.inbox = data
+    return False
+
+
+def _waits(session: Session, data: bytes) -> bool:
+    """No connection is at hand: an ordinary request waits for one here, as with `link`, where none is idle."""
+    pool = session.pool
+    if pool.idle or pool.reserve_idle or session.insists or session.mode == "session":
+        return False
+    session.inbox = data
+    session.waiting = True
+    pool.acquire(session)
+    return True
+
+
+def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
     origin = session.origin
-    if origin is None and (view := session.view) is not None and has_told(session, view, data):
+    if origin is None and granted is None and (view := session.view) is not None and has_told(session, view, data):
         session.statements.pop(b"", None)
         return True
     service, text = session.service, data[5:-1]
@@ -75,14 +110,16 @@ def _query(session: Session, data: bytes) -> bool:
     statement = service.classifier(text) if known is None else known
     if not (statement.plain or _only_controls(session, statement)):
         return False
-    if statement.sequences and service.recallers:
+    if statement.sequences and service.recallers.kinds:
         return False  # what others have drawn may have to be forgotten first
     if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
     message = data
     if origin is None:
-        origin = session.pool.at_hand(session.state.settings, session.traces)
-        if origin is None or session.insists or session.mode == "session":
+        origin = granted or session.pool.at_hand(session.state.settings, session.traces)
+        if origin is None:
+            return _waits(session, data)
+        if session.insists or session.mode == "session":
             return False
         unit = _link(session, origin, statement)
         if known is not None and session.pool.reuses_statements and statement.plain:
@@ -127,7 +164,7 @@ def _kept(session: Session, origin: Origin, unit: Unit, data: bytes) -> bytes:
     return data + learning(origin, prepared)
 
 
-def _bind(session: Session, data: bytes, bind_end: int) -> bool:
+def _bind(session: Session, data: bytes, bind_end: int, granted: Origin | None) -> bool:
     """Bind of a named statement, and the rest."""
     name_end = data.find(b"\0", 6)
     if not 6 < name_end < bind_end or data[bind_end:] not in _RESTS:
@@ -137,11 +174,15 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     if prepared is None:
         return False
     view = session.view
-    if view is not None and session.origin is None and has_told(session, view, prepared.name + data[name_end:]):
+    if (
+        view is not None
+        and session.origin is granted is None
+        and has_told(session, view, prepared.name + data[name_end:])
+    ):
         return True
-    origin = _for_statement(session, prepared)
+    origin = _for_statement(session, data, prepared, granted)
     if origin is None:
-        return False
+        return session.waiting
     session.bound = name
     unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
@@ -150,12 +191,12 @@ def _bind(session: Session, data: bytes, bind_end: int) -> bool:
     return True
 
 
-def _parse(session: Session, data: bytes, parse_end: int) -> bool:
+def _parse(session: Session, data: bytes, parse_end: int, granted: Origin | None) -> bool:
     """Parse and Bind without names, and the rest."""
     if data[parse_end] != _BIND or data[parse_end + 5 : parse_end + 7] != b"\0\0":
         return False
     view = session.view
-    if view is not None and session.origin is None and has_told(session, view, data):
+    if view is not None and session.origin is granted is None and has_told(session, view, data):
         return True
     prepared = session.scope.parses.get(data[:parse_end])
     if prepared is None:
@@ -165,9 +206,9 @@ def _parse(session: Session, data: bytes, parse_end: int) -> bool:
         return False
     if session.origin is not None:
         return _parse_in_block(session, session.origin, data, prepared, data[parse_end + 7 : bind_end])
-    origin = _for_statement(session, prepared)
+    origin = _for_statement(session, data, prepared, granted)
     if origin is None:
-        return False
+        return session.waiting
     unit = _link(session, origin, prepared.statement)
     unit.prefix = PARSE_COMPLETE
     unit.again = (prepared, data)
@@ -203,7 +244,7 @@ def _is_ordinary(session: Session, prepared: Prepared) -> bool:
     return (
         statement.plain
         and prepared.needs is None
-        and not (statement.sequences and session.service.recallers)
+        and not (statement.sequences and session.service.recallers.kinds)
         and not session.portals
         and not (
             statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
@@ -211,18 +252,24 @@ def _is_ordinary(session: Session, prepared: Prepared) -> bool:
     )
 
 
-def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
-    """The session's connection, or else an idle one, that has `prepared`, where that may be executed as it is."""
+def _for_statement(session: Session, data: bytes, prepared: Prepared, granted: Origin | None) -> Origin | None:
+    """The session's connection, or else an idle one, that has `prepared`, where that may be executed as it is.
+
+    None: it waits for one now, or this is not for this lane.
+    """
     if not _is_ordinary(session, prepared):
         return None
     origin = session.origin
     if origin is None:
-        origin = session.pool.at_hand(session.state.settings, session.traces)
+        origin = granted or session.pool.at_hand(session.state.settings, session.traces)
+        if origin is None:
+            _waits(session, data)
+            return None
         if session.insists or session.mode == "session":
             return None
     elif origin.units or origin.status == FAILED_TRANSACTION:
         return None
-    if origin is None or prepared not in origin.prepared or origin.verified:
+    if prepared not in origin.prepared or origin.verified:
         return None
     origin.prepared.move_to_end(prepared)
     return origin
@@ -239,7 +286,9 @@ def _linked_unit(session: Session, origin: Origin, statement: Statement) -> Unit
 
 def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     """What `link` and `mind` do, where there is little to do; the unit that is owed."""
-    session.pool.idle.pop()
+    idle = session.pool.idle
+    if idle and idle[-1] is origin:  # not one that was granted
+        idle.pop()
     session.origin = origin
     origin.session = session
     origin.client_pid = session.key[0]
@@ -248,7 +297,7 @@ def _link(session: Session, origin: Origin, statement: Statement) -> Unit:
     service = session.service
     if (
         (not statement.reads_only and service.observes)
-        or (statement.sequences and service.recallers)
+        or (statement.sequences and service.recallers.kinds)
         or statement.isolation
     ):
         mind(session, statement, unit)

@@ -141,7 +141,7 @@ class Pool:
         self.limits = config.deadlines(self.name, None)
         self.shortest_wait = config.shortest("pool_wait_timeout")
         self.size: int = size
-        self.waiting.servers = size
+        self.waiting.limit(size)
         concurrency = config.concurrency
         self.limit.adopt(size, ceil(concurrency.least * size) if concurrency.adaptive else size, concurrency.tolerance)
         self.allowed: int = self.limit.value
@@ -266,11 +266,14 @@ class Pool:
         if self.closing or self.held_since is not None or not self.waiting.users:
             return
         now = monotonic()
-        while self.connecting_count < len(self.waiting) and self._ordinary < self.allowed and self.breaker.may_try(now):
-            self.open_one()
-        if self._ordinary >= self.allowed and self.waiting.head(self.administrators) is not None:
+        if self._ordinary < self.allowed:
+            waiting = len(self.waiting)
+            while self.connecting_count < waiting and self._ordinary < self.allowed and self.breaker.may_try(now):
+                self.open_one()
+        admins = self.administrators
+        if admins and self._ordinary >= self.allowed and self.waiting.head(admins) is not None:
             self._open_reserve(now)
-        if not self.connecting_count and outage.paused(self, now):
+        if not (self.connecting_count or self.breaker.closed) and outage.paused(self, now):
             refusals.everybody(self, refusals.origin_paused(self, now))
 
     def _open_reserve(self, now: float) -> None:

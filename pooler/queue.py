@@ -57,15 +57,15 @@ class WaitQueue(Generic[Waiter]):
     def __init__(self, servers: int) -> None:
         self.users: OrderedDict[str, OrderedDict[Waiter, float]] = OrderedDict()
         self._count = 0
-        self.servers = servers
+        self.limit(servers)
         self._formed = 0.0  # since when somebody has been waiting all the time, and could be served
         self._grants = 0  # since `_since`, which is after `_formed`
         self._since = 0.0
 
-    @property
-    def _trusted(self) -> int:
-        """So many grants make a pace."""
-        return max(LEAST_GRANTS, 5 * self.servers)
+    def limit(self, servers: int) -> None:
+        """So many connections serve it at most, from now on."""
+        self.servers = servers
+        self._trusted = max(LEAST_GRANTS, 5 * servers)  # so many grants make a pace
 
     def __len__(self) -> int:
         return self._count
@@ -86,7 +86,11 @@ class WaitQueue(Generic[Waiter]):
 
     def head(self, users: Collection[str] | None = None) -> Waiter | None:
         """Whose turn it is, among `users` where they are given; None where nobody waits."""
-        user = next(iter(self.users) if users is None else (user for user in users if user in self.users), None)
+        if users is None:
+            for theirs in self.users.values():
+                return next(iter(theirs))
+            return None
+        user = next((user for user in users if user in self.users), None)
         return next(iter(self.users[user])) if user is not None else None
 
     def serve(self, waiter: Waiter, now: float) -> float:
@@ -136,6 +140,12 @@ class WaitQueue(Generic[Waiter]):
         return min((next(iter(mine.values())) for mine in self.users.values()), default=None)
 
     # ---- how long it takes ------------------------------------------------------------------------------------------
+
+    def is_short(self, now: float, patience: float) -> bool:
+        """Whether anybody with that much patience, or more, surely has `expected_wait` within it."""
+        if self._grants >= self._trusted:
+            return (self._count + 1) * (now - self._since) <= patience * self._grants
+        return now - self._formed < PART_OF_PATIENCE * patience
 
     def expected_wait(self, user: str, now: float, patience: float) -> float:
         """Seconds until one more of `user`, with that much patience, would be served; 0 while there is no telling.

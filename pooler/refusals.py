@@ -53,7 +53,7 @@ def why_not_wait(pool: Pool, waiter: Waiter, now: float) -> PgError | None:
     """Why `waiter` would wait in vain; None if it would not, or nobody knows."""
     if pool.held_since is not None:
         return None
-    if outage.paused(pool, now):
+    if not pool.breaker.closed and outage.paused(pool, now):
         return origin_paused(pool, now)
     if waiter.user in pool.administrators:
         return None
@@ -61,6 +61,8 @@ def why_not_wait(pool: Pool, waiter: Waiter, now: float) -> PgError | None:
     if limit and len(pool.waiting) >= limit:
         pool.stats.pool_refusals += 1
         return errors.queue_full(pool.name, limit)
+    if pool.waiting.is_short(now, pool.shortest_wait):
+        return None
     patience = waiter.patience
     expected = pool.waiting.expected_wait(waiter.user, now, patience) if pool.origins else 0.0
     if expected > patience:

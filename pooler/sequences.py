@@ -26,21 +26,22 @@ UNION SELECT c.relname FROM pg_catalog.pg_class c
 
 
 class Recallers:
-    """Kinds of clients of which one has asked for a sequence's value."""
+    """Kinds of clients of which one has asked for a sequence's value.
+
+    Attributes:
+      kinds: those; empty until anybody has asked.
+    """
 
     def __init__(self) -> None:
-        self._kinds: dict[Kind, None] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._kinds)
+        self.kinds: dict[Kind, None] = {}
 
     def add(self, kind: Kind) -> bool:
         """A client of `kind` asks; whether that is new."""
-        if kind in self._kinds:
+        if kind in self.kinds:
             return False
-        if len(self._kinds) >= MAX_KINDS:
-            del self._kinds[next(iter(self._kinds))]
-        self._kinds[kind] = None
+        if len(self.kinds) >= MAX_KINDS:
+            del self.kinds[next(iter(self.kinds))]
+        self.kinds[kind] = None
         return True
 
     def will_ask(self, kind: Kind, statement: Statement, tables: frozenset[str]) -> bool:
@@ -48,7 +49,7 @@ class Recallers:
 
         `tables` are those whose rows get values by themselves.
         """
-        if kind not in self._kinds:
+        if kind not in self.kinds:
             return False
         inserted = (name for (_, name), change in statement.writes if change is Change.INSERT)
         return statement.draws or any(name in tables for name in inserted)

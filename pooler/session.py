@@ -195,17 +195,12 @@ class Session:
             ending.end(self, abrupt=True)
             return
         self.stirred = True
-        if self._is_clear and express.submit(self, data):
-            return
-        take(self, data)
-
-    @property
-    def _is_clear(self) -> bool:
-        """Whether what comes now is a new request, with nothing before it that is incomplete, waits or is skipped."""
-        return not (
+        clear = not (  # what comes now is a new request, with nothing before it that is incomplete, waits or is skipped
             self.waiting or self.holding or self.leaving or self.skipping or self.inbox or self.missing
             or self.discard or self.stream_left
         )  # fmt: skip
+        if not (clear and express.submit(self, data)):
+            take(self, data)
 
     def skip_to_sync(self, *, at_sync: bool) -> None:
         """An extended batch has failed without an origin: the rest of it is dropped, up to its Sync."""
@@ -317,6 +312,8 @@ class Session:
     def granted(self, origin: Origin) -> None:
         """The pool's answer to `link`: go on where the walk stopped."""
         self.waiting = False
+        if express.resume(self, origin):
+            return
         attach(self, origin)
         self.walk_from = 0
         self.resume_walk()
@@ -528,11 +525,11 @@ class Session:
                 return  # PostgreSQL keeps the answers of a batch back until its Sync, which will not come, or an error
         self.detour = b""
         try:
-            self.transport.send(data)
+            pending = self.transport.send(data)
         except TransportClosed:
             ending.end(self, abrupt=True)
             return
-        if self.transport.pending > self.pool.high_water and self.origin is not None:
+        if pending > self.pool.high_water and self.origin is not None:
             self.origin.transport.pause()
 
     def settled(self) -> None:

@@ -79,7 +79,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     assert session.origin is not None
     capture = take_pending(session) or capture
     forgets = False
-    if statement.recalls_sequences or (statement.sequences and service.recallers):
+    if statement.recalls_sequences or (statement.sequences and service.recallers.kinds):
         if session.origin.open_unit is None:
             forget_others_sequences(session, session.origin, statement)
         else:

@@ -152,6 +152,7 @@ class Advice:
       max_shapes: how many; where there are more, the half that has cost least is forgotten.
 
     Attributes:
+      by_statement: where calls of a statement are counted; None: nowhere, it is no read.
       updates: of its tables. window_end: seconds.
       forgotten: how many studies. forgotten_seconds: what their calls had taken.
     """
@@ -163,18 +164,12 @@ class Advice:
         self.forgotten = 0
         self.forgotten_seconds = 0.0
         self._by_fingerprint: dict[str, Study] = {}
-        self._by_statement: dict[Statement, Study | None] = {}
+        self.by_statement: dict[Statement, Study | None] = {}
 
-    def study(self, statement: Statement, text: bytes, user: str) -> Study | None:
-        """Where calls of `statement` are counted; None for what is no read."""
-        try:
-            return self._by_statement[statement]
-        except KeyError:
-            return self._begin(statement, text, user)
-
-    def _begin(self, statement: Statement, text: bytes, user: str) -> Study | None:
-        if len(self._by_statement) >= 20 * self.max_shapes:
-            self._by_statement.clear()
+    def begin(self, statement: Statement, text: bytes, user: str) -> Study | None:
+        """Where calls of `statement`, which is new, are counted; None for what is no read."""
+        if len(self.by_statement) >= 20 * self.max_shapes:
+            self.by_statement.clear()
         study = None
         if statement.selects:
             mark = fingerprint(text)
@@ -183,7 +178,7 @@ class Advice:
                 if len(self._by_fingerprint) >= self.max_shapes:
                     self._forget_half()
                 study = self._by_fingerprint[mark] = Study(statement, text, user, mark)
-        self._by_statement[statement] = study
+        self.by_statement[statement] = study
         return study
 
     def _forget_half(self) -> None:
@@ -192,7 +187,7 @@ class Advice:
             del self._by_fingerprint[study.fingerprint]
             self.forgotten += 1
             self.forgotten_seconds += study.all_seconds
-        self._by_statement.clear()
+        self.by_statement.clear()
 
     def tick(self, now: float) -> None:
         """Called now and then: begins another window when it is time."""

@@ -1,7 +1,8 @@
 """`classify`, remembered: what the hot path calls with every statement text.
 
-It remembers by text and by shape, screens new shapes with one regular expression for the words that can change a
-session, and parses only what it must. Texts of one `shape` share one `Statement` where no literal could matter.
+It remembers by text, by template and by shape, screens new shapes with one regular expression for the words that can
+change a session, and parses only what it must. Texts of one `shape` share one `Statement` where no literal could
+matter.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pooler.sql.shape import separates, shape
+from pooler.sql.shape import counts_only, separates, shape, template
 from pooler.sql.statement import UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, Statement, classify
 from pooler.sql.traces import looks
 
@@ -57,6 +58,7 @@ class Classifier:
         self.remembered: dict[bytes, Statement] = {}
         """What texts mean that were asked for before, for those who cannot wait for an answer."""
         self._by_shape: dict[bytes, Statement | None] = {}  # None: its texts differ in what they mean
+        self._by_template: dict[bytes, Statement] = {}  # of texts in which only numbers may differ
         self._session_functions: frozenset[str] = frozenset()
         self._found: dict[str, frozenset[str]] = {}
         self._suspects: re.Pattern[bytes] | None = None
@@ -79,6 +81,7 @@ class Classifier:
         self._suspects = re.compile(rb"(?:" + words + rb")", re.IGNORECASE) if names else None
         self.remembered.clear()
         self._by_shape.clear()
+        self._by_template.clear()
 
     def __call__(self, text: bytes) -> Statement:
         known = self.remembered.get(text)
@@ -88,27 +91,34 @@ class Classifier:
         self.recalls_seen = self.recalls_seen or statement.recalls_sequences
         self.looks_seen = self.looks_seen or statement.looks
         if len(text) <= self.LONGEST_REMEMBERED:
-            _make_room(self.remembered, self._max_entries)
+            if len(self.remembered) >= self._max_entries:
+                _make_room(self.remembered, self._max_entries)
             self.remembered[text] = statement
         return statement
 
     def _classify(self, text: bytes) -> Statement:
+        pattern = template(text)
+        known = self._by_template.get(pattern)
+        if known is not None:
+            return known
         form = shape(text) if len(text) <= self.LONGEST_REMEMBERED else None
         if form is None:
             return self._examine(text, screened=self._may_affect_session(text))
-        try:
-            known = self._by_shape[form]
-        except KeyError:
-            return self._learn(form, text)
-        return self._examine(text, screened=self._may_affect_session(form)) if known is None else known
+        known = self._by_shape[form] if form in self._by_shape else self._learn(form, text)
+        if known is None:
+            return self._examine(text, screened=self._may_affect_session(form))
+        if counts_only(text):
+            _make_room(self._by_template, self._max_entries)
+            self._by_template[pattern] = known
+        return known
 
-    def _learn(self, form: bytes, text: bytes) -> Statement:
+    def _learn(self, form: bytes, text: bytes) -> Statement | None:
         """Classify the first text of a shape, and remember it for the others where their literals cannot matter."""
         screened = self._may_affect_session(form)
-        statement = self._examine(text, screened=screened)
+        known = None if screened or not separates(form) else self._examine(text, screened=False)
         _make_room(self._by_shape, self._max_entries)
-        self._by_shape[form] = statement if not screened and separates(form) else None
-        return statement
+        self._by_shape[form] = known
+        return known
 
     def _may_affect_session(self, text: bytes) -> bool:
         return _SCREEN.search(text) is not None or (

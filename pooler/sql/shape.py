@@ -44,6 +44,8 @@ _NUMBER = re.compile(
 _COMMENT = rb"/\*(?:[^*/]|/(?!\*)|\*(?!/))*+\*/"  # that holds no other
 _LEADING_COMMENT = re.compile(rb"\s*" + _COMMENT)
 _TRAILING_COMMENT = re.compile(_COMMENT + rb"\s*;?\s*")
+_DIGIT = re.compile(rb"[0-9]")
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SUSPICIOUS = re.compile(rb"[nNtTyYpP](?:[oO][wWdDmM]|[eE][sS]|[gG]_)")  # begins what `_literal_matters` looks for
 _TEMPORAL = re.compile(TEMPORAL_WORD.encode(), re.IGNORECASE)
 
@@ -74,6 +76,18 @@ def shape(text: bytes) -> bytes | None:
             return None
         text = _STRING.sub(b"''", text)
     return _NUMBER.sub(b"0", text)
+
+
+def template(text: bytes) -> bytes:
+    """`text` with each digit as a zero: cheaper than its shape, and as good where `counts_only` says so."""
+    return text.translate(_ZEROS)
+
+
+def counts_only(text: bytes) -> bool:
+    """Whether all digits of `text`, which has a shape, are numbers' and it has no strings: then every text of the same
+    template has the same shape.
+    """
+    return b"'" not in text and _DIGIT.search(_NUMBER.sub(b"", text)) is None
 
 
 def _without_comments(text: bytes) -> bytes | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pooler.sql.classifier import Classifier
-from pooler.sql.shape import separates, shape
+from pooler.sql.shape import counts_only, separates, shape, template
 from pooler.sql.statement import Statement, classify
 
 
@@ -94,6 +95,18 @@ def test_words_in_a_literal_do_not_look_like_session_effects() -> None:
     classifier = Classifier(parse_always=True)
     first = classifier(b"SELECT * FROM t WHERE name = 'a'")
     assert classifier(b"SELECT * FROM t WHERE name = '; set x = 1; create temp table'") is first
+
+
+def test_texts_of_one_template_are_not_looked_at_again() -> None:
+    classifier = Classifier(parse_always=True)
+    first = classifier(b"UPDATE t SET a = a + 1234 WHERE b = 17")
+    assert classifier(b"UPDATE t SET a = a + 4711 WHERE b = 42") is first
+    assert classifier(b"UPDATE t SET a = a + 4711 WHERE c = 42") is not first
+
+
+@pytest.mark.parametrize("text", ["SELECT a FROM t1 WHERE b = 2", "SELECT $1, 2", "SELECT '1', 2", "SELECT 1e5"])
+def test_digits_that_are_no_numbers_make_no_template(text: str) -> None:
+    assert not counts_only(text.encode())
 
 
 # ---- any text ----------------------------------------------------------------------------------------------------
@@ -189,3 +202,14 @@ def test_texts_of_one_shape_mean_the_same(template: str, values: list[list[str]]
         if formed is not None and separates(formed) and b"SET" not in formed:
             meaning = _meaning(classify(text, suspicious=False))
             assert meanings.setdefault(formed, meaning) == meaning
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.one_of(_TEXTS, st.builds(_filled, _TEMPLATES, _VALUES)), st.randoms(use_true_random=False))
+def test_texts_of_one_template_have_one_shape(text: str, random: Random) -> None:
+    one = text.encode()
+    other = bytes(random.choice(b"0123456789") if 0x30 <= byte <= 0x39 else byte for byte in one)
+    formed = shape(one)
+    if formed is not None and counts_only(one):
+        assert template(other) == template(one)
+        assert shape(other) == formed
