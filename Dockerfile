@@ -5,8 +5,8 @@ FROM python:3.12-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/pgnear
 WORKDIR /src
-# --build-arg ACCELERATE=1 compiles the hot path (setup.py).
-ARG ACCELERATE=0
+# The hot path is compiled (setup.py); --build-arg ACCELERATE=0 leaves it in Python.
+ARG ACCELERATE=1
 RUN if [ "$ACCELERATE" != 0 ]; then \
         apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi

@@ -116,7 +116,7 @@ def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
 
 def _line(run: Run) -> str:
     return (
-        f"{run.workload:9} {run.mode:8} {run.clients:3} {run.rig:12} {run.tps:9,.0f} tps {run.cpu_microseconds:6.1f} µs"
+        f"{run.workload:9} {run.mode:8} {run.clients:3} {run.rig:14} {run.tps:9,.0f} tps {run.cpu_microseconds:6.1f} µs"
     )
 
 

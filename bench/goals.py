@@ -18,7 +18,8 @@ from bench.report import Row, Run, markdown
 CAPTION = """\
 Of the medians of the sections below. CPU is the pooler's for a transaction; how busy its thread was says whether the
 pooler or the load on the same machine was the limit. Where PgBouncer has no prepared statements (before 1.21), its
-figure in mode extended is what pgnear's prepared one is compared to."""
+figure in mode extended is what pgnear's prepared one is compared to. `compiled`: the same pgnear with its hot path
+compiled (`make accelerate`; the container image has it so)."""
 
 FLAT = 1.1
 """What grows by no more than to this part of itself counts as flat."""
@@ -29,13 +30,16 @@ GROWTH_MB = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """One goal. `measured` and `limit` are words; `reached` is None where it was not measured."""
+    """One goal. `measured` and `limit` are words; `reached` is None where it was not measured. `compiled`: words and
+    whether it is reached with the hot path compiled, where that matters.
+    """
 
     work: str
     wanted: str
     measured: str
     reached: bool | None
     limit: str = ""
+    compiled: tuple[str, bool] | None = None
 
 
 def outcomes(directory: Path) -> list[Outcome]:
@@ -96,9 +100,15 @@ def _ratio(rows: Rows, work: str, key: tuple[str, str, int], rig: str, base: str
     cpu = row.cpu_microseconds[rig]
     said = f"{ratio:.2f}x ({row.tps[rig]:,.0f} / {other:,.0f})"
     limit = f"{cpu:.1f} µs of CPU, a thread {row.tps[rig] * cpu / 1e6:.0%} busy"
+    compiled = None
+    quicker = rig.replace("pgnear", "pgnear-c")
+    if quicker in row.tps:
+        times = row.tps[quicker] / other
+        compiled = f"{times:.2f}x", times >= wanted
+        limit += f"; compiled {row.cpu_microseconds[quicker]:.1f} µs"
     if base in row.cpu_microseconds and base != "direct":
         limit += f"; {report.TITLES[base]} {row.cpu_microseconds[base]:.1f} µs"
-    return Outcome(work, words, said, ratio >= wanted, limit)
+    return Outcome(work, words, said, ratio >= wanted, limit, compiled)
 
 
 def _without_prepared(rows: Rows, key: tuple[str, str, int], base: str) -> float | None:
@@ -154,10 +164,14 @@ def _growth(grown: list[dict[str, Any]]) -> Iterator[Outcome]:
 def render(found: list[Outcome]) -> str:
     marks = {True: "reached", False: "**not reached**", None: "-"}
     lines = (
-        [each.work, each.wanted, each.measured, marks[each.reached], "" if each.reached else each.limit]
+        [
+            each.work, each.wanted, each.measured, marks[each.reached],
+            f"{each.compiled[0]}, {marks[each.compiled[1]]}" if each.compiled else "",
+            "" if each.reached and (each.compiled is None or each.compiled[1]) else each.limit,
+        ]
         for each in found
-    )
-    return f"{CAPTION}\n\n{markdown(['work', 'to reach', 'measured', '', 'what limits it'], lines)}"
+    )  # fmt: skip
+    return f"{CAPTION}\n\n{markdown(['work', 'to reach', 'measured', '', 'compiled', 'what limits it'], lines)}"
 
 
 def write(directory: Path) -> str:

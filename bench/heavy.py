@@ -31,8 +31,6 @@ tls: 16 clients, hot, over TLS. tls -C: 16 clients that connect anew, over TLS, 
 that do so without TLS and log in with SCRAM-SHA-256, whose cost is the client's for the greater part: libpq derives the
 key from the password each time, and pgbench shares the machine."""
 
-SHOWN = ("pgbouncer", "pgnear", "pgnear+cache")
-
 
 @dataclass(frozen=True)
 class Load:
@@ -116,8 +114,9 @@ def run_big(postgres: EmbeddedPostgres, *, rounds: int) -> list[Big]:
 
 def render(bigs: list[Big], runs: list[Run]) -> str:
     rows = report.rows(runs)
-    table = report.table(rows, list(SHOWN))
-    cpu = report.cpu_table(rows, list(SHOWN))
+    shown = [name for name in POOLERS if any(name in row.tps for row in rows)]
+    table = report.table(rows, shown)
+    cpu = report.cpu_table(rows, shown)
     return "\n\n".join(
         [CAPTION_BIG, _big_table(bigs), CAPTION_RUNS, table, "CPU of the pooler per transaction, µs:", cpu]
     )

@@ -16,6 +16,8 @@ COLOURS = {
     "pgpool": "#a5488c",
     "pgnear": "#2b6cb0",
     "pgnear+cache": "#2f9e67",
+    "pgnear-c": "#1a365d",
+    "pgnear-c+cache": "#1c5f3e",
 }
 
 TITLES = {"direct": "direct", "pgbouncer": "PgBouncer", "pgpool": "Pgpool-II"}
@@ -27,7 +29,8 @@ CAPTION = (
     "Transactions per second, and what pgnear's are of the others'. pgbench runs on the same machine, with one thread, "
     "or two (-j 2) for 16 clients and more, whose one thread would limit the fastest; it is the same for every rig. "
     "hot: one row of 100; rows: 100 rows; aggregate: three aggregates over 5,000 rows; of the latter two there are 20 "
-    "each. select: one row of all; tpcb: pgbench's own transaction. A cache helps the first three, costs in the last."
+    "each. select: one row of all; tpcb: pgbench's own transaction. A cache helps the first three, costs in the last. "
+    "pgnear-c is pgnear with its hot path compiled (make accelerate; the container image's way)."
 )
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.compiled import compiled
 from pooler import __version__
 from pooler.ceremony.tls import make_certificate
 from pooler.embedded import EmbeddedPostgres, free_port
@@ -33,9 +34,12 @@ STARTS_WITHIN_SECONDS = 60
 ROOM = 5000
 """Clients that every rig has room for at least."""
 
-NAMES = ("direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache")
-POOLERS = ("pgbouncer", "pgnear", "pgnear+cache")
+NAMES = ("direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-c+cache")
+POOLERS = ("pgbouncer", "pgnear", "pgnear+cache", "pgnear-c")
 """Rigs that know every `Manner`."""
+
+COMPILED = ("pgnear-c", "pgnear-c+cache")
+"""pgnear with its hot path compiled (`bench.compiled`); left out where that cannot be done."""
 
 BINARIES = ("pgbouncer", "pgpool")
 """Rigs that are left out where the program of that name is not installed."""
@@ -156,8 +160,8 @@ def running(
                 rigs.append(stack.enter_context(_pgbouncer(postgres, clients, manner)))
             elif name == "pgpool":
                 rigs.append(stack.enter_context(_pgpool(postgres, clients)))
-            else:
-                rigs.append(stack.enter_context(_pgnear(postgres, clients, manner, cache=name == "pgnear+cache")))
+            elif name not in COMPILED or compiled() is not None:
+                rigs.append(stack.enter_context(_pgnear(postgres, clients, manner, name)))
         yield rigs
 
 
@@ -169,10 +173,12 @@ def _process(
     user: str | None = None,
     stop: signal.Signals = signal.SIGTERM,
     environment: dict[str, str] | None = None,
+    place: Path | None = None,
 ) -> Iterator[int]:
     """Its id, once somebody listens on `port`. At the end neither it nor a child of it is left."""
     process = subprocess.Popen(
         command,
+        cwd=place,
         user=user,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -210,13 +216,14 @@ def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
 
 
 @contextmanager
-def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, *, cache: bool) -> Iterator[Rig]:
+def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, name: str) -> Iterator[Rig]:
     port = free_port()
+    place = compiled() if name in COMPILED else None
     origin_port = manner.origin_port or postgres.port
     said = {
         "auth": "scram-sha-256" if manner.password else "trust",
         "tls": "allow" if manner.tls else "disable",
-        "cache__enabled": "true" if cache else "false",
+        "cache__enabled": "true" if name.endswith("+cache") else "false",
         **({"cache__invalidation": "writes"} if manner.origin_port else {}),  # a stream has round trips of its own
         **({"max_client_connections": str(clients + 100)} if clients > ROOM else {}),
         **manner.pgnear,
@@ -226,11 +233,12 @@ def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, *, cache: 
         f"?sslmode={'require' if manner.origin_tls else 'disable'}",
         "PGNEAR_LISTEN": f"127.0.0.1:{port}",
         "PGNEAR_LOG__LEVEL": "error",
-        **{f"PGNEAR_{name.upper()}": value for name, value in said.items()},
+        **{f"PGNEAR_{key.upper()}": value for key, value in said.items()},
+        **({"PYTHONPATH": str(place)} if place is not None else {}),
     }
-    with _process([sys.executable, "-m", "pooler", "serve"], port, environment=settings) as pid:
-        about = f"pgnear {__version__}, Python {platform.python_version()}: {_words(said)}, pool_size 20 (default)"
-        yield Rig("pgnear+cache" if cache else "pgnear", port, pid, about)
+    with _process([sys.executable, "-m", "pooler", "serve"], port, environment=settings, place=place) as pid:
+        python = f"Python {platform.python_version()}{', compiled' if place is not None else ''}"
+        yield Rig(name, port, pid, f"pgnear {__version__}, {python}: {_words(said)}, pool_size 20 (default)")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bench import __main__ as bench_main
-from bench import load, profile, report, rigs
+from bench import compiled, load, profile, report, rigs
 from bench.__main__ import CLIENTS, QUICK, main
 from bench.report import Run
 from tests.support.postgres import Server
@@ -100,7 +100,10 @@ def test_every_workload_of_the_plans_has_a_script() -> None:
 def test_a_rig_that_does_not_exist_is_named_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--rigs", "direct,pgbuoncer"])
-    assert "'pgbuoncer' is none of direct, pgbouncer, pgpool, pgnear, pgnear+cache" in capsys.readouterr().err
+    assert (
+        "'pgbuoncer' is none of direct, pgbouncer, pgpool, pgnear, pgnear+cache, pgnear-c, pgnear-c+cache"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_rig_that_is_not_installed_is_left_out_with_a_line(
@@ -111,6 +114,22 @@ def test_a_rig_that_is_not_installed_is_left_out_with_a_line(
         assert [rig.name for rig in started] == ["direct"]
     said = capsys.readouterr().err.splitlines()
     assert said == [f"{name} is not installed: its column is left out." for name in ("pgbouncer", "pgpool")]
+
+
+def test_without_a_compiler_the_columns_of_compiled_pgnear_are_left_out_with_a_line(
+    tmp_path: Path, origin: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*compiled.PACKAGES, *compiled.FILES):  # sources that nobody has compiled
+        (tmp_path / name).touch()
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    compiled.compiled.cache_clear()
+    try:
+        with rigs.running(["direct", "pgnear-c"], origin, 1) as started:
+            assert [rig.name for rig in started] == ["direct"]
+    finally:
+        compiled.compiled.cache_clear()
+    assert "There is no C compiler: the columns of compiled pgnear are left out." in capsys.readouterr().err
 
 
 @needs_pgpool

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pooler import accelerated
 from tests.support.cached import keep
 from tests.support.postgres import Server
 from tests.support.process import Pgnear, executed, running
@@ -66,6 +67,7 @@ CEILINGS = {
 SLACK = 1.02
 """What goes on beside the queries: ticks, a look at a socket that had nothing yet."""
 
+interpreted = pytest.mark.skipif(accelerated(), reason="compiled functions are not counted")
 each = pytest.mark.parametrize(("shape", "way"), list(CEILINGS))
 
 
@@ -108,6 +110,7 @@ def ask(client: WireClient, messages: bytes, times: int) -> None:
         client.ask(messages)
 
 
+@interpreted
 @each
 def test_a_query_needs_no_more_calls_than_it_did(near: dict[str, Pgnear], shape: str, way: str) -> None:
     for client in _clients(near[way]):
@@ -131,6 +134,7 @@ WAITING_CALLS = 38
 """For one query that waits for its connection, or whose connection goes to one that waits."""
 
 
+@interpreted
 def test_a_query_that_waits_for_a_connection_needs_few_calls_more(near: dict[str, Pgnear]) -> None:
     port = near["forwarded"].port  # there is one connection
     with WireClient.logged_in(port) as one, WireClient.logged_in(port) as other:
@@ -160,6 +164,7 @@ LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES, LOGIN_POLLER = 99, 3, 5, 1
 receives are one for each message of the client, with some that look in vain. Its socket is registered once."""
 
 
+@interpreted
 def test_a_login_needs_no_more_calls_than_it_did(near: dict[str, Pgnear]) -> None:
     WireClient.logged_in(near["forwarded"].port).terminate()
     counted(near["forwarded"])
