@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from pooler import ending
 from pooler.caching import note_block
-from pooler.link import attach
+from pooler.link import attach, leave_schema
 from pooler.logs import get_logger
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.sequences import Kind
 from pooler.settings import DEFAULTS
 from pooler.sql.statement import Statement
-from pooler.sql.traces import looks_closely
+from pooler.sql.traces import TEMPORARY_SCHEMA, looks_closely
 from pooler.unit import WATCHFUL, Unit
 from pooler.writes import note_write, reach_of
 from protocol.framing import query
@@ -116,6 +116,13 @@ def draw(session: Session, origin: Origin) -> None:
 def look(session: Session, text: bytes) -> None:
     """Before linking for a text that may look at traces: see to it that those are this client's own."""
     session.insists = session.service.config.strict_custom_settings or looks_closely(text) is not None
+
+
+def bring_schema(session: Session, origin: Origin) -> None:
+    """Before a statement that may look: a client that has made a temporary schema has one on this connection, too."""
+    lacks = TEMPORARY_SCHEMA in session.traces and TEMPORARY_SCHEMA not in origin.traces
+    if lacks and origin.status == IDLE and all(unit.swallow for unit in origin.units):
+        leave_schema(session, origin)
 
 
 def restore_startup(session: Session, unit: Unit) -> bytes:

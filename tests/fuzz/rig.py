@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 from pooler.embedded import installed
@@ -71,11 +71,13 @@ select setval('shared_seq', 1, false);
 """The same, where the script before changed nothing but rows."""
 
 LEFT_BEHIND = """
-select 'advisory lock', format('%s %s %s %s', classid, objid, objsubid, mode) from pg_locks where locktype = 'advisory'
+select 'advisory lock', format('%%s %%s %%s %%s', classid, objid, objsubid, mode) from pg_locks
+ where locktype = 'advisory'
 union all
 select 'temporary relation', relname::text from pg_class where relpersistence = 't' and relkind in ('r', 'S', 'v')
 union all
-select 'open transaction', count(*)::text from pg_stat_activity where state like 'idle in transaction%'
+select 'open transaction', count(*)::text from pg_stat_activity
+ where state like 'idle in transaction%%' and pid <> all (%s)
 order by 1, 2
 """
 
@@ -182,9 +184,13 @@ class Rig:
         query = "select 1 from pg_stat_activity where wait_event = 'PgSleep'"
         return self._admins[pooled].execute(query).fetchone() is not None
 
-    def left_behind(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-        """What exists on the private and on the pooled server that belongs to sessions."""
-        private, pooled = (admin.execute(LEFT_BEHIND).fetchall() for admin in self._admins)
+    def left_behind(self, confused: Collection[int]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+        """What exists on the private and on the pooled server that belongs to sessions.
+
+        Private backends that are `confused` have a transaction open that they told their client is over.
+        """
+        private = self._admins[0].execute(LEFT_BEHIND, (list(confused),)).fetchall()
+        pooled = self._admins[1].execute(LEFT_BEHIND, ([],)).fetchall()
         return private, pooled
 
 
