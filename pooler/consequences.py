@@ -72,20 +72,21 @@ def go_home(session: Session) -> None:
 def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether the origin remembers another client's sequence values and must forget them before `statement`.
 
-    Before currval or lastval, since those values are not this client's; and, once anybody has asked for one, before
-    more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it remembers.
+    Before currval or lastval, since those values are not this client's; and, where a client of its kind has asked for
+    one, before more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it
+    remembers. Who is not likely to ask is not made to pay for those who are.
     """
     me, known = session.key[0], origin.sequence_client
     if known == me or origin.status == FAILED_TRANSACTION:
         return False
     if statement.recalls_sequences:
         if known == -me and origin.status != IDLE:
-            return False  # drawn in this transaction, when nobody had ever asked yet
+            return False  # drawn in this transaction, when nobody of its kind had ever asked yet
         if session.sequence_home is not None:
             log.warning(
                 "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
             )
-    elif not (statement.sequences and known and session.service.recallers):
+    elif not (statement.sequences and known and may_ask(session)):
         return False
     origin.sequence_client = me
     return True
@@ -139,6 +140,11 @@ def restore_startup(session: Session, unit: Unit) -> bytes:
     own.announces = True
     session.push(own)
     return DEFAULTS.difference_to(session.state.startup)
+
+
+def may_ask(session: Session) -> bool:
+    """Whether a client of this kind has ever asked for a sequence's value."""
+    return kind_of(session) in session.service.recallers
 
 
 def kind_of(session: Session) -> Kind:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pooler import pins
+from pooler.logs import get_logger
 from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import PinKind
 from pooler.sql.traces import TEMPORARY_SCHEMA
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pooler.origin import Origin
     from pooler.session import Session
 
+
+log = get_logger(__name__)
 
 _MAKE_SCHEMA = query("SELECT pg_catalog.set_config('search_path','pg_temp',true),pg_catalog.current_schema()")
 """Has the temporary schema made, if there is none, and nothing in it: no DDL, so that no event trigger fires."""
@@ -93,3 +96,4 @@ def leave_schema(session: Session, origin: Origin) -> None:
     origin.units.append(Unit.own(lambda own: None))  # who may not make one may not have one
     origin.unnamed = None
     origin.traces |= {TEMPORARY_SCHEMA}
+    log.debug("temporary_schema_made", user=session.user, database=session.database, origin_pid=origin.pid)

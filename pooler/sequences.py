@@ -34,6 +34,9 @@ class Recallers:
     def __bool__(self) -> bool:
         return bool(self._kinds)
 
+    def __contains__(self, kind: Kind) -> bool:
+        return kind in self._kinds
+
     def add(self, kind: Kind) -> bool:
         """A client of `kind` asks; whether that is new."""
         if kind in self._kinds:

@@ -19,6 +19,10 @@ from tests.support.wire import WireClient, error_fields, rows
 
 CLIENTS = 4
 
+APPLICATIONS = ["", "one", "two words", "it's", "back\\slash", "by function", "named"]
+"""The names of applications that clients in scripts may have. All of them are known to ask for values of sequences:
+until one of its kind has, a client may see more than its own in the transaction that drew (docs/differences.md)."""
+
 ROLES = "create role alice; create role bob nologin; grant alice to bob"
 
 FRESH = f"""
@@ -126,6 +130,10 @@ class Rig:
             )
             self._stack.callback(_end, running)
             running.wait_for_log("catalog_read")
+            for name in APPLICATIONS:
+                with WireClient.logged_in(running.port, application_name=name) as client:
+                    client.query("select lastval()")
+                    client.terminate()
         return running
 
     def linked(self, pgnear: Pgnear) -> dict[int, bool]:
