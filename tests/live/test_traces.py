@@ -128,11 +128,14 @@ def test_who_has_made_a_temporary_schema_has_one_on_whatever_connection_it_looks
         assert said(client, "drop table pg_temp.nothing") == "3F000"
         client.query("create temp table scratch (); drop table scratch")
         assert said(client, "drop table pg_temp.nothing") == "42P01"
-        second.query("begin")  # without traces: on the connection that has none
-        third.query("begin")  # on the other one
-        second.query("commit")
+        home = client.one("select pg_backend_pid()")
+        second.query("begin")
+        third.query("begin")
+        at_home, away = (second, third) if second.one("select pg_backend_pid()") == home else (third, second)
+        away.query("commit")
         assert said(client, "drop table pg_temp.nothing") == "42P01"
         assert said(client, "select from pg_temp.nothing") == "42P01"
         assert client.one("select pg_my_temp_schema() <> 0") == b"t"
-        third.query("commit")
+        assert client.one("select pg_backend_pid()") != home
+        at_home.query("commit")
         assert near.metric("origin_connections_replaced_total") == 0
