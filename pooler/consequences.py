@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pooler import ending
+from pooler import ending, pins
 from pooler.caching import note_block
 from pooler.link import attach, leave_schema
 from pooler.logs import get_logger
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.sequences import Kind
 from pooler.settings import DEFAULTS
-from pooler.sql.statement import Statement
+from pooler.sql.statement import PinKind, Statement
 from pooler.sql.traces import TEMPORARY_SCHEMA, looks_closely
 from pooler.unit import WATCHFUL, Unit
 from pooler.writes import note_write, reach_of
@@ -47,6 +47,8 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         )
     if statement.changes_schema:
         session.schema_changes = True
+        if TEMPORARY_SCHEMA in (session.state.current.get("search_path") or "").lower():
+            pins.pin(session, PinKind.TEMPORARY)  # what it makes may be temporary, without saying so
     if statement.changes_defaults:
         session.defaults_change += statement.changes_defaults
     if statement.session_functions:
