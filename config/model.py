@@ -165,9 +165,9 @@ class Config(Section):
         False,
         description="Whether a client never gets an origin connection on which others have used custom settings "
         "(app.tenant) or temporary tables that it has not: to it such a setting would be '' and not NULL, in "
-        "policies and functions, too. Such a connection is closed then and another one opened, which costs a login at "
-        "the origin. Where it is off, that is done for statements which ask by themselves (current_setting, SHOW), "
-        "outside transactions. Turn it on where policies tell the two apart.",
+        "policies and functions, too. Another one is opened then, which costs a login at the origin, and such a "
+        "connection is closed for it where the pool is full. Where it is off, that is done for statements which ask by "
+        "themselves (current_setting, SHOW), outside transactions. Turn it on where policies tell the two apart.",
     )
     max_replication_connections: Connections = Field(
         10,

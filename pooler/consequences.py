@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pooler import ending
+from pooler import ending, pins
 from pooler.caching import note_block
-from pooler.link import attach
+from pooler.link import attach, leave_schema
 from pooler.logs import get_logger
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.sequences import Kind
 from pooler.settings import DEFAULTS
-from pooler.sql.statement import Statement
-from pooler.sql.traces import looks_closely
+from pooler.sql.statement import PinKind, Statement
+from pooler.sql.traces import TEMPORARY_SCHEMA, looks_closely
 from pooler.unit import WATCHFUL, Unit
 from pooler.writes import note_write, reach_of
 from protocol.framing import query
@@ -47,6 +47,8 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         )
     if statement.changes_schema:
         session.schema_changes = True
+        if TEMPORARY_SCHEMA in (session.state.current.get("search_path") or "").lower():
+            pins.pin(session, PinKind.TEMPORARY)  # what it makes may be temporary, without saying so
     if statement.changes_defaults:
         session.defaults_change += statement.changes_defaults
     if statement.session_functions:
@@ -72,20 +74,21 @@ def go_home(session: Session) -> None:
 def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether the origin remembers another client's sequence values and must forget them before `statement`.
 
-    Before currval or lastval, since those values are not this client's; and, once anybody has asked for one, before
-    more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it remembers.
+    Before currval or lastval, since those values are not this client's; and, where a client of its kind has asked for
+    one, before more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it
+    remembers. Who is not likely to ask is not made to pay for those who are.
     """
     me, known = session.key[0], origin.sequence_client
     if known == me or origin.status == FAILED_TRANSACTION:
         return False
     if statement.recalls_sequences:
         if known == -me and origin.status != IDLE:
-            return False  # drawn in this transaction, when nobody had ever asked yet
+            return False  # drawn in this transaction, when nobody of its kind had ever asked yet
         if session.sequence_home is not None:
             log.warning(
                 "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
             )
-    elif not (statement.sequences and known and session.service.recallers.kinds):
+    elif not (statement.sequences and known and may_ask(session)):
         return False
     origin.sequence_client = me
     return True
@@ -118,6 +121,13 @@ def look(session: Session, text: bytes) -> None:
     session.insists = session.service.config.strict_custom_settings or looks_closely(text) is not None
 
 
+def bring_schema(session: Session, origin: Origin) -> None:
+    """Before a statement that may look: a client that has made a temporary schema has one on this connection, too."""
+    lacks = TEMPORARY_SCHEMA in session.traces and TEMPORARY_SCHEMA not in origin.traces
+    if lacks and origin.status == IDLE and all(unit.swallow for unit in origin.units):
+        leave_schema(session, origin)
+
+
 def restore_startup(session: Session, unit: Unit) -> bytes:
     """The frame that, behind `unit` with its DISCARD ALL, sets again what the startup packet asked for."""
     unit.silent = True
@@ -132,6 +142,11 @@ def restore_startup(session: Session, unit: Unit) -> bytes:
     own.announces = True
     session.push(own)
     return DEFAULTS.difference_to(session.state.startup)
+
+
+def may_ask(session: Session) -> bool:
+    """Whether a client of this kind has ever asked for a sequence's value."""
+    return kind_of(session) in session.service.recallers
 
 
 def kind_of(session: Session) -> Kind:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from pooler import ending
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
-from pooler.consequences import draw, mind
+from pooler.consequences import draw, may_ask, mind
 from pooler.origin import FAILED_TRANSACTION
 from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
@@ -110,7 +110,7 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
     statement = service.classifier(text) if known is None else known
     if not (statement.plain or _only_controls(session, statement)):
         return False
-    if statement.sequences and service.recallers.kinds:
+    if statement.sequences and service.recallers.kinds and may_ask(session):
         return False  # what others have drawn may have to be forgotten first
     if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
@@ -244,7 +244,7 @@ def _is_ordinary(session: Session, prepared: Prepared) -> bool:
     return (
         statement.plain
         and prepared.needs is None
-        and not (statement.sequences and session.service.recallers.kinds)
+        and not (statement.sequences and session.service.recallers.kinds and may_ask(session))
         and not session.portals
         and not (
             statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)

@@ -23,6 +23,7 @@ from pooler.cache.keys import normal_tail
 from pooler.caching import may_be_asked, study
 from pooler.consequences import (
     DISCARD_SEQUENCES,
+    bring_schema,
     forget_others_sequences,
     go_home,
     look,
@@ -99,6 +100,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     capture = take_pending(session) or capture
     origin = session.origin
     assert origin is not None
+    if session.service.classifier.looks_seen and any(statement_of(session, each).looks for each in operations):
+        bring_schema(session, origin)
     concerned = _concerned(session, operations) if session.service.classifier.recalls_seen else None
     if concerned is not None and origin.open_unit is None:
         forget_others_sequences(session, origin, concerned)

@@ -8,14 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pooler import pins
+from pooler.logs import get_logger
 from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import PinKind
+from pooler.sql.traces import TEMPORARY_SCHEMA
 from pooler.unit import Capture, Unit
 from protocol.framing import query
 
 if TYPE_CHECKING:
     from pooler.origin import Origin
     from pooler.session import Session
+
+
+log = get_logger(__name__)
+
+_MAKE_SCHEMA = query("SELECT pg_catalog.set_config('search_path','pg_temp',true),pg_catalog.current_schema()")
+"""Has the temporary schema made, if there is none, and nothing in it: no DDL, so that no event trigger fires."""
 
 
 def link(session: Session, position: int, capture: Capture | None = None, *, reads_block: bool = False) -> bool:
@@ -70,7 +78,7 @@ def attach(session: Session, origin: Origin) -> None:
 
 
 def _leave_traces(session: Session, origin: Origin) -> None:
-    """Custom settings that this client has once set are known, as '', wherever it is."""
+    """Custom settings that this client has once set are known, as '', wherever it is; so is its temporary schema."""
     for name in sorted(name for name in session.traces - origin.traces if "." in name):
         literal = quote_literal(name)
         is_unknown = f"pg_catalog.current_setting({literal},true) IS NULL"
@@ -78,3 +86,14 @@ def _leave_traces(session: Session, origin: Origin) -> None:
         origin.units.append(Unit.own(lambda own: None))  # a name that cannot be set was refused its client, too
         origin.unnamed = None
         origin.traces |= {name}
+    if TEMPORARY_SCHEMA in session.traces - origin.traces:
+        leave_schema(session, origin)
+
+
+def leave_schema(session: Session, origin: Origin) -> None:
+    """Have a temporary schema on `origin`, which is in no transaction, in front of the next message."""
+    session.send_later(_MAKE_SCHEMA)
+    origin.units.append(Unit.own(lambda own: None))  # who may not make one may not have one
+    origin.unnamed = None
+    origin.traces |= {TEMPORARY_SCHEMA}
+    log.debug("temporary_schema_made", user=session.user, database=session.database, origin_pid=origin.pid)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pooler.logs import get_logger
 from pooler.sql.statement import PinKind
+from pooler.sql.traces import TEMPORARY_SCHEMA
 from pooler.state import probe_query
 from pooler.transport import TransportClosed
 from pooler.unit import Unit
@@ -44,7 +45,10 @@ def probe(session: Session, origin: Origin) -> None:
     def done(own: Unit) -> None:
         if own.error is None and len(own.rows) == 2 and len(own.rows[1]) == 7 + 5 * len(kinds):
             answers = own.rows[1]
-            present = {kind: answers[11 + 5 * place] == ord("1") for place, kind in enumerate(kinds)}
+            found = {kind: answers[11 + 5 * place] for place, kind in enumerate(kinds)}
+            if PinKind.TEMPORARY in found:
+                _note_schema(session, origin, exists=found[PinKind.TEMPORARY] != ord("0"))
+            present = {kind: digit == ord("1") for kind, digit in found.items()}
             for kind in session.state.probe_answered(present):
                 log.info("client_unpinned", user=session.user, database=session.database, reason=kind.value)
 
@@ -54,3 +58,12 @@ def probe(session: Session, origin: Origin) -> None:
         origin.send(probe_query(kinds))
     except TransportClosed as error:
         origin.lost(f"while sending: {error}")
+
+
+def _note_schema(session: Session, origin: Origin, *, exists: bool) -> None:
+    """Whether the origin has a temporary schema is known, and so whether the client has left one."""
+    if exists:
+        session.traces |= {TEMPORARY_SCHEMA}
+        origin.traces |= {TEMPORARY_SCHEMA}
+    else:
+        origin.traces -= {TEMPORARY_SCHEMA}

@@ -182,7 +182,10 @@ class Pool:
             while self.idle:
                 origin = take_idle(self.idle, waiter.settings, waiter.traces)
                 if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
-                    self._replace(origin)
+                    if self._ordinary < self.allowed:
+                        self.idle.append(origin)  # whose traces it has may come again; there is room for one more
+                    else:
+                        self._replace(origin)
                     break
                 if monotonic() - origin.idle_since > PEEK_AFTER_SECONDS and origin.transport.has_news():
                     origin.readable()  # it may only be a notice; if it is the end, the connection leaves the pool

@@ -35,6 +35,9 @@ class Recallers:
     def __init__(self) -> None:
         self.kinds: dict[Kind, None] = {}
 
+    def __contains__(self, kind: Kind) -> bool:
+        return kind in self.kinds
+
     def add(self, kind: Kind) -> bool:
         """A client of `kind` asks; whether that is new."""
         if kind in self.kinds:

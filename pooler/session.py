@@ -32,6 +32,7 @@ from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
 from pooler.sql.statement import DefaultChange, Part, PinKind
+from pooler.sql.traces import TEMPORARY_SCHEMA
 from pooler.sql.views import Edit
 from pooler.state import SessionState
 from pooler.statements import Prepared, Scope
@@ -247,13 +248,13 @@ class Session:
             return
         begun = _NOT_PARSED.search(frame) is None
         if begun:
-            self._leave(part.leaves)
+            self._leave(part.leaves if PinKind.HIDDEN in part.survives else part.leaves - {TEMPORARY_SCHEMA})
         for kind in part.survives:
             if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
                 pins.tell(self, kind)
 
     def _leave(self, traces: frozenset[str]) -> None:
-        self.traces |= traces
+        self.traces |= traces - {TEMPORARY_SCHEMA}  # which may be rolled back: see `pins.probe`
         if self.origin is not None:
             self.origin.traces |= traces
 

@@ -19,9 +19,11 @@ from pooler.cache.keys import ALL_TEXT
 from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
 from pooler.consequences import (
     DISCARD_SEQUENCES,
+    bring_schema,
     forget_others_sequences,
     go_home,
     look,
+    may_ask,
     mind,
     must_forget,
     restore_startup,
@@ -78,8 +80,10 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         return False
     assert session.origin is not None
     capture = take_pending(session) or capture
+    if statement.looks:
+        bring_schema(session, session.origin)
     forgets = False
-    if statement.recalls_sequences or (statement.sequences and service.recallers.kinds):
+    if statement.recalls_sequences or (statement.sequences and service.recallers.kinds and may_ask(session)):
         if session.origin.open_unit is None:
             forget_others_sequences(session, session.origin, statement)
         else:

@@ -36,24 +36,28 @@ ADOPTED = frozenset(
 _EXPLAINS = {"role": ("is_superuser", "search_path"), "session_authorization": ("is_superuser", "search_path", "role")}
 
 _PROBES = {
-    PinKind.TEMPORARY: """EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=)
+    PinKind.TEMPORARY: """CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=)
  pg_catalog.pg_my_temp_schema()) OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace OPERATOR(pg_catalog.=)
  pg_catalog.pg_my_temp_schema()) OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=)
- pg_catalog.pg_my_temp_schema())""",
+ pg_catalog.pg_my_temp_schema()) THEN 1 WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 THEN 2
+ ELSE 0 END""",
     PinKind.LISTEN: "EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
     PinKind.CURSOR: "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
     PinKind.ADVISORY: """EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'
  AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())""",
     PinKind.PREPARE: "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
 }
-"""For each kind of state that the origin can be asked about: whether this connection has any."""
+"""For each kind of state that the origin can be asked about: whether this connection has any. Of temporary objects 2
+says that they are gone and that their schema is left."""
+
+_MAY_MAKE_SCHEMAS = frozenset({PinKind.TEMPORARY, PinKind.HIDDEN, PinKind.UNPARSABLE})
 
 TAINTS = frozenset({PinKind.LOAD, PinKind.SEED, PinKind.REPLICATION})
 """What not even DISCARD ALL takes back: the connection is closed, not reused."""
 
 
 def probe_query(kinds: list[PinKind]) -> bytes:
-    """The Query frame that asks for the state of `kinds`: one row, a boolean for each."""
+    """The Query frame that asks for the state of `kinds`: one row, a digit for each."""
     return framing.query("SELECT " + ",".join(f"({_PROBES[kind]})::pg_catalog.int4" for kind in kinds))
 
 
@@ -161,8 +165,11 @@ class SessionState:
     def _discarded_all(self, part: Part) -> None:
         self.current = self.settings = self.startup
         self._names.add("")
+        makes_schemas = not self.pins.keys().isdisjoint(_MAY_MAKE_SCHEMAS)
         for kind in part.releases:
             self.pins.pop(kind, None)
+        if makes_schemas:
+            self.pin(PinKind.TEMPORARY)  # until the origin has said whether its schema is there
         self.sql_statements.clear()
         self._end_transaction()
 

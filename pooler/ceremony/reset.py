@@ -13,7 +13,9 @@ from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS
+from pooler.sql.traces import TEMPORARY_SCHEMA, UNKNOWN
 from pooler.transport import TransportClosed
+from pooler.unit import DATA_ROW
 from protocol.responses import PgError
 
 log = get_logger(__name__)
@@ -33,6 +35,8 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
             origin.unnamed = None
             origin.outdated = False
             origin.sequence_client = 0
+            if not origin.traces.isdisjoint({TEMPORARY_SCHEMA, UNKNOWN}):
+                await _look_for_schema(origin)
     except (PgError, TransportClosed, trio.TooSlowError) as error:
         log.info(
             "origin_reset_failed",
@@ -46,3 +50,10 @@ async def reset(pool: Pool, origin: Origin, deadline_seconds: float) -> None:
         raise
     else:
         give_back(pool, origin)
+
+
+async def _look_for_schema(origin: Origin) -> None:
+    """Whether a temporary schema is left on `origin`: what may have made one may have been rolled back."""
+    frames = await ask_origin(origin, "SELECT WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0")
+    exists = any(kind == DATA_ROW for kind, _ in frames)
+    origin.traces = origin.traces | {TEMPORARY_SCHEMA} if exists else origin.traces - {TEMPORARY_SCHEMA}

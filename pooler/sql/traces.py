@@ -18,7 +18,7 @@ UNKNOWN = "?"
 NO_TRACES: frozenset[str] = frozenset()
 
 looks = re.compile(
-    rb"\b(?:current_setting|current_schemas|pg_my_temp_schema|show\s+\"?\w+\"?\s*\.)", re.IGNORECASE
+    rb"\b(?:current_setting|current_schemas|pg_my_temp_schema|pg_temp\"?\s*\.|show\s+\"?\w+\"?\s*\.)", re.IGNORECASE
 ).search
 """Whether a text, or one of the same shape, may look at traces."""
 
@@ -26,7 +26,8 @@ looks_closely = re.compile(
     rb"""\bcurrent_setting\s*\(\s*+(?!'[^'.]*') | \b(?:current_schemas|pg_my_temp_schema)\b | \bshow\s+"?\w+"?\s*\.""",
     re.IGNORECASE | re.VERBOSE,
 ).search
-"""The same of one text, whose literals are there: settings without a dot are no custom ones."""
+"""The same of one text, whose literals are there: settings without a dot are no custom ones. What is said of a name in
+pg_temp differs with and without that schema, too, but in its SQLSTATE only: no reason to give up a connection."""
 
 
 def left_by(part: Part, configured: Iterable[str | None] = ()) -> frozenset[str]:

@@ -158,6 +158,40 @@ def test_a_query_that_waits_for_a_connection_needs_few_calls_more(near: dict[str
     assert sum(called.values()) <= WAITING_CALLS * SLACK, called
 
 
+KEEPS = "update counted set v = v where id = 1"
+SEQUENCE_CALLS = 5
+"""What a write costs more, at most, once a client of another application has asked for a sequence's value."""
+
+
+@interpreted
+def test_who_never_asks_for_sequence_values_does_not_pay_for_those_who_do(origin: Server, table: None) -> None:
+    """Writes of everybody left the express lane, and brought a DISCARD SEQUENCES, once anybody had called lastval."""
+    writes = {"simple": query(KEEPS), "extended": parse(KEEPS) + bind() + describe() + execute() + SYNC}
+    with (
+        running(origin.url(), start=COUNTING, pool_size=1, **WAYS["forwarded"]) as near,
+        WireClient.logged_in(near.port, application_name="plain") as one,
+        WireClient.logged_in(near.port, application_name="plain") as other,
+    ):
+
+        def calls(messages: bytes) -> float:
+            for client in (one, other):
+                ask(client, messages, 10)
+            counted(near)
+            for _ in range(QUERIES // 2):
+                ask(one, messages, 1)
+                ask(other, messages, 1)
+            functions, _ = counted(near)
+            functions.pop("reactor.run", None)
+            return sum(count for count in functions.values() if count >= QUERIES / 2) / QUERIES
+
+        before = {shape: calls(messages) for shape, messages in writes.items()}
+        with WireClient.logged_in(near.port, application_name="asks") as asks:
+            asks.query("select lastval()")
+        near.wait_for_log("sequence_values_asked_for")
+        for shape, messages in writes.items():
+            assert calls(messages) <= before[shape] + SEQUENCE_CALLS * SLACK, shape
+
+
 LOGINS = 50
 LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES, LOGIN_POLLER = 99, 3, 5, 1
 """For one login with SCRAM and its end: AuthenticationSASL, its continuation, and all the rest are one send each;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 from pooler.embedded import installed
@@ -18,6 +18,10 @@ from tests.support.waiting import until
 from tests.support.wire import WireClient, error_fields, rows
 
 CLIENTS = 4
+
+APPLICATIONS = ["", "one", "two words", "it's", "back\\slash", "by function", "named"]
+"""The names of applications that clients in scripts may have. All of them are known to ask for values of sequences:
+until one of its kind has, a client may see more than its own in the transaction that drew (docs/differences.md)."""
 
 ROLES = "create role alice; create role bob nologin; grant alice to bob"
 
@@ -71,11 +75,13 @@ select setval('shared_seq', 1, false);
 """The same, where the script before changed nothing but rows."""
 
 LEFT_BEHIND = """
-select 'advisory lock', format('%s %s %s %s', classid, objid, objsubid, mode) from pg_locks where locktype = 'advisory'
+select 'advisory lock', format('%%s %%s %%s %%s', classid, objid, objsubid, mode) from pg_locks
+ where locktype = 'advisory'
 union all
 select 'temporary relation', relname::text from pg_class where relpersistence = 't' and relkind in ('r', 'S', 'v')
 union all
-select 'open transaction', count(*)::text from pg_stat_activity where state like 'idle in transaction%'
+select 'open transaction', count(*)::text from pg_stat_activity
+ where state like 'idle in transaction%%' and pid <> all (%s)
 order by 1, 2
 """
 
@@ -124,6 +130,10 @@ class Rig:
             )
             self._stack.callback(_end, running)
             running.wait_for_log("catalog_read")
+            for name in APPLICATIONS:
+                with WireClient.logged_in(running.port, application_name=name) as client:
+                    client.query("select lastval()")
+                    client.terminate()
         return running
 
     def linked(self, pgnear: Pgnear) -> dict[int, bool]:
@@ -182,9 +192,13 @@ class Rig:
         query = "select 1 from pg_stat_activity where wait_event = 'PgSleep'"
         return self._admins[pooled].execute(query).fetchone() is not None
 
-    def left_behind(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-        """What exists on the private and on the pooled server that belongs to sessions."""
-        private, pooled = (admin.execute(LEFT_BEHIND).fetchall() for admin in self._admins)
+    def left_behind(self, confused: Collection[int]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+        """What exists on the private and on the pooled server that belongs to sessions.
+
+        Private backends that are `confused` have a transaction open that they told their client is over.
+        """
+        private = self._admins[0].execute(LEFT_BEHIND, (list(confused),)).fetchall()
+        pooled = self._admins[1].execute(LEFT_BEHIND, ([],)).fetchall()
         return private, pooled
 
 

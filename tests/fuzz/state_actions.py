@@ -71,6 +71,10 @@ def temporary(draw: Draw, client: int) -> Action:
             ("nextval", "select nextval('tmp_seq')"),
             ("function", "create function pg_temp.f() returns int language sql as 'select 5'"),
             ("call", "select pg_temp.f()"),
+            ("path", "set search_path to pg_temp, public"),
+            ("by path", f"create table by_path{client} (a int)"),
+            ("select by path", f"select a from by_path{client}"),
+            ("drop by path", f"drop table by_path{client}"),
         ],
     )
     return name, carried(draw, text)

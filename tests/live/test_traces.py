@@ -96,3 +96,46 @@ def test_with_strict_custom_settings_nobody_sees_traces_of_others_in_any_way(pgn
         stranger.query("commit")
         assert near.metric("origin_connections_replaced_total") == 1
         assert tenant.one("select current_setting('app.tenant')") == b"a"
+
+
+def test_a_connection_is_not_closed_for_its_traces_while_the_pool_has_room_for_another(pgnear: Start) -> None:
+    near = pgnear(pool_size=4, min_pool_size=1)
+    with WireClient.logged_in(near.port) as tenant, WireClient.logged_in(near.port) as stranger:
+        tenant.query("set app.tenant to 'a'")
+        mine = tenant.one("select pg_backend_pid()")
+        assert stranger.one(IS_UNKNOWN) == b"t"
+        assert tenant.one("select pg_backend_pid()") == mine
+        assert near.metric("origin_connections_replaced_total") == 0
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_who_has_made_a_temporary_schema_has_one_on_whatever_connection_it_looks(pgnear: Start, how: str) -> None:
+    """It is made there, in front of the statement that looks; what is not there is a table, and not the schema."""
+    near = pgnear(pool_size=2, min_pool_size=2)
+
+    def said(client: WireClient, text: str) -> str:
+        messages = [wire.parse(text), wire.bind(), wire.execute(), wire.SYNC]
+        frames = dict(client.query(text) if how == "simple" else client.ask(*messages))
+        return wire.error_fields(frames["E"])["C"] if "E" in frames else "ok"
+
+    with (
+        WireClient.logged_in(near.port) as client,
+        WireClient.logged_in(near.port) as second,
+        WireClient.logged_in(near.port) as third,
+    ):
+        assert said(client, "drop table pg_temp.nothing") == "3F000"
+        client.query("begin; create temp table scratch (); rollback")
+        assert said(client, "drop table pg_temp.nothing") == "3F000"
+        client.query("create temp table scratch (); drop table scratch")
+        assert said(client, "drop table pg_temp.nothing") == "42P01"
+        home = client.one("select pg_backend_pid()")
+        second.query("begin")
+        third.query("begin")
+        at_home, away = (second, third) if second.one("select pg_backend_pid()") == home else (third, second)
+        away.query("commit")
+        assert said(client, "drop table pg_temp.nothing") == "42P01"
+        assert said(client, "select from pg_temp.nothing") == "42P01"
+        assert client.one("select pg_my_temp_schema() <> 0") == b"t"
+        assert client.one("select pg_backend_pid()") != home
+        at_home.query("commit")
+        assert near.metric("origin_connections_replaced_total") == 0

@@ -117,6 +117,15 @@ def test_what_discard_all_takes_back_and_what_it_does_not() -> None:
     assert not state.sql_statements
 
 
+@pytest.mark.parametrize("made", ["create temp table t (a int)", "do 'begin set work_mem to 5 end'"])
+def test_behind_discard_all_the_origin_is_asked_whether_a_temporary_schema_is_left(made: str) -> None:
+    state = run(SessionState(Settings.of({})), f"listen news; {made}; .; discard all; .")
+    assert set(state.pins) == {PinKind.TEMPORARY}
+    assert state.probed_kinds() == [PinKind.TEMPORARY]
+    assert state.probe_answered({PinKind.TEMPORARY: False}) == [PinKind.TEMPORARY]
+    assert not state.pins
+
+
 def test_the_probe_asks_for_each_kind_in_order() -> None:
     text = probe_query([PinKind.LISTEN, PinKind.ADVISORY])[5:].decode()
     assert text.index("pg_listening_channels") < text.index("pg_locks")
