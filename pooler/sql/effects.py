@@ -37,7 +37,7 @@ _DISCARDED = {
     "DISCARD_ALL": frozenset(
         {
             PinKind.TEMPORARY, PinKind.LISTEN, PinKind.CURSOR, PinKind.ADVISORY, PinKind.PREPARE, PinKind.SEQUENCE,
-            PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE,
+            PinKind.SETTING, PinKind.TOO_MUCH, PinKind.HIDDEN, PinKind.UNPARSABLE,
         }
     ),
     "DISCARD_TEMP": frozenset({PinKind.TEMPORARY}),

@@ -51,6 +51,7 @@ class PinKind(enum.Enum):
     PREPARE = "PREPARE"
     SEQUENCE = "sequence state"
     SETTING = "setting that cannot follow"
+    TOO_MUCH = "more settings than are kept"
     HIDDEN = "function or block with session effects"
     LOAD = "LOAD"
     SEED = "random seed"
