@@ -474,6 +474,16 @@ def admin_shutdown() -> PgError:
     return PgError("57P01", "terminating connection due to administrator command")
 
 
+@example(seconds=5.0)
+def drain_timeout(seconds: float) -> PgError:
+    """pgnear is shutting down, and what a client had under way did not come to its end within `drain_timeout`."""
+    return PgError(
+        "57P01",
+        "terminating connection due to administrator command",
+        detail=f"What was under way did not finish within {seconds:g} s (drain_timeout).",
+    )
+
+
 @example(name="s1")
 def duplicate_prepared_statement(name: str) -> PgError:
     """Parse with the name of a statement that the client has prepared already."""
