@@ -71,9 +71,9 @@ def depart(session: Session) -> None:
     session.service.depart_soon(session)
 
 
-def shutdown(session: Session) -> None:
+def shutdown(session: Session, error: PgError | None = None) -> None:
     """The process ends."""
-    fatal(session, errors.admin_shutdown())
+    fatal(session, error or errors.admin_shutdown())
 
 
 def end(session: Session, *, abrupt: bool, linger: bool = False) -> None:

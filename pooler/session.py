@@ -32,7 +32,7 @@ from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
 from pooler.sql.statement import DefaultChange, Part, PinKind
-from pooler.sql.traces import TEMPORARY_SCHEMA
+from pooler.sql.traces import TEMPORARY_SCHEMA, is_full, with_traces
 from pooler.sql.views import Edit
 from pooler.state import SessionState
 from pooler.statements import Prepared, Scope
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 _IN_FAILED_TRANSACTION = b"\0C25P02\0"
 _NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883)\0")
 """SQLSTATEs of a statement that, as a rule, was not even begun."""
+
+LARGE_STATEMENT = 65536
+"""Bytes of a text from which on it counts how much a client's prepared statements are together."""
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -112,7 +115,7 @@ class Session:
         self.transport = transport
         self.user = user
         self.database = database
-        self.state = SessionState(startup)
+        self.state = SessionState(startup, service.config.max_client_settings_bytes)
         self.reports = reports
         self.key = key
         self.namespace = pool.name
@@ -254,9 +257,12 @@ class Session:
                 pins.tell(self, kind)
 
     def _leave(self, traces: frozenset[str]) -> None:
-        self.traces |= traces - {TEMPORARY_SCHEMA}  # which may be rolled back: see `pins.probe`
-        if self.origin is not None:
-            self.origin.traces |= traces
+        # A temporary schema may be rolled back: see `pins.probe`.
+        self.traces = with_traces(self.traces, traces - {TEMPORARY_SCHEMA})
+        origin = self.origin
+        if origin is not None:
+            origin.traces = with_traces(origin.traces, traces)
+            origin.spoiled = origin.spoiled or is_full(origin.traces)
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.
@@ -264,9 +270,13 @@ class Session:
         Raises:
           PgError: it has as many as it may have.
         """
-        statements = self.statements
-        if name not in statements and len(statements) >= self.service.config.max_client_statements:
-            raise errors.too_many_statements(self.service.config.max_client_statements)
+        statements, config = self.statements, self.service.config
+        if name not in statements and len(statements) >= config.max_client_statements:
+            raise errors.too_many_statements(config.max_client_statements)
+        if len(prepared.text) > LARGE_STATEMENT and name:
+            others = sum(len(each.text) for known, each in statements.items() if known != name)
+            if others + len(prepared.text) > config.max_message_bytes:
+                raise errors.statements_too_large(config.max_message_bytes)
         statements[name] = prepared
 
     @property

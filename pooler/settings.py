@@ -25,7 +25,7 @@ _IDENTITY = ("session_authorization", "role")
 class Settings:
     """An interned set of settings: name (lower case) -> SQL statement. Make one with `Settings.of`."""
 
-    __slots__ = ("__weakref__", "_differences", "cache_off", "customs", "items", "label", "plain_user")
+    __slots__ = ("__weakref__", "_differences", "cache_off", "customs", "items", "label", "plain_user", "size")
 
     _known: WeakValueDictionary[tuple[tuple[str, str], ...], Settings] = WeakValueDictionary()
 
@@ -36,6 +36,8 @@ class Settings:
         """What of it can decide an answer: part of every cache key."""
         self.customs = frozenset(name for name, _ in items if "." in name)
         """Custom settings, of which a connection keeps a trace."""
+        self.size = sum(len(name) + len(statement) for name, statement in items)
+        """What it takes to say them, in bytes."""
         wanted = dict(items)
         self.plain_user = not any(name in wanted for name in _IDENTITY)
         """Whether nobody has changed who the session is."""

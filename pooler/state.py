@@ -25,6 +25,10 @@ from protocol import framing
 
 IDLE = ord("I")
 
+MOST_SAVEPOINTS = 1000
+MOST_NAMES = 1000
+"""What is remembered within one transaction that sets something; with more its connection stays with its client."""
+
 ADOPTED = frozenset(
     """
     application_name client_encoding datestyle default_transaction_read_only intervalstyle scram_iterations search_path
@@ -72,15 +76,17 @@ class SessionState:
       pins: state that keeps the session on its connection, and since when (monotonic seconds).
       probe_due: some of that state may be gone.
       sql_statements: names that SQL's PREPARE made, which the origin knows as they are.
+      max_bytes: how much its settings may take; a SET beyond that stays on its connection, and pins.
     """
 
     __slots__ = (
-        "_failed", "_names", "_reported", "_savepoints", "current", "pins", "probe_due", "settings", "sql_statements",
-        "startup", "tainted", "watching",
+        "_failed", "_names", "_overflows", "_reported", "_savepoints", "current", "max_bytes", "pins", "probe_due",
+        "settings", "sql_statements", "startup", "tainted", "watching",
     )  # fmt: skip
 
-    def __init__(self, startup: Settings) -> None:
+    def __init__(self, startup: Settings, max_bytes: int = 65536) -> None:
         self.startup = startup
+        self.max_bytes = max_bytes
         self.settings = startup
         self.current = startup
         self.watching = False
@@ -92,6 +98,7 @@ class SessionState:
         self._names: set[str] = set()  # what this transaction has set, "" for RESET ALL
         self._reported: dict[str, str] = {}
         self._failed = False
+        self._overflows = False
 
     # ---- what completes ----------------------------------------------------------------------------------------------
 
@@ -100,9 +107,9 @@ class SessionState:
         if part.transact is not None:
             self._transact(part.transact, part.savepoint, tag)
         for change in part.changes:
-            self._names.add(change.name)
+            self._note(change.name)
             if not change.local:
-                self.current = self._changed(change)
+                self._become(self._changed(change))
         if part.discards == "all":
             self._discarded_all(part)
         elif part.releases and not self.pins.keys().isdisjoint(part.releases):
@@ -113,7 +120,26 @@ class SessionState:
             self.sql_statements.discard(part.deallocates)
             if not part.deallocates:
                 self.sql_statements.clear()
-        return [kind for kind in part.pins if self.pin(kind)]
+        pinned = [kind for kind in part.pins if self.pin(kind)]
+        if self._overflows:
+            self._overflows = False
+            if self.pin(PinKind.TOO_MUCH):
+                pinned.append(PinKind.TOO_MUCH)
+        return pinned
+
+    def _note(self, name: str) -> None:
+        """This transaction has set `name`."""
+        if len(self._names) < MOST_NAMES:
+            self._names.add(name)
+        else:
+            self._overflows = True
+
+    def _become(self, settings: Settings) -> None:
+        """`settings` hold now; more than may be kept only the connection knows, and is not given back."""
+        if settings.size <= self.max_bytes or settings.size <= self.current.size:
+            self.current = settings
+        else:
+            self._overflows = True
 
     def _transact(self, control: Transact, savepoint: str, tag: bytes) -> None:
         if control is Transact.ROLLBACK or (control is Transact.COMMIT and tag == b"ROLLBACK"):
@@ -121,7 +147,10 @@ class SessionState:
         elif control is Transact.COMMIT:
             self._commit()
         elif control is Transact.SAVEPOINT:
-            self._savepoints.append((savepoint, self.current))
+            if len(self._savepoints) < MOST_SAVEPOINTS:
+                self._savepoints.append((savepoint, self.current))
+            else:
+                self._overflows = True
         elif control is Transact.RELEASE:
             self._unwind(savepoint)
         else:
@@ -207,6 +236,9 @@ class SessionState:
                 self._roll_back()
             else:
                 self._adopt(style)
+                if self._overflows:
+                    self._overflows = False
+                    self.pin(PinKind.TOO_MUCH)
                 self._commit()
             self._reported.clear()
             self._names.clear()
@@ -217,13 +249,13 @@ class SessionState:
         """Take over what changed without a statement that says so."""
         if "datestyle" in self._names and style and self.current.get("datestyle") is not None:
             # A SET of it may set only one of its two parts: what holds is what the origin reports.
-            self.current = self.current.with_change("datestyle", set_config_sql("datestyle", style))
+            self._become(self.current.with_change("datestyle", set_config_sql("datestyle", style)))
         if not self._reported or "" in self._names:
             return
         explained = self._names.union(*(_EXPLAINS.get(name, ()) for name in self._names))
         for name, value in self._reported.items():
             if name not in explained:
-                self.current = self.current.with_change(name, set_config_sql(name, value))
+                self._become(self.current.with_change(name, set_config_sql(name, value)))
 
     # ---- pins --------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from pooler.sql.shape import fingerprint
+from pooler.sql.parser import fingerprint
 from pooler.sql.views import Edit, edited
 from protocol import framing
 

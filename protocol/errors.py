@@ -105,6 +105,16 @@ def too_many_statements(limit: int) -> PgError:
     )
 
 
+@example(limit=134217728)
+def statements_too_large(limit: int) -> PgError:
+    """A client's prepared statements together are larger than a message may be (`max_message_bytes`)."""
+    return PgError(
+        "53400",
+        f"this client's prepared statements have more than {limit} bytes, as many as they may have together",
+        hint="DEALLOCATE some, or raise max_message_bytes.",
+    )
+
+
 @example(kind=ord("Q"), length=1073741824, limit=268435456)
 def message_too_large(kind: int, length: int, limit: int) -> FrameError:
     """A message declares more than `max_message_bytes`. During login the limit is pgnear's own."""
@@ -462,6 +472,16 @@ def query_canceled() -> PgError:
 def admin_shutdown() -> PgError:
     """pgnear is shutting down: new clients are turned away, and those that stayed too long are disconnected."""
     return PgError("57P01", "terminating connection due to administrator command")
+
+
+@example(seconds=5.0)
+def drain_timeout(seconds: float) -> PgError:
+    """pgnear is shutting down, and what a client had under way did not come to its end within `drain_timeout`."""
+    return PgError(
+        "57P01",
+        "terminating connection due to administrator command",
+        detail=f"What was under way did not finish within {seconds:g} s (drain_timeout).",
+    )
 
 
 @example(name="s1")

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import postgast
-
 from pooler.admin.explain import search_path_of, table_names
 from pooler.cache.advice import WINDOW_SECONDS, Study
 from pooler.cache.catalog import Verdict, parse_search_path
+from pooler.sql.parser import normalized
 
 if TYPE_CHECKING:
     from pooler.cache.advice import Advice
@@ -149,8 +148,5 @@ def _percent(part: float, study: Study) -> float:
 
 def _shown(text: bytes) -> str:
     """A statement without its literals; "" where they cannot be taken out."""
-    try:
-        shown = " ".join(str(postgast.normalize(text.decode())).split())
-    except Exception:
-        return ""
+    shown = " ".join(normalized(text).split())
     return shown if len(shown) <= LONGEST_STATEMENT else shown[: LONGEST_STATEMENT - 3] + "..."

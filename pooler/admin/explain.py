@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pooler.cache.catalog import Catalog, Verdict, parse_search_path
 from pooler.settings import DEFAULTS
-from pooler.sql.shape import fingerprint
+from pooler.sql.parser import fingerprint
 from protocol import errors
 
 if TYPE_CHECKING:

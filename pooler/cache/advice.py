@@ -16,7 +16,7 @@ from itertools import islice
 from math import log as logarithm
 from random import getrandbits
 
-from pooler.sql.shape import fingerprint
+from pooler.sql.parser import fingerprint
 from pooler.sql.statement import Statement
 
 WINDOW_SECONDS = 60.0

@@ -17,6 +17,7 @@ from pooler import ending
 from pooler.ceremony import supervisor
 from pooler.ceremony.listen import close_listener, steer_away
 from pooler.logs import get_logger
+from protocol import errors
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -69,11 +70,13 @@ async def drain(service: Service) -> None:
             _dismiss_idle(service) or (service.stats.unauthenticated and trio.current_time() < logins_until)
         ):
             await trio.sleep(LOOK_SECONDS)
+    error = None
     if deadline.cancelled_caught and service.sessions:
+        error = errors.drain_timeout(timeout)
         service.stats.expired("drain_timeout")
         log.warning("drain_timeout", seconds=timeout, clients=len(service.sessions))
     for session in list(service.sessions):
-        ending.shutdown(session)
+        ending.shutdown(session, error if session.busy else None)
     for relay in list(service.relays.values()):
         relay.shutdown()
     service.console.shutdown()

@@ -10,24 +10,35 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pooler.sql.shape import counts_only, separates, shape, template
+from pooler.sql.shape import counts_only, separates, shape, shortened, template
 from pooler.sql.statement import UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, Statement, classify
 from pooler.sql.traces import looks
 
 _SCREEN = re.compile(
-    rb"""(?: ^ | ; | \*/ | \n ) \s*
+    rb"""(?: ^ | ; | \*/ | \n ) [ \t\r\f\v]*+
          (?: set | reset | listen | unlisten | declare | close | prepare | execute | deallocate | discard | load
              | create | alter | drop | comment | grant | revoke | import | reassign | security | do | call
              | begin | start | commit | end | rollback | abort | savepoint | release ) \b
        | \b (?: temp | temporary | pg_settings | pg_prepared_statements
-              | \w*advisory\w* | set_config | currval | lastval | setseed | dblink\w* | pgv_\w*
-                | dbms_\w* | plvlex\w* | plvdate\w* | set_limit
-                | pg_replication_origin_session_setup ) \b
-       | pg_temp | u&\"
+              | set_config | currval | lastval | setseed | set_limit | pg_replication_origin_session_setup ) \b
+       | \b (?: dblink | pgv_ | dbms_ | plvlex | plvdate )
+       | advisory | pg_temp | u&\"
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 
+"""Each line of blanks is looked at once: a newline begins anew."""
+
+_BEGINS = re.compile(_SCREEN.pattern.partition(b"| \\b")[0], re.VERBOSE)
+_WORDS = [
+    re.compile(pattern)
+    for pattern in (
+        rb"temp(?<!\wtemp)(?:orary)?\b", rb"pg_settings\b", rb"pg_prepared_statements\b", rb"set_config\b",
+        rb"currval\b", rb"lastval\b", rb"setseed\b", rb"set_limit\b", rb"pg_replication_origin_session_setup\b",
+        rb"dblink", rb"pgv_", rb"dbms_", rb"plvlex", rb"plvdate", rb"advisory", rb"pg_temp", rb'u&"',
+    )
+]  # fmt: skip
+"""`_SCREEN` for long texts in lower case: patterns that begin with a literal are looked for some ten times faster."""
 
 _MAY_DRAW = re.compile(rb"\b(?:insert|merge|copy|nextval|setval)\b", re.IGNORECASE)
 
@@ -44,6 +55,8 @@ class Classifier:
 
     LONGEST_REMEMBERED = 8192
     """Longer texts, in bytes, are classified each time."""
+    LONGEST_TAKEN_APART = 4 << 20
+    """Of longer ones nobody looks at the shape."""
 
     def __init__(
         self, *, parse_always: bool, session_functions: frozenset[str] = frozenset(), max_entries: int = 20000
@@ -97,11 +110,13 @@ class Classifier:
         return statement
 
     def _classify(self, text: bytes) -> Statement:
+        if len(text) > self.LONGEST_REMEMBERED:
+            return self._classify_long(text)
         pattern = template(text)
         known = self._by_template.get(pattern)
         if known is not None:
             return known
-        form = shape(text) if len(text) <= self.LONGEST_REMEMBERED else None
+        form = shape(text)
         if form is None:
             return self._examine(text, screened=self._may_affect_session(text))
         known = self._by_shape[form] if form in self._by_shape else self._learn(form, text)
@@ -111,6 +126,27 @@ class Classifier:
             _make_room(self._by_template, self._max_entries)
             self._by_template[pattern] = known
         return known
+
+    def _classify_long(self, text: bytes) -> Statement:
+        """A text that is not remembered. Where its length is that of its lists, one of their elements says as much."""
+        form = shape(text) if len(text) <= self.LONGEST_TAKEN_APART else None
+        folded = (text if form is None else form).lower()
+        screened = (
+            _BEGINS.search(folded) is not None
+            or any(word.search(folded) is not None for word in _WORDS)
+            or any(name.lower().encode() in folded for name in self._session_functions)
+        )
+        if form is not None and separates(form):
+            short = shortened(form)
+            if len(short) <= self.LONGEST_REMEMBERED:
+                meaning = self._by_shape.get(short)
+                if meaning is None:
+                    meaning = self._examine(short, screened=screened)
+                if not (meaning.parts or meaning.shows):  # which stand somewhere in the text
+                    _make_room(self._by_shape, self._max_entries)
+                    self._by_shape[short] = meaning
+                    return meaning
+        return self._examine(text, screened=screened)
 
     def _learn(self, form: bytes, text: bytes) -> Statement | None:
         """Classify the first text of a shape, and remember it for the others where their literals cannot matter."""
@@ -130,7 +166,7 @@ class Classifier:
             return classify(text, session_functions=self._session_functions)
         if self._parse_always:
             return classify(text, suspicious=False)
-        return _unexamined(text)
+        return _unexamined(text) if len(text) <= self.LONGEST_TAKEN_APART else UNKNOWN_DRAWING
 
 
 def _unexamined(text: bytes) -> Statement:

@@ -37,7 +37,7 @@ _DISCARDED = {
     "DISCARD_ALL": frozenset(
         {
             PinKind.TEMPORARY, PinKind.LISTEN, PinKind.CURSOR, PinKind.ADVISORY, PinKind.PREPARE, PinKind.SEQUENCE,
-            PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE,
+            PinKind.SETTING, PinKind.TOO_MUCH, PinKind.HIDDEN, PinKind.UNPARSABLE,
         }
     ),
     "DISCARD_TEMP": frozenset({PinKind.TEMPORARY}),
@@ -185,10 +185,11 @@ def _calls(facts: Facts, session_functions: frozenset[str]) -> tuple[set[PinKind
     pins: set[PinKind] = set()
     releases: set[PinKind] = set()
     configs: list[SetConfig] = []
+    columns = _columns(facts)
     for call in facts.calls:
         name = names(call.funcname)[-1]
         if name == "set_config":
-            config = _set_config(call) if _always_runs(facts.node, call) else None
+            config = _set_config(call) if _said(call) in columns else None
             if config is not None:
                 configs.append(config)
             elif _constant(call.args[-1] if call.args else None) not in _TRUE:
@@ -222,23 +223,30 @@ _TRUE = ("t", "true", "on", "yes", "y", "1")
 def names_set(facts: Facts) -> list[str | None]:
     """The settings that its calls of set_config name; None for each that does not show, not even when it is bound."""
     found: list[str | None] = []
+    columns = _columns(facts)
     for call in facts.calls:
         if names(call.funcname)[-1] == "set_config":
             name = _constant(call.args[0] if call.args else None)
             if isinstance(name, str):
                 found.append(name.lower())
-            elif not (_always_runs(facts.node, call) and _set_config(call)):
+            elif not (_said(call) in columns and _set_config(call)):
                 found.append(None)
     return found
 
 
-def _always_runs(node: Any, call: Any) -> bool:
-    """Whether `call` is a column of a plain SELECT without anything that could keep it from running once."""
-    if node.DESCRIPTOR.name != "SelectStmt":
-        return False
+def _columns(facts: Facts) -> frozenset[bytes]:
+    """The calls that are a column of a plain SELECT without anything that could keep them from running once."""
+    node = facts.node
+    if not facts.calls or node.DESCRIPTOR.name != "SelectStmt":
+        return frozenset()
     if {field.name for field, _ in node.ListFields()} - {"target_list", "limit_option", "op"}:
-        return False
-    return any(target.res_target.val.func_call == call for target in node.target_list)
+        return frozenset()
+    return frozenset(_said(target.res_target.val.func_call) for target in node.target_list)
+
+
+def _said(call: Any) -> bytes:
+    """A call as what it can be found by."""
+    return bytes(call.SerializeToString(deterministic=True))
 
 
 def _set_config(call: Any) -> SetConfig | None:

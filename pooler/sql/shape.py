@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import re
 
-import postgast
-
 from pooler.sql.purity import TEMPORAL_WORD
 
 # Text in which strings and numbers can be told apart by sight: no backslashes (their meaning depends on
@@ -107,17 +105,33 @@ def _literal_matters(folded: bytes) -> bool:
     return any(_TEMPORAL.search(literal) or b"pg_temp" in literal for literal in _STRING.findall(folded))
 
 
+_PARAMETER = re.compile(rb"(?<![\w$\x80-\xff])\$[0-9]+")
+_LITERAL = rb"(?:-?0+(?:\.0+)?|''|\$1|null|true|false|default)(?![\w.\"])"
+_MORE_LITERALS = rb"(?:\s*+,\s*+" + _LITERAL + rb")"
+_LITERALS = re.compile(rb"(?<![\w.$\"\x80-\xff])(" + _LITERAL + rb")" + _MORE_LITERALS + rb"++", re.IGNORECASE)
+_SAME = re.compile(rb"(?<=[(,])(\s*+[^\s(),]{1,64})(?:,\1(?=[\s,)]))++")
+_ROW = rb"\(\s*+" + _LITERAL + _MORE_LITERALS + rb"*+\s*+\)"
+_ROWS = re.compile(rb"(" + _ROW + rb")(?:\s*+,\s*+" + _ROW + rb")++", re.IGNORECASE)
+_SAME_ROWS = re.compile(rb"(\([^()]{1,4096}\))(?:\s*+,\s*+\1)++")
+MOST_ARGUMENTS = 100
+"""That a function may have: the length of a longer list means nothing to anybody."""
+
+
+def shortened(shape: bytes) -> bytes:
+    """`shape` with one element in place of each long list of literals and parameters, or of rows of such."""
+
+    def one(found: re.Match[bytes]) -> bytes:
+        return found[1] if found[0].count(b",") > MOST_ARGUMENTS else found[0]
+
+    def one_row(found: re.Match[bytes]) -> bytes:
+        return found[1] if found[0].count(b")") > MOST_ARGUMENTS else found[0]
+
+    shape = _PARAMETER.sub(b"$1", shape)
+    for lists, shorter in ((_LITERALS, one), (_ROWS, one_row), (_SAME, one), (_SAME_ROWS, one_row)):
+        shape = lists.sub(shorter, shape)
+    return shape
+
+
 def separates(shape: bytes) -> bool:
     """Whether the numbers set aside in `shape` stand where any number would mean the same. Asked once per shape."""
     return _PARTICULAR.search(shape) is None
-
-
-def fingerprint(text: bytes) -> str:
-    """PostgreSQL's own fingerprint of a statement, the same for texts that differ only in constants; "" if unparsable.
-
-    For people and policies to name statements by. Too coarse to reason from: names that differ in digits share it.
-    """
-    try:
-        return str(postgast.fingerprint(text.decode()).hex)
-    except Exception:
-        return ""

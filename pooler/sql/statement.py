@@ -8,10 +8,11 @@ memory: `classifier`. `classify` fails closed: what cannot be understood pins, w
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import postgast
+from pooler.sql import parser
 
 if TYPE_CHECKING:
     from pooler.sql.views import Reference
@@ -50,6 +51,7 @@ class PinKind(enum.Enum):
     PREPARE = "PREPARE"
     SEQUENCE = "sequence state"
     SETTING = "setting that cannot follow"
+    TOO_MUCH = "more settings than are kept"
     HIDDEN = "function or block with session effects"
     LOAD = "LOAD"
     SEED = "random seed"
@@ -265,8 +267,9 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
     from pooler.sql import effects, purity, traces, views  # they speak this module's vocabulary
 
     try:
-        decoded = text.decode()
-        raw = list(postgast.parse(decoded).stmts)
+        raw = parser.statements(text)
+    except parser.TooLong as error:
+        return _unexamined(text, str(error), suspicious=suspicious)
     except Exception:
         pins = frozenset({PinKind.UNPARSABLE} if suspicious else ())
         part = Part(0, len(text), pins=pins, survives=pins)
@@ -319,6 +322,32 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
         unknown_reach=any(fact.unknown_reach for fact in facts),
         locks_rows=any(fact.locks_rows for fact in facts),
         selects=len(facts) == 1 and facts[0].selects,
+    )
+
+
+_LONGEST_SEARCHED = 1 << 20
+_INTO = re.compile(rb"\b(?:(insert|merge)\s+)?into\b", re.IGNORECASE)
+
+
+def _unexamined(text: bytes, why: str, *, suspicious: bool) -> Statement:
+    """What a text must be taken for that PostgreSQL may well understand, and pgnear does not look at."""
+    from pooler.sql import traces
+
+    pins = frozenset({PinKind.UNPARSABLE} if suspicious else ())
+    part = Part(0, len(text), pins=pins, survives=pins)
+    part = replace(part, leaves=traces.left_by(part))
+    is_huge = len(text) > _LONGEST_SEARCHED
+    makes_table = is_huge or any(found[1] is None for found in _INTO.finditer(text))  # SELECT ... INTO
+    return Statement(
+        parts=(part,) if suspicious else (),
+        has_effects=suspicious,
+        leaves=part.leaves,
+        changes_schema=suspicious or makes_table,
+        sequences=True,
+        draws=True,
+        looks=is_huge or traces.looks(text) is not None,
+        unknown_reach=True,
+        why_not=why,
     )
 
 

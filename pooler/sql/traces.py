@@ -15,6 +15,9 @@ TEMPORARY_SCHEMA = "pg_temp"
 UNKNOWN = "?"
 """Some custom setting, whose name did not show."""
 
+MOST_TRACES = 1000
+"""More are not told apart."""
+
 NO_TRACES: frozenset[str] = frozenset()
 
 looks = re.compile(
@@ -43,3 +46,16 @@ def left_by(part: Part, configured: Iterable[str | None] = ()) -> frozenset[str]
     if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE}):
         traces.add(UNKNOWN)
     return frozenset(traces)
+
+
+def with_traces(traces: frozenset[str], more: frozenset[str]) -> frozenset[str]:
+    """`traces` and `more`, as far as they are told apart."""
+    both = traces | more
+    if len(both) <= MOST_TRACES:
+        return both
+    return traces | {UNKNOWN}
+
+
+def is_full(traces: frozenset[str]) -> bool:
+    """Whether a connection has had so many custom settings that it should be closed: it keeps each of them, too."""
+    return len(traces) >= MOST_TRACES

@@ -129,3 +129,30 @@ def test_behind_discard_all_the_origin_is_asked_whether_a_temporary_schema_is_le
 def test_the_probe_asks_for_each_kind_in_order() -> None:
     text = probe_query([PinKind.LISTEN, PinKind.ADVISORY])[5:].decode()
     assert text.index("pg_listening_channels") < text.index("pg_locks")
+
+
+def test_settings_beyond_what_may_be_kept_pin_and_are_not_kept() -> None:
+    state = SessionState(Settings.of({}), max_bytes=100)
+    run(state, "set a to 1; .")
+    assert not state.pins
+    run(state, "set b to '" + "x" * 100 + "'; .")
+    assert list(state.pins) == [PinKind.TOO_MUCH]
+    assert names(state.settings) == {"a": "1"}
+    run(state, "set c to 2; .")
+    assert names(state.settings) == {"a": "1", "c": "2"}
+    run(state, "discard all; .")
+    assert not state.pins
+
+
+def test_what_a_transaction_has_set_and_its_savepoints_are_bounded() -> None:
+    state = run(SessionState(Settings.of({})), "".join(f"set local a{n} to 1; " for n in range(1100)) + "commit; .")
+    assert list(state.pins) == [PinKind.TOO_MUCH]
+    state = run(SessionState(Settings.of({})), "set a to 1; " + "savepoint s; " * 1100 + "commit; .")
+    assert list(state.pins) == [PinKind.TOO_MUCH]
+
+
+def test_a_reported_setting_that_is_too_large_to_follow_pins() -> None:
+    state = SessionState(Settings.of({}), max_bytes=100)
+    state.reported("search_path", "x" * 100)
+    state.ready(IDLE)
+    assert list(state.pins) == [PinKind.TOO_MUCH]
