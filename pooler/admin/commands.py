@@ -230,7 +230,7 @@ def _replicas(service: Service) -> Iterator[Row]:
             yield (
                 pool.name, replica.pool.target.place, "yes" if replica.usable(now) else "no",
                 round(lag, 3) if lag is not None else None, replica.lag_bytes, round(replica.latency, 6),
-                replica.reads, replica.blocks, replica.problem,
+                replica.reads, replica.blocks, replica.shortfall(now),
             )  # fmt: skip
 
 
