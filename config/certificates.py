@@ -9,21 +9,28 @@ import ssl
 from pathlib import Path
 
 
-def problems_of_pair(certificate: Path | None, key: Path | None) -> list[str]:
-    """What is wrong with the certificate and key for clients: `setting: what`, one a line."""
+def problems_of_pair(
+    certificate: Path | None, key: Path | None, names: tuple[str, str] = ("tls_cert_file", "tls_key_file")
+) -> list[str]:
+    """What is wrong with a certificate and its key: `setting: what`, one a line.
+
+    Args:
+      names: of the two settings.
+    """
+    of_certificate, of_key = names
     if certificate is None:
-        return [] if key is None else ["tls_cert_file: missing, though tls_key_file is set"]
+        return [] if key is None else [f"{of_certificate}: missing, though {of_key} is set"]
     problems = [
         f"{setting}: {problem}"
         for setting, path, label in (
-            ("tls_cert_file", certificate, "CERTIFICATE"),
-            ("tls_key_file" if key else "tls_cert_file", key or certificate, "PRIVATE KEY"),
+            (of_certificate, certificate, "CERTIFICATE"),
+            (of_key if key else of_certificate, key or certificate, "PRIVATE KEY"),
         )
         if (problem := _problem(path, label))
     ]
     if problems:
         return list(dict.fromkeys(problems))  # one file may hold both
-    setting = "tls_key_file" if key else "tls_cert_file"
+    setting = of_key if key else of_certificate
     try:
         # Without a password of ours OpenSSL would ask the terminal for that of an encrypted key.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "-")
@@ -32,7 +39,7 @@ def problems_of_pair(certificate: Path | None, key: Path | None) -> list[str]:
             return [f"{setting}: the key in {key or certificate} is not that of the certificate in {certificate}"]
         if "ENCRYPTED" in (key or certificate).read_text(errors="replace"):
             return [f"{setting}: the key in {key or certificate} is encrypted; pgnear cannot ask for its password"]
-        return [f"tls_cert_file: {certificate} and its key cannot be used: {error.reason or 'they are damaged'}"]
+        return [f"{of_certificate}: {certificate} and its key cannot be used: {error.reason or 'they are damaged'}"]
     return []
 
 

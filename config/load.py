@@ -242,13 +242,14 @@ def _by_rules(message: str, sources: dict[Place, str]) -> Iterator[tuple[str, Pr
 
 
 def _where(path: Place, sources: dict[Place, str]) -> str:
-    """The setting's name, behind the line, variable or flag that it or the table around it came from."""
+    """The setting's name, behind the line, variable or flag that it, what is around it, or its first part came from."""
     name = ".".join(path)
     by_name = {".".join(source): where for source, where in sources.items()}
     for length in range(len(path), 0, -1):
         if where := by_name.get(".".join(path[:length])):
             return f"{where}: {name}"
-    return name
+    parts = (where for source, where in by_name.items() if source.startswith(f"{name}."))  # users.web.password = ...
+    return f"{where}: {name}" if (where := next(parts, "")) else name
 
 
 def _nearest(path: Place) -> str:

@@ -365,6 +365,9 @@ class Config(Section):
             root = target.sslrootcert
             if root not in (None, "system") and (problem := problem_of_authorities(str(root))):
                 problems.append(f"{key}: sslrootcert: {problem}")
+            if target.sslcert:
+                pair = Path(target.sslcert), Path(target.sslkey) if target.sslkey else None
+                problems += [f"{key}: {each}" for each in problems_of_pair(*pair, ("sslcert", "sslkey"))]
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:
                 problems.append(
                     f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
@@ -391,7 +394,7 @@ class Config(Section):
 
     def _problems_of_replicas(self, targets: Mapping[str, Target]) -> Iterator[str]:
         for number, replica in enumerate(self.replica):
-            key = f"replica[{number}]"
+            key = f"replica.{number}"
             try:
                 target = url.parse(replica.url.get_secret_value())
             except ValueError as error:
@@ -399,7 +402,8 @@ class Config(Section):
                 continue
             origin = targets.get(replica.database) if replica.database else next(iter(targets.values()), None)
             if origin is None:
-                yield f"{key}.database: there is no database {replica.database}"
+                if replica.database:  # else the origin's own URL is wrong, which is said already
+                    yield f"{key}.database: there is no database {replica.database}"
             elif (target.user, target.dbname) != (origin.user, origin.dbname):
                 yield f"{key}.url: its user and database must be those of the origin"
             if target.may_be_plaintext and not target.is_local and not self.allow_plaintext_origin:

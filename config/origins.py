@@ -115,8 +115,8 @@ class Breaker(Section):
     retry_after: Seconds = Field(
         1.0,
         gt=0,
-        description="From the breaker's opening to its first probe; each that fails doubles it. Raise it where "
-        "attempts do harm.",
+        description="From the breaker's opening to its first probe; each that fails slowly, or by a refused login, "
+        "doubles it. Raise it where attempts do harm.",
     )
     retry_at_most: Seconds = Field(
         10.0,

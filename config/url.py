@@ -16,8 +16,8 @@ SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _PLAINTEXT_MODES = ("disable", "allow", "prefer")
 
 _TAKEN = (
-    "host", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "target_session_attrs",
-    "load_balance_hosts",
+    "host", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "sslcert", "sslkey",
+    "target_session_attrs", "load_balance_hosts",
 )  # fmt: skip
 SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 _STARTUP = {
@@ -36,8 +36,6 @@ _INSTEAD = {
     "hostaddr": "write the address as the host",
     "passfile": "write the password into the URL",
     "service": "write host, user and database into the URL",
-    "sslcert": "pgnear logs in by password",
-    "sslkey": "pgnear logs in by password",
     "sslnegotiation": "pgnear asks the origin for TLS with SSLRequest; leave it out",
     "requiressl": "write sslmode=require",
     "ssl": "write sslmode=require or sslmode=verify-full",
@@ -61,6 +59,7 @@ class Target:
       database: the name that clients ask for.
       host: a host name, an address, or the directory of a unix socket (begins with /); of several, the first.
       sslmode: one of libpq's words. sslrootcert: a file, "system", or None.
+      sslcert, sslkey: files with pgnear's own certificate and its key, where the origin asks for one.
       options: startup parameters for every connection.
       hosts: (host, port) of each where there are several; see `each`.
       session_attrs: which of them will do, one of libpq's words. load_balance: whether they are tried in random order.
@@ -81,6 +80,8 @@ class Target:
     session_attrs: str = "any"
     load_balance: bool = False
     address: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
 
     def each(self) -> list[Target]:
         """One target for each host, in the URL's order."""
@@ -147,6 +148,9 @@ def parse(url: str, *, database: str | None = None, pool_size: int = 20) -> Targ
         del parameters["ssl"]
         sslmode = sslmode or "require"
     sslrootcert = parameters.pop("sslrootcert", "") or None
+    sslcert, sslkey = parameters.pop("sslcert", "") or None, parameters.pop("sslkey", "") or None
+    if sslkey and not sslcert:
+        raise ValueError("has an sslkey and no sslcert")
     local = all(is_local(each) for each, _ in hosts)
     sslmode = sslmode or ("prefer" if local and sslrootcert != "system" else "verify-full")
     if sslmode not in SSLMODES:
@@ -166,7 +170,7 @@ def parse(url: str, *, database: str | None = None, pool_size: int = 20) -> Targ
     _refuse_the_rest(parameters)
     return Target(
         database or dbname, host, port, user, password, dbname, sslmode, sslrootcert, options, pool_size,
-        hosts if len(hosts) > 1 else (), session_attrs, balance == "random",
+        hosts if len(hosts) > 1 else (), session_attrs, balance == "random", None, sslcert, sslkey,
     )  # fmt: skip
 
 

@@ -5,7 +5,9 @@ Lives here: the states and what moves them. Not here: what is refused meanwhile 
 
     closed     connections are opened as they are needed
     open       none is, until `retry_at`
-    half-open  one is being tried: its success closes the breaker, its failure opens it again, for twice as long
+    half-open  one is being tried: its success closes the breaker, its failure opens it again, for twice as long; for
+               no longer than before where the origin said no at once (nobody listens, it is starting up): asking again
+               costs next to nothing then, and every second counts
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Breaker:
     Args:
       failures: so many attempts that fail in a row open it; 0: it never opens.
       timeout_rate: the part of the last attempts that may time out before it opens; 1 and more: that never does.
-      retry_after: seconds from opening to the first probe, doubled with each probe that fails, up to `retry_at_most`.
+      retry_after: seconds from opening to the first probe, and to the next one after one that failed at once; doubled
+        with each other probe that fails, up to `retry_at_most`.
 
     Attributes:
       state: read it, never set it.
@@ -85,7 +88,7 @@ class Breaker:
         self._timeouts.append(False)
         return not was_closed
 
-    def failed(self, now: float, *, timed_out: bool = False) -> bool:
+    def failed(self, now: float, *, timed_out: bool = False, at_once: bool = False) -> bool:
         """An attempt failed; whether that opens the breaker, or keeps it open."""
         self.failures_in_a_row += 1
         self._timeouts.append(timed_out)
@@ -93,18 +96,18 @@ class Breaker:
             self.opens and (self.failures_in_a_row >= self._failures or self._times_out_too_often())
         ):
             return False
-        return self._open(now)
+        return self._open(now, at_once=at_once)
 
     def trip(self, now: float) -> bool:
         """One attempt failed that was reason enough; whether that opens the breaker, or keeps it open."""
         self.failures_in_a_row += 1
         return self._open(now)
 
-    def _open(self, now: float) -> bool:
+    def _open(self, now: float, *, at_once: bool = False) -> bool:
         if self.state is State.OPEN:  # begun before it opened: nothing new
             return False
         if self.state is State.HALF_OPEN:
-            self._wait = min(2 * self._wait, self._retry_at_most)
+            self._wait = self._retry_after if at_once else min(2 * self._wait, self._retry_at_most)
         else:
             self.opened += 1
             self._wait = self._retry_after

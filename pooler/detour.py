@@ -120,7 +120,8 @@ def strand(session: Session, origin: Origin) -> None:
 def _again(session: Session, request: bytes, origin: Origin) -> None:
     """Walk over `request` once more, soon, and not to a replica."""
     session.service.stats.replica_retries += 1
-    log.info("replica_read_repeated", pool=origin.pool.name, reason=origin.fatal.message if origin.fatal else None)
+    reason = origin.fatal.message if origin.fatal else "the connection was lost"
+    log.info("replica_read_repeated", pool=origin.pool.name, reason=reason)
     _unlearn(session, request)
     session.inbox = request + session.inbox
     session.holding = False

@@ -43,17 +43,24 @@ def reached(pool: Pool, now: float) -> None:
         log.warning("origin_breaker_closed", pool=pool.name)
 
 
-def not_reached(pool: Pool, error: PgError, now: float, *, timed_out: bool) -> None:
-    """A connection could not be made, for a reason that is the origin's."""
+def not_reached(
+    pool: Pool, error: PgError, now: float, *, timed_out: bool = False, at_once: bool = False, again: bool = False
+) -> None:
+    """A connection could not be made, for a reason that is the origin's.
+
+    Args:
+      timed_out, at_once: as `Breaker.failed` has them. again: it is the reason of the attempt before.
+    """
     was_closed = pool.breaker.closed
-    if pool.breaker.failed(now, timed_out=timed_out):
-        _opened(pool, error, now, was_closed=was_closed)
+    if pool.breaker.failed(now, timed_out=timed_out, at_once=at_once):
+        quiet = again and at_once and not was_closed
+        _opened(pool, error, now, level=logging.DEBUG if quiet else logging.ERROR if was_closed else logging.WARNING)
 
 
-def _opened(pool: Pool, error: PgError, now: float, *, was_closed: bool) -> None:
+def _opened(pool: Pool, error: PgError, now: float, *, level: int) -> None:
     pool.ready = False
     log.log(
-        logging.ERROR if was_closed else logging.WARNING,
+        level,
         "origin_breaker_open",
         pool=pool.name,
         failures=pool.breaker.failures_in_a_row,
@@ -123,5 +130,5 @@ def probe_failed(pool: Pool, error: PgError, now: float) -> None:
     pool.stats.origin_connect_failures += 1
     pool.last_failure = error
     if pool.pulse.did_not() and pool.breaker.trip(now):
-        _opened(pool, error, now, was_closed=was_closed)
+        _opened(pool, error, now, level=logging.ERROR if was_closed else logging.WARNING)
     pool.grow()

@@ -308,7 +308,7 @@ class Pool:
         self.release(origin)
         self.grow()
 
-    def connect_failed(self, error: PgError, *, begun: float, timed_out: bool = False) -> None:
+    def connect_failed(self, error: PgError, *, begun: float, timed_out: bool = False, at_once: bool = False) -> None:
         """A new connection could not be made, which was `begun` at that time (monotonic seconds).
 
         With no other left that could serve them, who waited then hears it; who came later gets an attempt of its own.
@@ -317,11 +317,12 @@ class Pool:
         self.connecting_count -= 1
         self._reserve_connecting = min(self._reserve_connecting, self.connecting_count)
         self.stats.origin_connect_failures += 1
+        again = self.last_failure is not None and self.last_failure.message == error.message
         self.last_failure = error
         if error.sqlstate == NO_SUCH_DATABASE:
             self.breaker.succeeded()  # the origin answers; the database may be made at any moment, through pgnear even
         else:
-            outage.not_reached(self, error, monotonic(), timed_out=timed_out)
+            outage.not_reached(self, error, monotonic(), timed_out=timed_out, at_once=at_once, again=again)
         if not self.connecting_count and not outage.usable(self) and self.held_since is None:
             self.ready = False
             refusals.those_from_before(self, begun, error)

@@ -97,6 +97,16 @@ class Replica:
         """It may lack what was committed in the last so many seconds; None where that is not known."""
         return now - self.known.at if self.known is not None else None
 
+    def shortfall(self, now: float) -> str | None:
+        """Why it is not asked now, in words; None where it may be."""
+        if self.known is None:
+            return self.problem or "it is not known how far it has come"
+        if (lag := now - self.known.at) > self.max_lag:
+            return f"{lag:.1f} s behind, and max_lag is {self.max_lag:g} s"
+        if 0 < self.max_lag_bytes < (self.lag_bytes or 0):
+            return f"{self.lag_bytes} bytes behind, and max_lag_bytes is {self.max_lag_bytes}"
+        return None if self.pool.breaker.closed else "its breaker is open"
+
     def usable(self, now: float) -> bool:
         return (
             self.known is not None

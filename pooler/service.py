@@ -60,7 +60,7 @@ from pooler.session import Session
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
-from pooler.stats import Stats
+from pooler.stats import Stats, certificate_reloads
 from pooler.transport import end_lingering
 from protocol.responses import PgError
 
@@ -311,7 +311,8 @@ class Service:
 
     def reload_tls(self) -> str:
         """Read the certificate for clients again; why the old one stays, "" where it does not."""
-        self._tls_stamps = self._stamps_of_tls()
+        stamps = self._stamps_of_tls()
+        changed, self._tls_stamps = stamps != self._tls_stamps, stamps
         kept = self.tls
         if kept is not None and kept.self_signed and self.config.tls != "disable" and not self.config.tls_cert_file:
             return ""
@@ -319,8 +320,12 @@ class Service:
             self.tls = server_tls(self.config)
         except (OSError, ssl.SSLError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
+            certificate_reloads["kept"] += 1
             log.error("tls_reload_failed", setting="tls_cert_file", reason=reason)
             return reason
+        if changed:
+            certificate_reloads["used"] += 1
+            log.info("tls_reloaded", setting="tls_cert_file", file=str(self.config.tls_cert_file))
         return ""
 
     def _stamps_of_tls(self) -> tuple[Stamp | None, ...]:
@@ -330,8 +335,8 @@ class Service:
         """Follow the files of the certificate for clients, for as long as the process lives."""
         while True:
             await trio.sleep(LOOK_SECONDS)
-            if self._stamps_of_tls() != self._tls_stamps and not self.reload_tls():
-                log.info("tls_reloaded", file=str(self.config.tls_cert_file))
+            if self._stamps_of_tls() != self._tls_stamps:
+                self.reload_tls()
 
     # ---- time --------------------------------------------------------------------------------------------------------
 

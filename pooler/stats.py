@@ -14,6 +14,10 @@ LATENCY_BOUNDS: tuple[float, ...] = (
 """Upper bounds in seconds of the latency buckets; one more bucket, without a bound, follows them."""
 
 
+certificate_reloads: dict[str, int] = {"used": 0, "kept": 0}
+"""Changes of certificates, on both sides, by what became of them: the new ones used, or the old ones kept."""
+
+
 class Histogram:
     """Counts of observations in seconds, by `LATENCY_BOUNDS`; not cumulative until it is read."""
 

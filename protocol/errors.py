@@ -145,7 +145,7 @@ ORIGIN_UNREACHABLE = "the origin database cannot be reached: "
     "no answer within 10 s (origin_connect_timeout)",
     "no answer within 10 s",
     "it does not offer TLS, and sslmode is verify-full",
-    "sslrootcert cannot be used: [Errno 2] No such file or directory",
+    "sslrootcert: /etc/pgnear/root.pem cannot be read: No such file or directory",
     "it sent plaintext behind its answer to SSLRequest",
     "it does not speak PostgreSQL's protocol",
     "the connection broke during login: the peer closed the connection",

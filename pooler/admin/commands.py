@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, SecretStr
 
-from config import url
+from config import Config, url
 from pooler import __version__
+from pooler.admin import familiar
 from pooler.admin.advice import COLUMNS as ADVICE_COLUMNS
 from pooler.admin.advice import advise
 from pooler.admin.control import CONTROLS
 from pooler.admin.explain import explain
 from pooler.admin.purge import PART, Purge, carry_out, identifier, read_purge
+from pooler.ceremony.reload import RESTART
 from pooler.stats import Histogram
 from protocol import errors
 
@@ -154,6 +156,7 @@ def _version(service: Service) -> Iterator[Row]:
 
 def _pools(service: Service) -> Iterator[Row]:
     now = time.monotonic()
+    clients = familiar.clients_of(service)
     for pool in service.every_pool:
         rotation = service.rotations.get(pool.name)  # a replica's pool has its primary's
         yield (
@@ -163,6 +166,7 @@ def _pools(service: Service) -> Iterator[Row]:
             pool.last_failure.message if pool.last_failure is not None else None,
             "no" if pool.held_since is None else "yes", "no" if pool.disabled else "yes",
             pool.allowed, rotation.problem if rotation is not None else None,
+            *familiar.pool(service, pool, clients[pool], now),
         )  # fmt: skip
 
 
@@ -230,7 +234,7 @@ def _replicas(service: Service) -> Iterator[Row]:
             yield (
                 pool.name, replica.pool.target.place, "yes" if replica.usable(now) else "no",
                 round(lag, 3) if lag is not None else None, replica.lag_bytes, round(replica.latency, 6),
-                replica.reads, replica.blocks, replica.problem,
+                replica.reads, replica.blocks, replica.shortfall(now),
             )  # fmt: skip
 
 
@@ -281,10 +285,19 @@ def _cache(service: Service) -> Iterator[Row]:
 
 
 def _config(service: Service) -> Iterator[Row]:
-    yield from _settings("", service.config)
+    defaults = dict(_defaults())
+    for name, value in _settings("", service.config):
+        fixed = any(name == each or name.startswith((f"{each}.", f"{each}[")) for each in RESTART)
+        yield name, value, defaults.get(name), "no" if fixed else "yes"
 
 
-def _settings(name: str, value: object) -> Iterator[Row]:
+def _defaults() -> Iterator[tuple[str, str | None]]:
+    for key, field in Config.model_fields.items():
+        if not field.is_required():
+            yield from _settings(key, field.get_default(call_default_factory=True))
+
+
+def _settings(name: str, value: object) -> Iterator[tuple[str, str | None]]:
     """A value of the configuration as (name, text), the secrets in it masked."""
     if isinstance(value, BaseModel):
         for key in type(value).model_fields:
@@ -313,6 +326,8 @@ def _masked(name: str, secret: SecretStr) -> str:
     return f"postgresql://{target.user}:{MASK}@{target.place}/{target.dbname}?sslmode={target.sslmode}"
 
 
+_ORIGIN = _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid# host")
+
 TABLES = {
     "HELP": Table("this list", _columns("command description"), _help),
     "VERSION": Table("which pgnear this is", _columns("version"), _version),
@@ -320,7 +335,7 @@ TABLES = {
         "origin connections and who waits for them, by database",
         _columns(
             "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure "
-            "paused enabled allowed# credentials_problem"
+            f"paused enabled allowed# credentials_problem {familiar.POOL_COLUMNS}"
         ),
         _pools,
     ),
@@ -331,7 +346,12 @@ TABLES = {
     ),
     "ORIGINS": Table(
         "origin connections",
-        _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid# host"),
+        _ORIGIN,
+        _origins,
+    ),
+    "SERVERS": Table(
+        "the same: PgBouncer's name for it",
+        _ORIGIN,
         _origins,
     ),
     "BREAKERS": Table(
@@ -345,7 +365,18 @@ TABLES = {
         _replicas,
     ),
     "STATS": Table("totals since the start", _columns("name value~"), _stats),
-    "CONFIG": Table("every setting, without secrets", _columns("name value"), _config),
+    "DATABASES": Table(
+        "databases and their limits, by PgBouncer's names", _columns(familiar.DATABASE_COLUMNS), familiar.databases
+    ),
+    "LISTS": Table("how many there are of what, by PgBouncer's names", _columns("list items#"), familiar.lists),
+    "STATS_TOTALS": Table(
+        "what is counted by database, by PgBouncer's names", _columns("database xact_count#"), familiar.totals
+    ),
+    "CONFIG": Table(
+        "every setting, without secrets, and whether RELOAD changes it",
+        _columns("name value default changeable"),
+        _config,
+    ),
     "CACHE": Table(
         "the cache's entries and what became of them: all, then by namespace",
         _columns(

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from pooler import __version__, logs
 from pooler.breaker import State
-from pooler.stats import LATENCY_BOUNDS, Histogram
+from pooler.stats import LATENCY_BOUNDS, Histogram, certificate_reloads
 
 if TYPE_CHECKING:
     from pooler.cache.entry import Namespace
@@ -288,6 +288,12 @@ def _origins(service: Service) -> Iterator[Metric]:
     )
     yield _counter("reloads", "Configurations that were reloaded.", stats.reloads)
     yield _counter("reload_failures", "Configurations that could not be used.", stats.reload_failures)
+    yield _by_label(
+        "tls_reloads",
+        "Certificates that have changed, on either side: used, or the old ones kept.",
+        "outcome",
+        certificate_reloads,
+    )
     yield _counter("pool_timeouts", "Queries that found no connection within pool_wait_timeout.", stats.pool_timeouts)
     yield _counter(
         "pool_refusals",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import trio
 
 from config import Target
-from pooler.ceremony.tls import origin_context
+from pooler.ceremony.tls import CertificateUnusable, origin_context, trial
 from pooler.reactor import Reactor
 from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
@@ -56,7 +56,9 @@ class _TlsFailed(PgError):
     """TLS was offered and came to nothing; `prefer` goes on without."""
 
 
-async def open_transport(target: Target, reactor: Reactor, *, encrypt: bool | None = None) -> Transport:
+async def open_transport(
+    target: Target, reactor: Reactor, *, encrypt: bool | None = None, context: ssl.SSLContext | None = None
+) -> Transport:
     """A transport to the origin, encrypted as the target's sslmode says, or as `encrypt` where that is given.
 
     Raises:
@@ -76,7 +78,7 @@ async def open_transport(target: Target, reactor: Reactor, *, encrypt: bool | No
     transport = Transport(sock, reactor, f"{target.host}:{target.port}")
     try:
         if encrypt:
-            await _encrypt(transport, target)
+            await _encrypt(transport, target, context)
     except BaseException:
         transport.close()
         raise
@@ -103,14 +105,15 @@ def _reason(error: OSError) -> str:
     return getattr(inner, "strerror", None) or str(inner)
 
 
-async def _encrypt(transport: Transport, target: Target) -> None:
+async def _encrypt(transport: Transport, target: Target, context: ssl.SSLContext | None) -> None:
     try:
         await transport.send_all(startup.ssl_request())
         answer = await transport.receive_some()
         if answer == b"S":
-            context = origin_context(target)
             try:
-                await transport.handshake(context, server_side=False, server_hostname=target.host)
+                await transport.handshake(
+                    context or origin_context(target), server_side=False, server_hostname=target.host
+                )
             except TransportClosed as error:
                 raise _TlsFailed("08001", errors.origin_unreachable(str(error)).message) from None
         elif answer == b"N" and target.sslmode == "prefer":
@@ -123,8 +126,8 @@ async def _encrypt(transport: Transport, target: Target) -> None:
             raise errors.origin_unreachable("it does not speak PostgreSQL's protocol")
     except TransportClosed as error:
         raise errors.origin_unreachable(str(error)) from None
-    except (OSError, ssl.SSLError) as error:
-        raise errors.origin_unreachable(f"sslrootcert cannot be used: {error}") from None
+    except CertificateUnusable as error:
+        raise errors.origin_unreachable(str(error)) from None
 
 
 async def connect_to(target: Target, reactor: Reactor, parameters: dict[str, str] | None = None) -> Connected:
@@ -154,7 +157,24 @@ async def connect_to(target: Target, reactor: Reactor, parameters: dict[str, str
 
 
 async def _connect(target: Target, reactor: Reactor, parameters: dict[str, str], *, encrypt: bool) -> Connected:
-    transport = await open_transport(target, reactor, encrypt=encrypt)
+    """One attempt; where certificates have changed, with the new ones first. They take over if they work."""
+    new = trial(target) if encrypt else None
+    if new is None:
+        return await _connect_with(None, target, reactor, parameters, encrypt=encrypt)
+    try:
+        connected = await _connect_with(new.context, target, reactor, parameters, encrypt=True)
+    except PgError as error:
+        connected = await _connect_with(None, target, reactor, parameters, encrypt=True)
+        new.failed(error.message)
+    else:
+        new.succeeded()
+    return connected
+
+
+async def _connect_with(
+    context: ssl.SSLContext | None, target: Target, reactor: Reactor, parameters: dict[str, str], *, encrypt: bool
+) -> Connected:
+    transport = await open_transport(target, reactor, encrypt=encrypt, context=context)
     try:
         return await _log_in(transport, target, parameters)
     except TransportClosed as error:

@@ -3,12 +3,14 @@
 Lives here: the order of the end. Not here: the sockets (`listen`), a session's own end (`ending`).
 
 Clients that do nothing are told at once; those at work when their transaction is over (`Session.settled`), or after
-`drain_timeout`. Who connects in the last moment is served once, for nobody else may have been there to take it.
+`drain_timeout`. Who connects in the last moment, or has just done so, is served once: its first query is on the way,
+and nobody else may have been there to take it.
 """
 
 from __future__ import annotations
 
 import socket
+from time import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,7 +31,7 @@ STEER_SECONDS = 0.5
 """How long connections that were being made to this process when its successor took over may take to be there."""
 
 LATE_SECONDS = 1.0
-"""How long a client that came during the drain may take until its first transaction."""
+"""How long after its login a client may take until its first transaction."""
 
 PARTING_SECONDS = 0.3
 """How long a client that asks for nothing more is waited for."""
@@ -93,7 +95,9 @@ def _dismiss_idle(service: Service) -> bool:
     for session in list(service.sessions):
         if not session.busy:
             until = service.stays_until.get(session)
-            if until is None:
+            if until is None and (left := LATE_SECONDS - max(0.0, time() - session.began)) > 0:
+                service.stays_until[session] = now + left
+            elif until is None or (now >= until and not session.holding):
                 ending.depart(session)
             elif now >= until:
                 ending.shutdown(session)

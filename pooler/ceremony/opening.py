@@ -7,6 +7,7 @@ Lives here: what the pool is told of it, and what the log and the metrics are. N
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from dataclasses import replace
@@ -38,6 +39,13 @@ NO_WAY = tuple(os.strerror(number) for number in (errno.EHOSTUNREACH, errno.ENET
 """What a router says, or the kernel, of a machine that is not there."""
 
 
+STARTING = "57P03"
+"""cannot_connect_now: the origin is starting up, shutting down or recovering."""
+
+AT_ONCE = 0.5
+"""An attempt that fails within this part of `breaker.retry_after` has cost next to nothing."""
+
+
 class NoAnswer(PgError):
     """The origin did not answer in time."""
 
@@ -49,7 +57,12 @@ async def open_for(service: Service, pool: Pool) -> None:
         connected = await _attempt(service, pool)
     except PgError as error:
         _log_failure(pool, error)
-        pool.connect_failed(error, begun=begun, timed_out=isinstance(error, NoAnswer))
+        at_once = (
+            error.sqlstate in (UNREACHABLE, STARTING)
+            and not isinstance(error, LoginRefused)
+            and time.monotonic() - begun < AT_ONCE * pool.config.breaker.retry_after
+        )
+        pool.connect_failed(error, begun=begun, timed_out=isinstance(error, NoAnswer), at_once=at_once)
     except BaseException:
         pool.connecting_count -= 1
         raise
@@ -156,6 +169,12 @@ def take_in(pool: Pool, connected: Connected, begun: float) -> None:
 
 
 def _log_failure(pool: Pool, error: PgError) -> None:
-    log.error(
-        "origin_connect_failed", pool=pool.name, sqlstate=error.sqlstate, reason=error.message, detail=error.detail
+    known = not pool.breaker.closed and pool.last_failure is not None and pool.last_failure.message == error.message
+    log.log(
+        logging.DEBUG if known else logging.ERROR,
+        "origin_connect_failed",
+        pool=pool.name,
+        sqlstate=error.sqlstate,
+        reason=error.message,
+        detail=error.detail,
     )

@@ -124,6 +124,7 @@ async def _follow_replica(service: Service, home: Pool, replicas: Replicas, repl
     """Note how far a replica has come, for as long as the process lives."""
     line = _Line(service)
     told: str | None = None
+    useful = True
     try:
         while True:
             try:
@@ -142,9 +143,10 @@ async def _follow_replica(service: Service, home: Pool, replicas: Replicas, repl
                 replica.lost(str(error) or "no answer")
                 if isinstance(error, trio.TooSlowError):
                     call_back(replica.pool)
-            if replica.problem != told:
-                told = replica.problem
-                log.info("replica", pool=replica.pool.name, usable=told is None, problem=told)
+            shortfall = replica.shortfall(perf_counter())
+            if replica.problem != told or useful != (shortfall is None):
+                told, useful = replica.problem, shortfall is None
+                log.info("replica", pool=replica.pool.name, usable=useful, problem=shortfall)
             await trio.sleep(ASK_SECONDS)
     finally:
         line.close()

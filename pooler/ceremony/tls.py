@@ -9,6 +9,8 @@ import datetime
 import ipaddress
 import ssl
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -18,8 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from config import Config, Target
+from config.certificates import problem_of_authorities, problems_of_pair
 from config.passwords import Stamp, stamp_of
 from pooler.logs import get_logger
+from pooler.stats import certificate_reloads
 from protocol.auth import tls_server_end_point
 
 log = get_logger(__name__)
@@ -126,29 +130,100 @@ def make_certificate() -> tuple[bytes, bytes]:
     )
 
 
-_contexts: dict[tuple[str, str | None], tuple[Stamp | None, ssl.SSLContext]] = {}
+class CertificateUnusable(ValueError):
+    """A certificate towards the origin, or its key, is not what it should be; the message names the setting."""
+
+
+_Stamps = dict[str, Stamp | None]
+"""The states of the files that a context was made of, by setting."""
+
+RETRY_SECONDS = 30.0
+"""Between two attempts with files that did not work."""
+
+
+@dataclass
+class _Held:
+    """The certificates towards one origin that have worked last."""
+
+    context: ssl.SSLContext
+    stamps: _Stamps
+    rejected: _Stamps | None = None
+    retry_at: float = 0.0
+
+
+_contexts: dict[tuple[str | None, ...], _Held] = {}
+
+
+def _place(target: Target) -> tuple[str | None, ...]:
+    return target.sslmode, target.sslrootcert, target.sslcert, target.sslkey
+
+
+def _stamps(target: Target) -> _Stamps:
+    root = target.sslrootcert if target.sslrootcert != "system" else None
+    files = {"sslrootcert": root, "sslcert": target.sslcert, "sslkey": target.sslkey}
+    return {setting: stamp_of(Path(file)) for setting, file in files.items() if file}
 
 
 def origin_context(target: Target) -> ssl.SSLContext:
-    """`_origin_context`, made anew when the file of root certificates has changed; a broken file keeps the old one.
+    """What holds for TLS to this origin, read at the first call.
 
     Raises:
-      OSError, ssl.SSLError: as it does, the first time.
+      CertificateUnusable: as `_origin_context` does.
     """
-    place = target.sslmode, target.sslrootcert
-    stamp = stamp_of(Path(target.sslrootcert)) if target.sslrootcert not in (None, "system") else None
-    known = _contexts.get(place)
-    if known is not None and known[0] == stamp:
-        return known[1]
+    held = _contexts.get(_place(target))
+    if held is None:
+        stamps = _stamps(target)
+        held = _contexts[_place(target)] = _Held(_origin_context(target), stamps)
+    return held.context
+
+
+class Trial:
+    """Certificates from files that have changed: used from now on if a connection can be made with them.
+
+    Attributes:
+      context: for that connection.
+    """
+
+    def __init__(self, held: _Held, context: ssl.SSLContext, stamps: _Stamps) -> None:
+        self.context = context
+        self._held = held
+        self._stamps = stamps
+
+    def succeeded(self) -> None:
+        changed = _changed(self._held, self._stamps)
+        self._held.context, self._held.stamps, self._held.rejected = self.context, self._stamps, None
+        certificate_reloads["used"] += 1
+        log.info("tls_reloaded", setting=changed)
+
+    def failed(self, reason: str) -> None:
+        """No connection could be made with them, and one with those that hold."""
+        _reject(self._held, self._stamps, reason)
+
+
+def trial(target: Target) -> Trial | None:
+    """New certificates for this origin that should be tried; None where there are none."""
+    held = _contexts.get(_place(target))
+    if held is None:
+        return None
+    stamps = _stamps(target)
+    if stamps == held.stamps or (stamps == held.rejected and time.monotonic() < held.retry_at):
+        return None
     try:
-        context = _origin_context(target)
-    except (OSError, ssl.SSLError) as error:
-        if known is None:
-            raise
-        log.error("tls_reload_failed", setting="sslrootcert", file=target.sslrootcert, reason=str(error))
-        context = known[1]
-    _contexts[place] = stamp, context
-    return context
+        return Trial(held, _origin_context(target), stamps)
+    except CertificateUnusable as error:
+        _reject(held, stamps, str(error))
+        return None
+
+
+def _reject(held: _Held, stamps: _Stamps, reason: str) -> None:
+    if stamps != held.rejected:
+        certificate_reloads["kept"] += 1
+        log.error("tls_reload_failed", setting=_changed(held, stamps), reason=reason)
+    held.rejected, held.retry_at = stamps, time.monotonic() + RETRY_SECONDS
+
+
+def _changed(held: _Held, stamps: _Stamps) -> str:
+    return ", ".join(setting for setting, stamp in stamps.items() if stamp != held.stamps.get(setting))
 
 
 def _origin_context(target: Target) -> ssl.SSLContext:
@@ -158,7 +233,7 @@ def _origin_context(target: Target) -> ssl.SSLContext:
     given (as libpq does); `prefer` and `allow` encrypt without judging.
 
     Raises:
-      OSError, ssl.SSLError: the root certificate cannot be read.
+      CertificateUnusable: a file cannot be read, or a certificate and its key do not fit together.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -174,5 +249,12 @@ def _origin_context(target: Target) -> ssl.SSLContext:
         if root is None or root == "system":
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         else:
-            context.load_verify_locations(cafile=str(root))
+            if problem := problem_of_authorities(root):
+                raise CertificateUnusable(f"sslrootcert: {problem}")
+            context.load_verify_locations(cafile=root)
+    if target.sslcert:
+        pair = Path(target.sslcert), Path(target.sslkey) if target.sslkey else None
+        if problems := problems_of_pair(*pair, ("sslcert", "sslkey")):
+            raise CertificateUnusable(problems[0])
+        context.load_cert_chain(*pair)
     return context

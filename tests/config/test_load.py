@@ -274,6 +274,15 @@ def test_lines_are_found_whatever_way_the_toml_is_written(tmp_path: Path) -> Non
     }
 
 
+def test_a_problem_of_a_table_written_with_dotted_keys_has_the_line_of_its_first_value(tmp_path: Path) -> None:
+    file = tmp_path / "pgnear.toml"
+    file.write_text(
+        'origin = "postgresql://app:x@127.0.0.1/shop"\nusers.a.password = "a"\nusers.web.verifier = "wrong"\n'
+    )
+    (problem,) = problems(file=file)
+    assert problem.startswith(f"{file} line 3: users.web: a verifier looks like")
+
+
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     missing, broken, binary = (
         tmp_path / "missing.toml",

@@ -70,6 +70,22 @@ def test_while_the_origin_is_down_queries_fail_at_once_and_its_return_is_found(p
         assert near.get("/readyz")[0] == 200
 
 
+def test_a_server_that_is_down_for_long_is_found_as_soon_as_it_is_back(pgnear: Start, stopped: Server) -> None:
+    """Nobody listens: asking costs nothing, so it is asked as often as in the beginning, and that is said once."""
+    near = pgnear(
+        url=stopped.url(),
+        cache={"enabled": False},
+        breaker={"failures": 2, "retry_after": "300ms", "retry_at_most": 60},
+    )
+    near.connect().close()
+    stopped.crash()
+    until(lambda: breakers(near)["failures_in_a_row"] >= 10)
+    opened = [line for line in near.log_lines if line.get("event") == "origin_breaker_open"]
+    assert len(opened) <= 3  # by reason: reset, refused
+    stopped.restart()
+    near.wait_for_log("origin_breaker_closed", within=10)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_an_old_answer_is_served_while_the_origin_is_down_where_that_is_allowed(
     pgnear: Start, stopped: Server, allowed: bool

@@ -173,6 +173,26 @@ def test_whoever_is_on_it_hears_of_a_shutdown(pgnear: Start) -> None:
         assert client.fatal()["C"] == "57P01"
 
 
+def test_exporters_for_pgbouncer_find_what_they_ask_for(near: Pgnear) -> None:
+    """By the names and number of columns that pgbouncer_exporter relies on."""
+    with near.connect() as busy, near.connect() as idle:
+        busy.execute("begin")
+        busy.execute("select 1")
+        idle.execute("select 1")
+        pool = show(near, "pools")[0]
+        assert (pool["database"], pool["user"], pool["cl_active"], pool["cl_waiting"]) == ("postgres", "postgres", 2, 0)
+        assert (pool["sv_active"], pool["maxwait"], pool["pool_mode"]) == (1, 0, "transaction")
+        database = show(near, "databases")[0]
+        assert (database["name"], database["paused"], database["disabled"]) == ("postgres", 0, 0)
+        assert database["current_connections"] >= pool["sv_active"] + pool["sv_idle"]
+        assert {"database", "user", "application_name", "state"} <= show(near, "clients")[0].keys()
+        assert show(near, "stats_totals")[0]["xact_count"] >= 1
+        lists = {row["list"]: row["items"] for row in show(near, "lists")}
+        assert (lists["databases"], lists["used_clients"]) == (1, 3)
+        assert [*show(near, "config")[0]] == ["name", "value", "default", "changeable"]
+        assert show(near, "servers")[0].keys() == show(near, "origins")[0].keys()
+
+
 def test_no_secret_is_shown(pgnear: Start) -> None:
     near = pgnear(users={"postgres": {"password": PASSWORD}}, admin_users="postgres")
     settings = {row["name"]: row["value"] for row in show(near, "config")}

@@ -118,8 +118,9 @@ def test_what_needs_a_restart_is_named_and_stays(pgnear: Start, origin: Server, 
     }
     assert near.wait_for_log("reloaded")["needs_restart"] == ["reuse_port", "cache.max_bytes", "databases.more"]
     with near.connect(dsn={"dbname": "pgnear"}) as connection:
-        settings = dict(connection.execute(b"show config").fetchall())
-    assert settings["cache.max_bytes"] == str(128 * 1024**2)
+        settings = {row[0]: row[1:] for row in connection.execute(b"show config")}
+    assert settings["cache.max_bytes"] == (str(128 * 1024**2), str(128 * 1024**2), "no")
+    assert settings["pool_size"][2] == "yes"
 
 
 def test_a_smaller_pool_shrinks_and_a_larger_one_serves_those_who_wait(pgnear: Start, file: Path) -> None:

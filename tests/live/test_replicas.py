@@ -133,6 +133,27 @@ def test_the_console_shows_the_pools_of_replicas_too(near: Pgnear) -> None:
     assert shown[1].startswith("postgres at ")
 
 
+def test_a_replica_that_is_too_far_behind_is_named_with_the_reason(
+    pgnear: Start, primary: Server, standby: Standby, tmp_path: Path
+) -> None:
+    """`usable: no` alone sent operators to the source."""
+    path = tmp_path / "pgnear.toml"
+    path.write_text(
+        f'[[replica]]\nurl = "postgresql://postgres@127.0.0.1:{standby.port}/postgres"\nmax_lag = "1500ms"\n'
+    )
+    near = pgnear("--config", str(path), url=primary.url())
+    until(lambda: near.metric("replica_usable") == 1)
+    with behind(standby):
+        primary.execute("insert into other values (1)")
+        until(lambda: any("s behind, and max_lag is 1.5 s" in str(line.get("problem")) for line in near.log_lines))
+        with near.connect(dsn={"dbname": "pgnear"}) as console:
+            cursor = console.execute("show replicas")
+            row = dict(zip([column.name for column in cursor.description], cursor.fetchone(), strict=True))
+        assert row["usable"] == "no"
+        assert "max_lag is 1.5 s" in row["problem"]
+    until(lambda: near.metric("replica_usable") == 1)
+
+
 def test_a_replica_that_is_lost_or_promoted_is_not_asked(near: Pgnear, standby: Standby) -> None:
     standby.crash()
     until(lambda: near.metric("replica_usable") == 0)

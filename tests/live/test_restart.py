@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -121,6 +122,23 @@ def test_idle_clients_go_at_once_and_a_transaction_may_finish(pgnear: Start) -> 
         assert caught.value.sqlstate == "57P01"
     assert near.process.wait(20) == 0
     assert not [line for line in near.log_lines if line.get("event") == "drain_timeout"]
+
+
+def test_a_client_that_has_just_logged_in_is_served_before_it_is_sent_away(pgnear: Start) -> None:
+    """pgbench -C lost a connection in some restarts: its first query came behind SIGTERM, and was refused."""
+    near = pgnear()
+    at_work = near.connect()
+    at_work.execute("begin")
+    new = near.connect()
+    near.process.send_signal(signal.SIGTERM)
+    near.wait_for_log("stopping")
+    at_work.execute("commit")
+    assert select.select([at_work], [], [], 20)[0], "who is idle is not told to go"
+    assert new.execute("select 1").fetchone() == (1,)
+    with pytest.raises(psycopg.OperationalError) as caught:
+        new.execute("select 2")
+    assert caught.value.sqlstate == "57P01"
+    assert near.process.wait(20) == 0
 
 
 def test_a_transaction_that_does_not_finish_is_cut_off_after_drain_timeout(pgnear: Start) -> None:

@@ -25,7 +25,8 @@ LOOPBACK_IN_DISGUISE = "127.1"
 class Origin:
     """A PostgreSQL with TLS and what its clients must trust."""
 
-    def __init__(self, server: Server, root: Path, other_root: Path) -> None:
+    def __init__(self, server: Server, root: Path, other_root: Path, authority: Authority) -> None:
+        self.authority = authority
         self.server = server
         self.root = root
         self.other_root = other_root
@@ -54,14 +55,20 @@ def tls_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
     other_root.write_bytes(Authority().certificate)
     with Server(
         installation=installation,
-        settings={"ssl": "on", "ssl_cert_file": "{files}/server.crt", "ssl_key_file": "{files}/server.key"},
-        files={"server.crt": issued.certificate, "server.key": issued.key},
-        hba="hostssl all only_encrypted 127.0.0.1/32 scram-sha-256\nhost all only_encrypted 127.0.0.1/32 reject\n"
+        settings={
+            "ssl": "on",
+            "ssl_cert_file": "{files}/server.crt",
+            "ssl_key_file": "{files}/server.key",
+            "ssl_ca_file": "{files}/clients.crt",
+        },
+        files={"server.crt": issued.certificate, "server.key": issued.key, "clients.crt": authority.certificate},
+        hba="hostssl all shows_certificate 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n"
+        "hostssl all only_encrypted 127.0.0.1/32 scram-sha-256\nhost all only_encrypted 127.0.0.1/32 reject\n"
         "hostnossl all only_plain 127.0.0.1/32 scram-sha-256\nhost all only_plain 127.0.0.1/32 reject\n",
     ) as server:
-        for name in ("only_encrypted", "only_plain"):
+        for name in ("only_encrypted", "only_plain", "shows_certificate"):
             server.execute(f"create role {name} login password '{PASSWORD}'")
-        yield Origin(server, root, other_root)
+        yield Origin(server, root, other_root, authority)
 
 
 def behind(near: Pgnear, **dsn: object) -> str | None:
@@ -223,3 +230,78 @@ def test_an_origin_that_answers_ssl_request_with_something_else_is_not_trusted(
     with answering(work) as port:
         near = pgnear(url=f"postgresql://postgres:x@127.0.0.1:{port}/postgres?sslmode=require")
         assert told in refusal(near, password="x")
+
+
+# ---- certificates that change ----------------------------------------------------------------------------------------
+
+
+def put(path: Path, content: bytes) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def connects_anew(near: Pgnear) -> None:
+    """Every connection to the origin is another one now, and one works."""
+    with near.connect(dsn={"dbname": "pgnear", "user": "shows_certificate"}) as console:
+        console.execute("reconnect")
+    with near.connect(dsn={"user": "shows_certificate"}) as client:
+        assert client.execute("select 1").fetchone() == (1,)
+
+
+def test_a_certificate_of_its_own_is_shown_to_the_origin_and_renewed_once_it_works(
+    tls_origin: Origin, pgnear: Start, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "near.crt", tmp_path / "near.key"
+    first, second = (tls_origin.authority.issue("pgnear") for _ in range(2))
+    put(certificate, first.certificate)
+    put(key, first.key)
+    near = pgnear(
+        url=tls_origin.url(
+            user="shows_certificate",
+            sslmode="verify-full",
+            sslrootcert=tls_origin.root,
+            sslcert=certificate,
+            sslkey=key,
+        )
+    )
+    connects_anew(near)
+    put(certificate, second.certificate)  # and not yet its key
+    connects_anew(near)
+    line = near.wait_for_log("tls_reload_failed", setting="sslcert")
+    assert "is not that of the certificate" in line["reason"]
+    put(key, second.key)
+    connects_anew(near)
+    near.wait_for_log("tls_reloaded", setting="sslcert, sslkey")
+    stranger = Authority().issue("pgnear")  # a pair that the origin does not trust
+    put(key, stranger.key)
+    put(certificate, stranger.certificate)
+    connects_anew(near)
+    near.wait_for_log("tls_reload_failed", setting="sslcert, sslkey")
+    assert near.metric("tls_reloads_total", outcome="used") == 1
+    assert near.metric("tls_reloads_total", outcome="kept") >= 2
+
+
+def test_authorities_that_do_not_vouch_for_the_origin_do_not_take_over(
+    tls_origin: Origin, pgnear: Start, tmp_path: Path
+) -> None:
+    """A file with the wrong authority, renewed too early, cut pgnear off from its origin."""
+    root = tmp_path / "root.pem"
+    put(root, tls_origin.root.read_bytes())
+    near = pgnear(url=tls_origin.url(sslmode="verify-full", sslrootcert=root))
+    with near.connect() as client:
+        client.execute("select 1")
+    put(root, tls_origin.other_root.read_bytes())
+    with near.connect(dsn={"dbname": "pgnear"}) as console:
+        console.execute("reconnect")
+    with near.connect() as client:
+        assert client.execute("select 1").fetchone() == (1,)
+    line = near.wait_for_log("tls_reload_failed", setting="sslrootcert")
+    assert "certificate" in line["reason"]
+
+
+def test_a_certificate_for_the_origin_that_cannot_be_used_is_a_problem_of_the_configuration() -> None:
+    done = run("serve", origin="postgresql://app:x@127.0.0.1/shop?sslcert=/nowhere.crt&sslkey=/nowhere.key")
+    assert done.returncode == 2
+    assert "origin: sslcert: /nowhere.crt cannot be read" in done.stderr
+    assert "origin: sslkey: /nowhere.key cannot be read" in done.stderr

@@ -67,6 +67,18 @@ def test_each_probe_that_fails_doubles_the_wait_up_to_the_most() -> None:
     assert made.opened == 2
 
 
+def test_an_origin_that_says_no_at_once_is_asked_again_as_soon() -> None:
+    """A server that was away for ten seconds was found up to eight seconds after it was back."""
+    made = opened(at=0.0)
+    for _ in range(4):
+        made.begin()
+        assert made.failed(0.0, at_once=True)
+        assert made.retry_in(0.0) == 1.0
+    made.begin()
+    assert made.failed(0.0)
+    assert made.retry_in(0.0) == 2.0
+
+
 def test_attempts_from_before_it_opened_neither_reopen_it_nor_prolong_it() -> None:
     made = opened(at=0.0)
     assert not made.failed(0.9)
