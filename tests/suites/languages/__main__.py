@@ -15,13 +15,15 @@ from pathlib import Path
 from tests.suites import compare, rigs, workplace
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.languages import Suite, Task, ToolsMissing
+from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.libpq import LIBPQ
 from tests.suites.languages.node import NODE
+from tests.suites.languages.php import PHP
 from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, NODE)
+SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP)
 
 
 def main() -> int:
