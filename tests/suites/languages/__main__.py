@@ -19,11 +19,13 @@ from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.libpq import LIBPQ
 from tests.suites.languages.node import NODE
 from tests.suites.languages.php import PHP
+from tests.suites.languages.perl import PERL
+from tests.suites.languages.ruby import RUBY
 from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP)
+SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL)
 
 
 def main() -> int:
