@@ -79,7 +79,9 @@ class Suite:
             if not (Path(tool).exists() if tool.startswith("/") else shutil.which(tool))
         }
         if missing:
-            raise ToolsMissing(f"not installed: {', '.join(sorted(missing))} (apt-get install {' '.join(sorted(missing))})")
+            raise ToolsMissing(
+                f"not installed: {', '.join(sorted(missing))} (apt-get install {' '.join(sorted(missing))})"
+            )
 
     def kept(self, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
         """Without those that are excluded."""
@@ -138,7 +140,9 @@ def clone(repository: str, tag: str, members: tuple[str, ...], tree: Path) -> No
     shutil.rmtree(part, ignore_errors=True)
     options = ["--quiet", "--depth=1", "--no-checkout", f"--branch={tag}"]
     try:
-        workplace.run(["git", "-c", "http.lowSpeedTime=20", "-c", "http.lowSpeedLimit=1", "clone", *options, repository, part])
+        workplace.run(
+            ["git", "-c", "http.lowSpeedTime=20", "-c", "http.lowSpeedLimit=1", "clone", *options, repository, part]
+        )
         workplace.run(["git", "checkout", "--quiet", "HEAD", "--", *members], cwd=part)
     except SuiteFailed as error:
         shutil.rmtree(part, ignore_errors=True)

@@ -18,8 +18,8 @@ from tests.suites.languages import Suite, Task, ToolsMissing
 from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.libpq import LIBPQ
 from tests.suites.languages.node import NODE
-from tests.suites.languages.php import PHP
 from tests.suites.languages.perl import PERL
+from tests.suites.languages.php import PHP
 from tests.suites.languages.ruby import RUBY
 from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
@@ -117,7 +117,9 @@ def _run(
             kept = arguments.keep / f"{suite.name}-{name}"
             shutil.rmtree(kept, ignore_errors=True)
             kept.mkdir(parents=True)
-            (kept / "outcomes").write_text("\n".join(f"=== {test}: {one.status}\n{one.detail}" for test, one in outcomes.items()))
+            (kept / "outcomes").write_text(
+                "\n".join(f"=== {test}: {one.status}\n{one.detail}" for test, one in outcomes.items())
+            )
             (kept / "pgnear.log").write_text("\n".join(json.dumps(line) for line in rig.log))
         failed = sum(outcome.status == FAILED for outcome in outcomes.values())
         if not outcomes or (name == rigs.DIRECT and failed > len(outcomes) / 3):

@@ -43,7 +43,11 @@ def _prepare(name: str, package: str, modules: tuple[str, ...], home: Path) -> t
     shutil.copy(_MOCK, mock)
     for module in modules:
         source, directory = _GOPATH / "src/github.com" / module, tree / module
-        shutil.copytree(source, directory, ignore=lambda where, names: [one for one in names if (Path(where) / one).is_dir() and one != "testdata"])
+        shutil.copytree(
+            source,
+            directory,
+            ignore=lambda where, names: [one for one in names if (Path(where) / one).is_dir() and one != "testdata"],
+        )
         built = execute(
             ["go", "test", "-c", "-vet=off", "-o", directory / "tests", f"github.com/{module}"],
             cwd=home, environment=_building(home), within=900,
@@ -57,7 +61,9 @@ def _prepare(name: str, package: str, modules: tuple[str, ...], home: Path) -> t
 def _run(modules: tuple[str, ...], environment: dict[str, str], task: Task) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     dsn = {"port": str(task.rig.port), "quoted": quote(PASSWORD)}
-    given = task.environment | {name: value.format(**dsn) for name, value in environment.items()} | {"GOPATH": str(_GOPATH)}
+    given = (
+        task.environment | {name: value.format(**dsn) for name, value in environment.items()} | {"GOPATH": str(_GOPATH)}
+    )
     for module in modules:
         ended = execute(
             ["go", "tool", "test2json", "-p", module, "./tests", "-test.v", "-test.timeout=300s"],
@@ -89,7 +95,9 @@ def _outcomes(module: str, output: str) -> dict[str, Outcome]:
     return outcomes
 
 
-def _suite(name: str, title: str, package: str, modules: tuple[str, ...], environment: dict[str, str], **more: object) -> Suite:
+def _suite(
+    name: str, title: str, package: str, modules: tuple[str, ...], environment: dict[str, str], **more: object
+) -> Suite:
     return Suite(
         name=name,
         title=title,

@@ -29,7 +29,9 @@ def _prepare(home: Path) -> tuple[Path, str]:
         tree.mkdir(parents=True)
         (tree / "package.json").write_text('{"private": true}')
         described = [tests / "packages" / name / "package.json" for name in _PACKAGES]
-        drivers = [f"{name}@{json.loads(path.read_text())['version']}" for name, path in zip(_PACKAGES, described, strict=True)]
+        drivers = [
+            f"{name}@{json.loads(path.read_text())['version']}" for name, path in zip(_PACKAGES, described, strict=True)
+        ]
         workplace.note(f"installing {' '.join(drivers)}")
         quiet = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
         workplace.run(["npm", "install", *quiet, *drivers, *_TOOLS], cwd=tree)
@@ -65,7 +67,10 @@ def _mocha(package: str, task: Task, environment: dict[str, str]) -> dict[str, O
     options = ["--reporter", "json", "--reporter-option", f"output={report}", "--timeout", "10000", "--exit"]
     if package == "pg-query-stream":
         options += ["--require", "ts-node/register/transpile-only"]
-        environment = environment | {"TS_NODE_COMPILER_OPTIONS": '{"module":"commonjs","esModuleInterop":true}', "TS_NODE_IGNORE": "node_modules/(?!pg-query-stream)"}  # fmt: skip
+        environment = environment | {
+            "TS_NODE_COMPILER_OPTIONS": '{"module":"commonjs","esModuleInterop":true}',
+            "TS_NODE_IGNORE": "node_modules/(?!pg-query-stream)",
+        }
     ended = execute(
         ["mocha", *options, *files], cwd=directory, environment=environment, within=task.within,
     )  # fmt: skip
@@ -74,7 +79,14 @@ def _mocha(package: str, task: Task, environment: dict[str, str]) -> dict[str, O
     told: dict[str, Any] = json.loads(report.read_text())
     return {
         f"{package}: {one['fullTitle']}": outcome
-        for kind, outcome_of in (("passes", lambda one: Outcome(PASSED)), ("pending", lambda one: Outcome(SKIPPED)), ("failures", lambda one: Outcome(FAILED, one["err"].get("stack", "") + "\n" + one["err"].get("message", ""))))
+        for kind, outcome_of in (
+            ("passes", lambda one: Outcome(PASSED)),
+            ("pending", lambda one: Outcome(SKIPPED)),
+            (
+                "failures",
+                lambda one: Outcome(FAILED, one["err"].get("stack", "") + "\n" + one["err"].get("message", "")),
+            ),
+        )
         for one in told[kind]
         for outcome in [outcome_of(one)]
     }

@@ -10,7 +10,14 @@ from tests.suites.compare import FAILED, PASSED, SKIPPED, Outcome
 from tests.suites.languages import Suite, Task, execute
 from tests.support.postgres import PASSWORD
 
-_STATUSES = {"PASSED": PASSED, "FAILED": FAILED, "BORKED": FAILED, "SKIPPED": SKIPPED, "XFAILED": FAILED, "WARNED": PASSED}
+_STATUSES = {
+    "PASSED": PASSED,
+    "FAILED": FAILED,
+    "BORKED": FAILED,
+    "SKIPPED": SKIPPED,
+    "XFAILED": FAILED,
+    "WARNED": PASSED,
+}
 _MEMBERS = ("run-tests.php", "ext/pgsql/tests", "ext/pdo_pgsql/tests", "ext/pdo/tests")
 _TESTS = ("ext/pgsql/tests", "ext/pdo_pgsql/tests")
 
@@ -38,7 +45,9 @@ def _run(task: Task) -> dict[str, Outcome]:
     for line in results.read_text().splitlines() if results.exists() else ():
         status, _, name = line.partition("\t")
         difference = tree / f"{name.split(': ')[-1]}".replace(".phpt", ".diff")
-        outcomes[name.replace(f"{tree}/", "")] = Outcome(_STATUSES.get(status, FAILED), difference.read_text(errors="replace") if difference.exists() else "")
+        outcomes[name.replace(f"{tree}/", "")] = Outcome(
+            _STATUSES.get(status, FAILED), difference.read_text(errors="replace") if difference.exists() else ""
+        )
     return outcomes or {"run-tests.php": Outcome(FAILED, ended.output)}
 
 

@@ -36,7 +36,9 @@ def _run(task: Task) -> dict[str, Outcome]:
     for one in json.loads(report.read_text())["examples"]:
         why = one.get("exception") or {}
         where = "\n".join(why.get("backtrace") or ())
-        outcomes[one["full_description"]] = Outcome(_STATUSES[one["status"]], f"{where}\n{why.get('message', '')}".strip())
+        outcomes[one["full_description"]] = Outcome(
+            _STATUSES[one["status"]], f"{where}\n{why.get('message', '')}".strip()
+        )
     return outcomes
 
 
