@@ -72,8 +72,9 @@ def go_home(session: Session) -> None:
 def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether the origin remembers another client's sequence values and must forget them before `statement`.
 
-    Before currval or lastval, since those values are not this client's; and, once anybody has asked for one, before
-    more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it remembers.
+    Before currval or lastval, since those values are not this client's; and, as long as anybody is expected to ask for
+    one, before more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it
+    remembers.
     """
     me, known = session.key[0], origin.sequence_client
     if known == me or origin.status == FAILED_TRANSACTION:
@@ -85,7 +86,9 @@ def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
             log.warning(
                 "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
             )
-    elif not (statement.sequences and known and session.service.recallers):
+    elif statement.sequences and known and session.service.recallers:
+        session.service.recallers.forgotten()
+    else:
         return False
     origin.sequence_client = me
     return True

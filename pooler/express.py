@@ -75,8 +75,6 @@ def _query(session: Session, data: bytes) -> bool:
     statement = service.classifier(text) if known is None else known
     if not (statement.plain or _only_controls(session, statement)):
         return False
-    if statement.sequences and service.recallers:
-        return False  # what others have drawn may have to be forgotten first
     if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
     message = data
@@ -84,11 +82,13 @@ def _query(session: Session, data: bytes) -> bool:
         origin = session.pool.at_hand(session.state.settings, session.traces)
         if origin is None or session.insists or session.mode == "session":
             return False
+        if statement.sequences and _others_drew(session, origin):
+            return False
         unit = _link(session, origin, statement)
         if known is not None and session.pool.reuses_statements and statement.plain:
             message = _kept(session, origin, unit, data)
     else:
-        if origin.units:
+        if origin.units or (statement.sequences and _others_drew(session, origin)):
             return False
         unit = _unit(session, origin)
         mind(session, statement, unit)
@@ -188,6 +188,8 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     """The same on the connection that a transaction, or a pin, keeps: it goes as it is, and leaves nothing behind."""
     if not _is_ordinary(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
         return False
+    if prepared.statement.sequences and _others_drew(session, origin):
+        return False
     unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
@@ -197,13 +199,17 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     return True
 
 
+def _others_drew(session: Session, origin: Origin) -> bool:
+    """Whether what others have drawn on the connection may have to be forgotten before this session draws."""
+    return origin.sequence_client not in (0, session.key[0]) and bool(session.service.recallers)
+
+
 def _is_ordinary(session: Session, prepared: Prepared) -> bool:
     """Whether `prepared` concerns neither its session nor the cache."""
     statement = prepared.statement
     return (
         statement.plain
         and prepared.needs is None
-        and not (statement.sequences and session.service.recallers)
         and not session.portals
         and not (
             statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
@@ -223,6 +229,8 @@ def _for_statement(session: Session, prepared: Prepared) -> Origin | None:
     elif origin.units or origin.status == FAILED_TRANSACTION:
         return None
     if origin is None or prepared not in origin.prepared or origin.verified:
+        return None
+    if prepared.statement.sequences and _others_drew(session, origin):
         return None
     origin.prepared.move_to_end(prepared)
     return origin

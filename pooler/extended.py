@@ -99,7 +99,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     capture = take_pending(session) or capture
     origin = session.origin
     assert origin is not None
-    concerned = _concerned(session, operations) if session.service.classifier.recalls_seen else None
+    expects_recalls = session.service.classifier.recalls_seen or session.service.recallers
+    concerned = _concerned(session, operations) if expects_recalls else None
     if concerned is not None and origin.open_unit is None:
         forget_others_sequences(session, origin, concerned)
     if session.schema_moved and _verify(session, origin, operations):

@@ -15,6 +15,11 @@ Kind = tuple[str, str, str]
 
 MAX_KINDS = 1000
 
+PROBATION = 1000
+"""So many times connections forget others' values before a draw though nobody has asked yet: the first that asks, and
+one is among the first clients where such applications are served, finds its value, too. After that nobody is expected
+to ask, and what nobody asks for costs nothing."""
+
 SEQUENCE_TABLES_QUERY = """
 SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid
  WHERE a.attidentity OPERATOR(pg_catalog.<>) ''
@@ -26,13 +31,21 @@ UNION SELECT c.relname FROM pg_catalog.pg_class c
 
 
 class Recallers:
-    """Kinds of clients of which one has asked for a sequence's value."""
+    """Kinds of clients of which one has asked for a sequence's value.
+
+    True while somebody is expected to ask: somebody has, or it is too early to say that nobody does.
+    """
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, None] = {}
+        self._probation = PROBATION
 
     def __bool__(self) -> bool:
-        return bool(self._kinds)
+        return bool(self._kinds) or self._probation > 0
+
+    def forgotten(self) -> None:
+        """A connection forgets others' values because somebody draws, and might ask."""
+        self._probation -= 1
 
     def add(self, kind: Kind) -> bool:
         """A client of `kind` asks; whether that is new."""
