@@ -98,4 +98,5 @@ NODE = Suite(
     needs={"node": "nodejs", "npm": "npm", "git": "git"},
     prepare=_prepare,
     run=_run,
+    databases=("template1",),
 )
