@@ -75,8 +75,8 @@ def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether the origin remembers another client's sequence values and must forget them before `statement`.
 
     Before currval or lastval, since those values are not this client's; and, where a client of its kind has asked for
-    one, before more are drawn, since a DISCARD that came later would end these, too. After it this client's are all it
-    remembers. Who is not likely to ask is not made to pay for those who are.
+    one, or it is too early to tell, before more are drawn, since a DISCARD that came later would end these, too. After
+    it this client's are all it remembers. Who is not likely to ask is not made to pay for those who are.
     """
     me, known = session.key[0], origin.sequence_client
     if known == me or origin.status == FAILED_TRANSACTION:
@@ -88,7 +88,9 @@ def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
             log.warning(
                 "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
             )
-    elif not (statement.sequences and known and may_ask(session)):
+    elif statement.sequences and known and may_ask(session):
+        session.service.recallers.forgotten()
+    else:
         return False
     origin.sequence_client = me
     return True
@@ -145,7 +147,7 @@ def restore_startup(session: Session, unit: Unit) -> bytes:
 
 
 def may_ask(session: Session) -> bool:
-    """Whether a client of this kind has ever asked for a sequence's value."""
+    """Whether a client of this kind has ever asked for a sequence's value, or is expected to."""
     return kind_of(session) in session.service.recallers
 
 

@@ -110,8 +110,6 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
     statement = service.classifier(text) if known is None else known
     if not (statement.plain or _only_controls(session, statement)):
         return False
-    if statement.sequences and service.recallers.kinds and may_ask(session):
-        return False  # what others have drawn may have to be forgotten first
     if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
     message = data
@@ -121,11 +119,13 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
             return _waits(session, data)
         if session.insists or session.mode == "session":
             return False
+        if statement.sequences and _others_drew(session, origin):
+            return False
         unit = _link(session, origin, statement)
         if known is not None and session.pool.reuses_statements and statement.plain:
             message = _kept(session, origin, unit, data)
     else:
-        if origin.units:
+        if origin.units or (statement.sequences and _others_drew(session, origin)):
             return False
         unit = _unit(session, origin)
         mind(session, statement, unit)
@@ -229,6 +229,8 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     """The same on the connection that a transaction, or a pin, keeps: it goes as it is, and leaves nothing behind."""
     if not _is_ordinary(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
         return False
+    if prepared.statement.sequences and _others_drew(session, origin):
+        return False
     unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
@@ -238,13 +240,20 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     return True
 
 
+def _others_drew(session: Session, origin: Origin) -> bool:
+    """Whether what others have drawn on the connection may have to be forgotten before this session draws."""
+    if origin.sequence_client in (0, session.key[0]):
+        return False
+    recallers = session.service.recallers
+    return recallers.early or (bool(recallers.kinds) and may_ask(session))
+
+
 def _is_ordinary(session: Session, prepared: Prepared) -> bool:
     """Whether `prepared` concerns neither its session nor the cache."""
     statement = prepared.statement
     return (
         statement.plain
         and prepared.needs is None
-        and not (statement.sequences and session.service.recallers.kinds and may_ask(session))
         and not session.portals
         and not (
             statement.cacheable and session.service.cache is not None and (session.origin is None or session.only_reads)
@@ -270,6 +279,8 @@ def _for_statement(session: Session, data: bytes, prepared: Prepared, granted: O
     elif origin.units or origin.status == FAILED_TRANSACTION:
         return None
     if prepared not in origin.prepared or origin.verified:
+        return None
+    if prepared.statement.sequences and _others_drew(session, origin):
         return None
     origin.prepared.move_to_end(prepared)
     return origin

@@ -102,7 +102,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     assert origin is not None
     if session.service.classifier.looks_seen and any(statement_of(session, each).looks for each in operations):
         bring_schema(session, origin)
-    concerned = _concerned(session, operations) if session.service.classifier.recalls_seen else None
+    expects_recalls = session.service.classifier.recalls_seen or session.service.recallers.early
+    concerned = _concerned(session, operations) if expects_recalls else None
     if concerned is not None and origin.open_unit is None:
         forget_others_sequences(session, origin, concerned)
     if session.schema_moved and _verify(session, origin, operations):

@@ -15,6 +15,11 @@ Kind = tuple[str, str, str]
 
 MAX_KINDS = 1000
 
+PROBATION = 1000
+"""So many times connections forget others' values before a draw though nobody has asked yet: the first that asks, and
+one is among the first clients where such applications are served, finds its value, too. After that nobody is expected
+to ask, and what nobody asks for costs nothing."""
+
 SEQUENCE_TABLES_QUERY = """
 SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid
  WHERE a.attidentity OPERATOR(pg_catalog.<>) ''
@@ -30,13 +35,21 @@ class Recallers:
 
     Attributes:
       kinds: those; empty until anybody has asked.
+      early: it is too early to say that a kind which has not asked does not.
     """
 
     def __init__(self) -> None:
         self.kinds: dict[Kind, None] = {}
+        self.early = True
+        self._probation = PROBATION
 
     def __contains__(self, kind: Kind) -> bool:
-        return kind in self.kinds
+        return self.early or kind in self.kinds
+
+    def forgotten(self) -> None:
+        """A connection forgets others' values because somebody draws, and might ask."""
+        self._probation -= 1
+        self.early = self._probation > 0
 
     def add(self, kind: Kind) -> bool:
         """A client of `kind` asks; whether that is new."""

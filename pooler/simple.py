@@ -83,7 +83,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     if statement.looks:
         bring_schema(session, session.origin)
     forgets = False
-    if statement.recalls_sequences or (statement.sequences and service.recallers.kinds and may_ask(session)):
+    if statement.recalls_sequences or (statement.sequences and may_ask(session)):
         if session.origin.open_unit is None:
             forget_others_sequences(session, session.origin, statement)
         else:

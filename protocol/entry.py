@@ -23,7 +23,7 @@ from functools import lru_cache
 
 from protocol import startup
 from protocol.auth import ScramServer
-from protocol.errors import plaintext_after_ssl_request, protocol_violation
+from protocol.errors import not_a_startup, plaintext_after_ssl_request, protocol_violation
 from protocol.framing import HEADER_BYTES, frame_end
 
 PASSWORD_FRAME_LIMIT = 65536
@@ -124,7 +124,7 @@ class Entry:
             return None
         length = int.from_bytes(rest[:4], "big")
         if not 8 <= length <= startup.MAX_STARTUP_BYTES:
-            raise protocol_violation(f"invalid length of startup packet: {length}")
+            raise not_a_startup(f"invalid length of startup packet: {length}")
         if len(rest) < length:
             return None
         packet, self.rest = rest[:length], rest[length:]

@@ -11,7 +11,7 @@ Source: PostgreSQL documentation, "PostgreSQL Error Codes".
 from __future__ import annotations
 
 from protocol.examples import example, examples
-from protocol.responses import FrameError, MalformedMessage, PgError
+from protocol.responses import FrameError, MalformedMessage, NotAStartup, PgError
 
 
 @example(pool="shop", waited_seconds=5.0, size=20)
@@ -322,11 +322,7 @@ def tls_required() -> PgError:
 
 @examples(
     "message",
-    "invalid length of startup packet",
-    "invalid length of startup packet: 20000",
     "invalid startup packet layout: expected terminator as last byte",
-    "invalid length of query cancel packet",
-    "received direct SSL connection request without ALPN protocol negotiation extension",
     "SSLRequest on a connection that is encrypted already",
     "too many encryption requests",
     "not a startup packet; TLS cannot be traced: use sslmode=disable",
@@ -345,6 +341,18 @@ def tls_required() -> PgError:
 def protocol_violation(message: str) -> PgError:
     """A client broke the protocol; the message says how. Its connection ends."""
     return PgError("08P01", message)
+
+
+@examples(
+    "message",
+    "invalid length of startup packet",
+    "invalid length of startup packet: 20000",
+    "invalid length of query cancel packet",
+    "received direct SSL connection request without ALPN protocol negotiation extension",
+)
+def not_a_startup(message: str) -> NotAStartup:
+    """Bytes that are no startup packet. Only the log says so; the connection ends without a word, as PostgreSQL's."""
+    return NotAStartup("08P01", message)
 
 
 @example(kind=ord("Q"), length=3)

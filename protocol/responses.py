@@ -65,6 +65,13 @@ class FrameError(PgError):
     """A length that cannot be: under 4, or over the limit that the reader was given."""
 
 
+class NotAStartup(PgError):
+    """What a client began with is no startup packet. As PostgreSQL does, it is logged, and the client hears nothing.
+
+    Drivers that leave before their login has begun say Terminate there, and would report an answer as an error.
+    """
+
+
 class MalformedMessage(PgError):
     """Bytes that are no message of the protocol, or not the message that they say they are."""
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocol.errors import protocol_violation, startup_encoding, startup_option_without_value, unknown_startup_option
+from protocol.errors import (
+    not_a_startup,
+    protocol_violation,
+    startup_encoding,
+    startup_option_without_value,
+    unknown_startup_option,
+)
 
-MAX_STARTUP_BYTES = 10000
-"""The largest startup packet PostgreSQL accepts (MAX_STARTUP_PACKET_LENGTH)."""
+MAX_STARTUP_BYTES = 10004
+"""The largest startup packet PostgreSQL accepts: MAX_STARTUP_PACKET_LENGTH and the length field."""
 
 _SSL_REQUEST = 80877103
 _GSSENC_REQUEST = 80877104
@@ -53,7 +59,7 @@ def parse_startup(packet: bytes) -> SSLRequest | GSSENCRequest | CancelRequest |
       PgError: 08P01 for a packet that is not what it says.
     """
     if len(packet) < 8 or len(packet) > MAX_STARTUP_BYTES or int.from_bytes(packet[:4], "big") != len(packet):
-        raise protocol_violation("invalid length of startup packet")
+        raise not_a_startup("invalid length of startup packet")
     code = int.from_bytes(packet[4:8], "big")
     if code == _SSL_REQUEST and len(packet) == 8:
         return SSLRequest()
@@ -61,7 +67,7 @@ def parse_startup(packet: bytes) -> SSLRequest | GSSENCRequest | CancelRequest |
         return GSSENCRequest()
     if code == _CANCEL_REQUEST:
         if not 16 <= len(packet) <= 12 + 256:
-            raise protocol_violation("invalid length of query cancel packet")
+            raise not_a_startup("invalid length of query cancel packet")
         return CancelRequest(int.from_bytes(packet[8:12], "big"), packet[12:])
     major, minor = code >> 16, code & 0xFFFF
     parameters = _parameters(packet[8:]) if major == 3 else {}

@@ -31,7 +31,7 @@ from pooler.transport import Transport, TransportClosed
 from protocol import errors, startup
 from protocol.auth import ScramServer
 from protocol.entry import Entry, Step
-from protocol.responses import PgError
+from protocol.responses import NotAStartup, PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -132,7 +132,7 @@ class Login:
             return None
         assert transport.tls is not None
         if entry.direct and transport.tls.selected_alpn_protocol() != ALPN:
-            raise errors.protocol_violation(
+            raise errors.not_a_startup(
                 "received direct SSL connection request without ALPN protocol negotiation extension"
             )
         entry.encrypted()
@@ -278,7 +278,7 @@ class Login:
             self.transport.send(data)
 
     def _refuse(self, error: PgError) -> None:
-        """Tell the client why not, if it still listens, and close."""
+        """Tell the client why not, if it still listens and speaks our protocol, and close."""
         stats, transport = self.service.stats, self.transport
         if error.sqlstate == "28P01":
             stats.login_failures += 1
@@ -292,7 +292,7 @@ class Login:
         )
         self.service.doors.left(self)
         try:
-            self._send(error.fatal().response())
+            self._send(b"" if isinstance(error, NotAStartup) else error.fatal().response())
         except TransportClosed:
             transport.close()
         else:

@@ -126,7 +126,7 @@ class _Relay:
                 if buffer[:1] not in (b"", b"\0"):
                     raise errors.protocol_violation("not a startup packet; TLS cannot be traced: use sslmode=disable")
                 if int.from_bytes(buffer[:4].ljust(4, b"\0"), "big") > startup.MAX_STARTUP_BYTES:
-                    raise errors.protocol_violation("invalid length of startup packet")
+                    raise errors.not_a_startup("invalid length of startup packet")
                 data = await self._client.receive_some(_CHUNK_BYTES)
                 if not data:
                     raise EOFError

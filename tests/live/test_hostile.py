@@ -428,7 +428,7 @@ def test_pushing_against_a_closed_door_takes_no_time(near: Pgnear) -> None:
     for _ in range(300):
         with WireClient(near.port) as client:
             client.send(b"\0\0\0\1")
-            assert client.fatal()["C"] == "08P01"
+            assert client.receive_all() == []
     assert time.monotonic() - began < 20
 
 

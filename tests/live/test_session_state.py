@@ -386,6 +386,24 @@ def test_currval_and_lastval_are_never_somebody_elses(one: Pgnear, origin: Serve
         assert client.one("select lastval()") == b"4"
 
 
+@pytest.mark.parametrize("how", ["simple", "extended", "prepared"])
+def test_the_first_that_ever_asks_for_its_sequence_value_finds_it(pgnear: Start, origin: Server, how: str) -> None:
+    """On a connection that others have drawn on before: PDO's lastInsertId and DBI's last_insert_id ask like that."""
+    origin.execute("drop table if exists numbered")
+    origin.execute("create table numbered (id serial, v int)")
+    near = pgnear(pool_size=1)
+    insert = "insert into numbered values (default, 1)"
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        for each in (client, other):
+            each.ask(wire.parse(insert, "s"), wire.SYNC)
+        for each in (client, other, client):
+            if how == "prepared":
+                each.ask(wire.bind("s"), wire.execute(), wire.SYNC)
+            else:
+                each.query(insert) if how == "simple" else each.ask(*extended(insert))
+        assert client.one("select lastval()") == b"3"
+
+
 @pytest.mark.parametrize("cached", ["true", "false"])
 def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, origin: Server, cached: str) -> None:
     """Others take other connections, since a client of the same application has asked once."""

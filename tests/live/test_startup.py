@@ -14,7 +14,7 @@ from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
 from tests.support.waiting import until
-from tests.support.wire import SSL_REQUEST, Refused, WireClient, query, startup
+from tests.support.wire import SSL_REQUEST, Refused, WireClient, frame, query, startup
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,6 @@ def near(origin: Server) -> Iterator[Pgnear]:
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\0\0\0\0\0\0\0\0",
-        pack("!I", 7) + b"\0" * 8,
-        pack("!I", 0x7FFFFFFF) + b"\0\3\0\0",
-        pack("!II", 10001, 3 << 16),
         pack("!II", 9, 3 << 16) + b"x",
         pack("!II", 14, 3 << 16) + b"user\0\0",
         pack("!II", 18, 3 << 16) + b"user\0x\0db\0",
@@ -40,9 +35,6 @@ def near(origin: Server) -> Iterator[Pgnear]:
         pack("!II", 16, 2 << 16) + b"whatever",
         pack("!II", 16, 9 << 16) + b"whatever",
         pack("!II", 12, 80877103) + b"long",
-        pack("!II", 12, 80877102) + b"shrt",
-        b"\x80\x2e\x01\x03\x01" + b"\0" * 43,
-        pytest.param(os.urandom(64).replace(b"\0", b"\1"), id="noise"),
     ],
 )
 def test_startup_garbage_is_refused_and_harms_nobody(near: Pgnear, data: bytes) -> None:
@@ -54,14 +46,45 @@ def test_startup_garbage_is_refused_and_harms_nobody(near: Pgnear, data: bytes) 
         assert client.one("select 1") == b"1"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\0\0\0\0\0\0\0\0",
+        pack("!I", 7) + b"\0" * 8,
+        pack("!I", 0x7FFFFFFF) + b"\0\3\0\0",
+        pack("!II", 10005, 3 << 16),
+        pack("!II", 12, 80877102) + b"shrt",
+        b"\x80\x2e\x01\x03\x01" + b"\0" * 43,
+        pytest.param(os.urandom(64).replace(b"\0", b"\1"), id="noise"),
+    ],
+)
+def test_what_is_no_startup_packet_gets_no_answer_as_from_postgresql(near: Pgnear, origin: Server, data: bytes) -> None:
+    for port in (origin.port, near.port):
+        with WireClient(port) as client:
+            client.send(data)
+            assert client.receive_all() == []
+            assert client.buffer == b""
+    with WireClient.logged_in(near.port) as client:
+        assert client.one("select 1") == b"1"
+
+
+def test_a_driver_that_leaves_before_its_login_has_begun_hears_no_error(near: Pgnear) -> None:
+    """node-postgres says Terminate in place of a startup packet, and would report an answer as an error."""
+    with WireClient(near.port) as client:
+        client.send(frame("X"))
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.receive_all() == []
+
+
 def test_a_client_that_is_still_talking_hears_why_it_is_refused(pgnear: Start) -> None:
     """A close with bytes unread resets the connection, and with it the words that were on their way."""
     near = pgnear()
     with WireClient(near.port) as client:
-        client.send(b"GET / HTTP/1.1\r\n" + b"x" * 1_000_000)
+        client.send(pack("!II", 9000, 9 << 16) + b"x" * 1_000_000)
         near.wait_for_log("login_failed")
         client.send(b"and more")
-        assert client.fatal()["C"] == "08P01"
+        assert client.fatal()["C"] == "0A000"
 
 
 def test_a_client_that_hangs_up_at_any_byte_of_its_login_harms_nobody(near: Pgnear) -> None:

@@ -94,7 +94,7 @@ def test_a_payload_without_fields_is_an_internal_error() -> None:
 
 
 def test_every_function_that_makes_an_error_has_an_example() -> None:
-    kinds = ("PgError", "FrameError", "MalformedMessage")
+    kinds = ("PgError", "FrameError", "MalformedMessage", "NotAStartup")
     makers = {
         function
         for name, function in inspect.getmembers(errors, inspect.isfunction)

@@ -56,7 +56,7 @@ def obtain(major: int, work: Path, home: Path) -> Release:
     kept.mkdir(parents=True, exist_ok=True)
     options = _private_apt(work / "apt")
     run(["apt-get", *options, "update", "-qq"])
-    version, tree = _sources(package, kept, options)
+    version, tree = _sources(package, kept, options, "src")
     system = Release(version, Path(f"/usr/lib/postgresql/{major}"), tree)
     if version == _installed(package) and version == _installed(f"postgresql-server-dev-{major}"):
         return system
@@ -111,11 +111,25 @@ def _private_apt(home: Path) -> list[str]:
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
 
-def _sources(package: str, home: Path, options: list[str]) -> tuple[str, Path]:
+def source_package(package: str, work: Path, member: str) -> tuple[str, Path]:
+    """The newest version of a source package that can be had, and where it is unpacked, which has `member`.
+
+    Raises:
+      SuiteFailed: none can be had.
+    """
+    _need({"/usr/bin/dpkg-source": "dpkg-dev"})
+    kept = work / "sources"
+    kept.mkdir(parents=True, exist_ok=True)
+    options = _private_apt(work / "apt")
+    run(["apt-get", *options, "update", "-qq"])
+    return _sources(package, kept, options, member)
+
+
+def _sources(package: str, home: Path, options: list[str], member: str) -> tuple[str, Path]:
     reasons = []
     for version in _versions(package, options):
         tree = home / f"{package}_{version}"
-        if (tree / "src").is_dir():
+        if (tree / member).exists():
             return version, tree
         note(f"fetching the sources of {package} {version}")
         description = f"{package}_{version.rpartition(':')[2]}.dsc"
