@@ -230,8 +230,12 @@ def _tests(
 
 
 def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bool:
-    """Whether it ends by itself; it and its children are killed where it writes nothing for `silence` seconds."""
+    """Whether it ends by itself; it and its children are killed where it writes nothing for `silence` seconds.
+
+    Before the first test five times as long: large suites collect theirs for minutes.
+    """
     size, since = -1, time.monotonic()
+    begun = written.stat().st_size if written.exists() else 0
     while True:
         try:
             process.wait(1)
@@ -240,7 +244,7 @@ def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bo
             now = written.stat().st_size if written.exists() else 0
             if now != size:
                 size, since = now, time.monotonic()
-            elif time.monotonic() - since > silence:
+            elif time.monotonic() - since > (silence if now != begun else 5 * silence):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 return False
