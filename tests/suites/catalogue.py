@@ -23,7 +23,8 @@ class Suite:
         {quoted} the same for a URL.
       users: name -> password of those that may log in to pgnear beside `postgres`.
       excluded: tests that are not run either way, with the reason: node ids begin with the key.
-      apps: of Django's tests: what its own `runtests.py` is given, in place of pytest.
+      parts: of the tests: the files and directories that are run, where it is not all of them.
+      by_django: Django's own `runtests.py` runs them, which calls its parts apps.
       on_demand: it takes too long, or its sources are too far away, to be run unless it is named.
     """
 
@@ -41,7 +42,8 @@ class Suite:
     options: tuple[str, ...] = ()
     source: str = ""
     repository: str = ""
-    apps: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    by_django: bool = False
     on_demand: bool = False
 
 
@@ -67,6 +69,16 @@ _DJANGO_APPS = tuple(
     multiple_database ordering postgres_tests prefetch_related queries raw_query schema select_for_update select_related
     serializers test_utils timezones transaction_hooks transactions update xor_lookups
     """.split()
+)
+
+_SQLALCHEMY_PARTS = (
+    "test/dialect/postgresql",
+    "test/dialect/test_suite.py",
+    "test/engine",
+    "test/sql",
+    "test/orm/test_transaction.py",
+    "test/orm/test_unitofworkv2.py",
+    "test/orm/test_versioning.py",
 )
 
 SUITES = (
@@ -174,6 +186,7 @@ SUITES = (
                 "--maxfail=1000000",
             ),
             environment={"PYTHONNOUSERSITE": "1"},
+            parts=_SQLALCHEMY_PARTS,
             on_demand=True,
         )
         for driver, package in (("psycopg2", "psycopg2-binary"), ("asyncpg", "asyncpg"), ("psycopg", "psycopg[binary]"))
@@ -188,7 +201,8 @@ SUITES = (
             tests="tests",
             needs=(package, "jinja2", "Pillow", "PyYAML", "tblib", "tzdata"),
             databases=("test_django", "test_django_other"),
-            apps=_DJANGO_APPS,
+            parts=_DJANGO_APPS,
+            by_django=True,
             on_demand=True,
         )
         for driver, package in (("psycopg", "psycopg[binary,pool]"), ("psycopg2", "psycopg2-binary"))

@@ -165,7 +165,7 @@ def _run(
             environment = {name: value.format(**values) for name, value in suite.environment.items()}
             outcomes = _tests(
                 command,
-                tree / "tests" if suite.apps else tree,
+                tree / "tests" if suite.by_django else tree,
                 home,
                 rig.environment("postgres") | environment,
                 arguments,
@@ -186,14 +186,15 @@ def _run(
 
 def _command(suite: Suite, python: Path, arguments: argparse.Namespace) -> list[str]:
     selected = ["-k", arguments.select] if arguments.select else []
-    if suite.apps:
+    parts = arguments.tests or suite.parts or [suite.tests]
+    if suite.by_django:
         return [
             str(python), "runtests.py", "--settings=django_settings", "--noinput", "--parallel=1",
-            *(arguments.tests or suite.apps), *selected,
+            *parts, *selected,
         ]  # fmt: skip
     command = [
         str(python), "-m", "pytest", "-q", "-p", PLUGIN.stem, "--tb=short",
-        f"--timeout={arguments.test_seconds:g}", "--continue-on-collection-errors", *(arguments.tests or [suite.tests]),
+        f"--timeout={arguments.test_seconds:g}", "--continue-on-collection-errors", *parts,
         *(f"--deselect={test}" for test in suite.excluded), *selected,
     ]  # fmt: skip
     if "pytest-benchmark" in suite.needs:
