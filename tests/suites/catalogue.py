@@ -191,6 +191,23 @@ SUITES = (
         )
         for driver, package in (("psycopg2", "psycopg2-binary"), ("asyncpg", "asyncpg"), ("psycopg", "psycopg[binary]"))
     ),
+    Suite(
+        name="alembic",
+        version="1.20.1",
+        driver="alembic",
+        members=("tests/", "alembic/", "setup.cfg", "pyproject.toml"),
+        tests="tests",
+        needs=("psycopg2-binary", "black", "zimports", "tzdata"),
+        setup=("CREATE SCHEMA test_schema", "CREATE DATABASE alembic_test TEMPLATE postgres"),
+        databases=("alembic_test",),
+        options=(
+            "--dburi",
+            "postgresql+psycopg2://postgres:{quoted}@127.0.0.1:{port}/alembic_test",
+            "--backend-only",
+            "--maxfail=1000000",
+        ),
+        on_demand=True,
+    ),
     *(
         Suite(
             name=f"django-{driver}",

@@ -207,6 +207,7 @@ def _tests(
 ) -> dict[str, Outcome]:
     """Run it, again where a test hung so that not even its own time limit could end it."""
     written = home / "outcomes"
+    written.touch()
     environment |= {
         "HOME": str(home),
         "PYTHONPATH": str(home),
@@ -236,13 +237,13 @@ def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bo
     Before the first test five times as long: large suites collect theirs for minutes.
     """
     size, since = -1, time.monotonic()
-    begun = written.stat().st_size if written.exists() else 0
+    begun = written.stat().st_size
     while True:
         try:
             process.wait(1)
             return True
         except subprocess.TimeoutExpired:
-            now = written.stat().st_size if written.exists() else 0
+            now = written.stat().st_size
             if now != size:
                 size, since = now, time.monotonic()
             elif time.monotonic() - since > (silence if now != begun else 5 * silence):
@@ -254,7 +255,7 @@ def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bo
 def _outcomes(written: Path) -> dict[str, Outcome]:
     """The last word on each test; one that only began hung."""
     outcomes: dict[str, Outcome] = {}
-    for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
+    for line in written.read_text(encoding="utf-8").splitlines():
         test, status, detail = json.loads(line)
         before = outcomes.get(test)
         if status == "began":
