@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from itertools import count
+from typing import Final
 
 from pooler.ceremony.borrow import borrowed
 from pooler.greetings import Greetings, Welcome
@@ -25,7 +26,9 @@ _NAME_BYTES = 63
 
 _NOT_SETTINGS = ("user", "database", "options", "replication")
 
-_pids = count(1)
+_ABOVE_ALL_PROCESSES: Final = 2**22
+"""Linux numbers its processes below this: who terminates a process by an id of ours ends nobody's backend."""
+_pids = count()
 
 
 def known_welcome(pool: Pool, packet: bytes, request: startup.StartupMessage) -> Welcome | None:
@@ -95,7 +98,8 @@ def wanted_settings(parameters: Mapping[str, str]) -> dict[str, str]:
 
 def new_key(minor: int) -> tuple[int, bytes]:
     """A process id and a secret for a client of protocol 3.`minor` to cancel with: 4 bytes, 32 from 3.2 on."""
-    return next(_pids) & 0x7FFFFFFF, secrets.token_bytes(32 if minor >= 2 else 4)
+    pid = _ABOVE_ALL_PROCESSES + next(_pids) % (2**31 - _ABOVE_ALL_PROCESSES)
+    return pid, secrets.token_bytes(32 if minor >= 2 else 4)
 
 
 def first_words(request: startup.StartupMessage, reports: Reports, key: tuple[int, bytes]) -> bytes:

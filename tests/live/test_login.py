@@ -36,6 +36,14 @@ def near(origin: Server) -> Iterator[Pgnear]:
         yield server
 
 
+def test_the_process_id_given_at_login_is_no_process_of_the_origins(near: Pgnear) -> None:
+    """psycopg_pool's tests terminate a backend by it; counted from 1 it could be somebody else's in a container."""
+    with near.connect() as connection:
+        assert connection.info.backend_pid >= 2**22
+        terminated = connection.execute("select pg_terminate_backend(%s)", [connection.info.backend_pid])
+        assert terminated.fetchone() == (False,)
+
+
 # ---- passwords -------------------------------------------------------------------------------------------------------
 
 

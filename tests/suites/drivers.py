@@ -17,159 +17,19 @@ import sys
 import tarfile
 import time
 import venv
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from tests.suites import compare, rigs, workplace
+from tests.suites.catalogue import SUITES, Suite
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import PASSWORD, system_installation
 
 REASONS = Path(__file__).with_name("drivers.toml")
 PLUGIN = Path(__file__).with_name("outcomes_plugin.py")
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A driver's tests.
-
-    Attributes:
-      driver: what is installed. The tests come from the source distribution of `source` (`name` where it is empty), of
-        the same version, or from the tag `version` of `repository`.
-      members: what is unpacked of the source distribution; the driver's own modules are not, for they would be
-        imported instead of the installed ones.
-      tests: what pytest is given. options: and how.
-      setup: SQL that its authors ask for.
-      databases: those that pgnear serves beside `postgres`; the tests make them where `setup` does not.
-      environment: for pytest. In it and in `options`, {port} is where to connect, {password} that of postgres and
-        {quoted} the same for a URL.
-      users: name -> password of those that may log in to pgnear beside `postgres`.
-      excluded: tests that are not run either way, with the reason: node ids begin with the key.
-      on_demand: it takes too long, or its sources are too far away, to be run unless it is named.
-    """
-
-    name: str
-    version: str
-    driver: str
-    members: tuple[str, ...]
-    tests: str
-    needs: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    databases: tuple[str, ...] = ()
-    users: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
-    excluded: dict[str, str] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
-    source: str = ""
-    repository: str = ""
-    on_demand: bool = False
-
-
 _TOOLS = ("pytest", "pytest-timeout")
-_OWN_CLUSTER = "starts a cluster of its own, which is not the one behind pgnear"
-_NO_DATABASE = "connects to nothing"
-_SERVERS_DOOR = "tests an authentication method in the server's pg_hba.conf; clients of pgnear log in to pgnear"
-
-SUITES = (
-    Suite(
-        name="asyncpg",
-        version="0.32.0",
-        driver="asyncpg",
-        members=("tests/",),
-        tests="tests",
-        needs=("distro",),
-        databases=("testdb", "asyncpg_intro_test"),
-        environment={"PGSSLMODE": "disable"},  # as in a cluster of its own; with TLS its garbage tests fail
-        excluded={
-            "tests/test__sourcecode.py": "checks the driver's sources, which are not unpacked",
-            "tests/test_codecs.py::TestCodecsLargeOIDs": _OWN_CLUSTER,
-            "tests/test_connect.py::TestGSSAuthentication": _OWN_CLUSTER,
-            "tests/test_connect.py::TestConnectionAttributes": _OWN_CLUSTER,
-            "tests/test_pool.py::TestPoolReconnectWithTargetSessionAttrs": _OWN_CLUSTER,
-            "tests/test_pool.py::TestHotStandby": _OWN_CLUSTER,
-        },
-    ),
-    Suite(
-        name="pg8000",
-        version="1.31.6",
-        driver="pg8000",
-        members=("test/", "README.md"),
-        tests="test",
-        needs=("pytest-mock", "pytest-benchmark", "pytz", "docutils"),
-        setup=("CREATE DATABASE pg8000_scram_sha_256", "CREATE EXTENSION hstore"),
-        databases=("pg8000_scram_sha_256",),
-        users={"boltzmann": "cha\uff6fs"},
-        excluded={
-            **{f"test/{api}/auth/test_gss.py": _SERVERS_DOOR for api in ("dbapi", "legacy", "native")},
-            "test/test_readme.py": "connects to a server on port 5432 with a password of its own",
-        },
-    ),
-    Suite(
-        name="psycopg2",
-        version="2.9.13",
-        driver="psycopg2-binary",
-        members=("tests/",),
-        tests="tests",
-        setup=("CREATE EXTENSION hstore", "CREATE DATABASE psycopg2_test TEMPLATE postgres"),
-        databases=("psycopg2_test",),
-        environment={
-            "PSYCOPG2_TESTDB": "psycopg2_test",
-            "PSYCOPG2_TESTDB_PASSWORD": f"'{PASSWORD}'",  # goes into a connection string as it is
-            "PSYCOPG2_TEST_REPL_DSN": "",  # means: the same server, and test replication
-        },
-    ),
-    Suite(
-        name="psycopg",
-        version="3.3.4",
-        driver="psycopg[binary]",
-        repository="https://github.com/psycopg/psycopg",  # its source distribution has no tests
-        members=("tests/", "tools/"),
-        tests="tests",
-        needs=("psycopg-pool", "anyio>=4", "pproxy", "numpy", "shapely"),
-        setup=("CREATE EXTENSION hstore", "CREATE DATABASE psycopg_test TEMPLATE postgres"),
-        databases=("psycopg_test",),
-        environment={
-            "PSYCOPG_TEST_DSN": "host=127.0.0.1 port={port} user=postgres password='{password}' dbname=psycopg_test"
-        },
-        options=("-m", "not timing"),
-        excluded={
-            "tests/crdb": "tests with CockroachDB",
-            "tests/pool": "tests psycopg_pool, mostly how long it takes",
-            "tests/test_conninfo_attempts": _NO_DATABASE,
-            "tests/test_dns": _NO_DATABASE,
-            "tests/test_typing.py": _NO_DATABASE,
-        },
-        on_demand=True,
-    ),
-    *(
-        Suite(
-            name=f"sqlalchemy-{driver}",
-            source="sqlalchemy",
-            version="2.1.9",
-            driver="sqlalchemy",
-            members=("test/", "lib/", "setup.cfg", "pyproject.toml"),
-            tests="test",
-            needs=("greenlet", package),
-            setup=(
-                "CREATE SCHEMA test_schema",
-                "CREATE SCHEMA test_schema_2",
-                "CREATE DATABASE sqlalchemy_test TEMPLATE postgres",
-                "ALTER DATABASE sqlalchemy_test SET default_text_search_config = 'pg_catalog.english'",
-            ),
-            databases=("sqlalchemy_test",),
-            options=(
-                "--dburi",
-                f"postgresql+{driver}://postgres:{{quoted}}@127.0.0.1:{{port}}/sqlalchemy_test",
-                "--backend-only",
-                "--maxfail=1000000",
-            ),
-            environment={"PYTHONNOUSERSITE": "1"},
-            on_demand=True,
-        )
-        for driver, package in (("psycopg2", "psycopg2-binary"), ("asyncpg", "asyncpg"), ("psycopg", "psycopg[binary]"))
-    ),
-)
+LOADED_BY_SUITES = (PLUGIN, *(PLUGIN.with_name(name) for name in ("django_outcomes.py", "django_settings.py")))
 
 
 def main() -> int:
@@ -187,7 +47,7 @@ def main() -> int:
         return 2
     text = "\n".join(_head(arguments) + sections)
     print(text)
-    whole = set(arguments.suites) == {suite.name for suite in SUITES} and not arguments.select
+    whole = set(arguments.suites) == {suite.name for suite in SUITES} and not arguments.select and not arguments.tests
     if whole and not arguments.no_docs and not arguments.no_cache:
         DOCS.mkdir(exist_ok=True)
         (DOCS / "driver-suites.md").write_text(text, encoding="utf-8")
@@ -206,6 +66,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--all", action="store_true", help="all suites; some take long")
     parser.add_argument("-k", dest="select", help="pytest's expression: only tests whose names match")
+    parser.add_argument("--tests", nargs="+", help="of one suite: only these files, directories or apps of its tests")
     parser.add_argument("--test-seconds", type=float, default=60, help="a test that takes longer has failed")
     parser.add_argument("--run-seconds", type=float, default=1500, help="a whole run that takes longer is ended")
     arguments = parser.parse_args()
@@ -291,16 +152,9 @@ def _run(
         raise SuiteFailed("the suites need a PostgreSQL of the system's packages: apt-get install postgresql")
     note(f"running {suite.name}: {name}")
     with workplace.scratch("pgnear-drivers-") as home:
-        shutil.copy(PLUGIN, home)
-        command = [
-            str(python), "-m", "pytest", "-q", "-p", PLUGIN.stem, "--tb=short",
-            f"--timeout={arguments.test_seconds:g}", "--continue-on-collection-errors", suite.tests,
-            *(f"--deselect={test}" for test in suite.excluded),
-        ]  # fmt: skip
-        if "pytest-benchmark" in suite.needs:
-            command.append("--benchmark-disable")
-        if arguments.select:
-            command += ["-k", arguments.select]
+        for file in LOADED_BY_SUITES:
+            shutil.copy(file, home)
+        command = _command(suite, python, arguments)
         with rigs.running(
             name, installation, suite.databases, setup=suite.setup, users=suite.users, cache=not arguments.no_cache,
             pool_size=arguments.pool_size,
@@ -309,35 +163,66 @@ def _run(
             values = {"port": rig.port, "password": PASSWORD, "quoted": quote(PASSWORD)}
             command += [option.format(**values) for option in suite.options]
             environment = {name: value.format(**values) for name, value in suite.environment.items()}
-            outcomes = _pytest(command, tree, home, rig.environment("postgres") | environment, arguments)
+            outcomes = _tests(
+                command,
+                tree / "tests" if suite.by_django else tree,
+                home,
+                rig.environment("postgres") | environment,
+                arguments,
+            )
         if arguments.keep is not None:
             kept = arguments.keep / f"{suite.name}-{name}"
             shutil.rmtree(kept, ignore_errors=True)
             kept.mkdir(parents=True)
-            for file in ("pytest.out", "outcomes"):
+            for file in ("tests.out", "outcomes"):
                 shutil.copy(home / file, kept)
             (kept / "pgnear.log").write_text("\n".join(json.dumps(line) for line in rig.log))
         failed = sum(outcome.status == FAILED for outcome in outcomes.values())
         if not outcomes or (name == rigs.DIRECT and failed > len(outcomes) / 10):
-            last = (home / "pytest.out").read_text()[-2000:]
+            last = (home / "tests.out").read_text()[-2000:]
             raise SuiteFailed(f"{suite.name} does not run here: {failed} of {len(outcomes)} tests fail: {last}")
     return outcomes, rig.trouble, version
 
 
-def _pytest(
+def _command(suite: Suite, python: Path, arguments: argparse.Namespace) -> list[str]:
+    selected = ["-k", arguments.select] if arguments.select else []
+    parts = arguments.tests or suite.parts or [suite.tests]
+    if suite.by_django:
+        return [
+            str(python), "runtests.py", "--settings=django_settings", "--noinput", "--parallel=1",
+            *parts, *selected,
+        ]  # fmt: skip
+    command = [
+        str(python), "-m", "pytest", "-q", "-p", PLUGIN.stem, "--tb=short",
+        f"--timeout={arguments.test_seconds:g}", "--continue-on-collection-errors", *parts,
+        *(f"--deselect={test}" for test in suite.excluded), *selected,
+    ]  # fmt: skip
+    if "pytest-benchmark" in suite.needs:
+        command.append("--benchmark-disable")
+    return command
+
+
+def _tests(
     command: list[str], tree: Path, home: Path, environment: dict[str, str], arguments: argparse.Namespace
 ) -> dict[str, Outcome]:
     """Run it, again where a test hung so that not even its own time limit could end it."""
     written = home / "outcomes"
-    environment |= {"HOME": str(home), "PYTHONPATH": str(home), "OUTCOMES": str(written)}
+    written.touch()
+    environment |= {
+        "HOME": str(home),
+        "PYTHONPATH": str(home),
+        "OUTCOMES": str(written),
+        "TEST_SECONDS": f"{arguments.test_seconds:g}",
+    }
     end = time.monotonic() + arguments.run_seconds
     for attempt in itertools.count():
         if time.monotonic() >= end:
             break
-        fresh = ["-o", f"cache_dir={home / f'cache-{attempt}'}"]  # psycopg's tests refuse to follow a killed run
-        with open(home / "pytest.out", "ab") as output:
+        # psycopg's tests refuse to follow a killed run
+        environment["PYTEST_ADDOPTS"] = f"-o cache_dir={home / f'cache-{attempt}'}"
+        with open(home / "tests.out", "ab") as output:
             process = subprocess.Popen(
-                [*command, *fresh], cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
         if _ends(process, written, min(2 * arguments.test_seconds, end - time.monotonic())):
@@ -347,17 +232,21 @@ def _pytest(
 
 
 def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bool:
-    """Whether it ends by itself; it and its children are killed where it writes nothing for `silence` seconds."""
+    """Whether it ends by itself; it and its children are killed where it writes nothing for `silence` seconds.
+
+    Before the first test five times as long: large suites collect theirs for minutes.
+    """
     size, since = -1, time.monotonic()
+    begun = written.stat().st_size
     while True:
         try:
             process.wait(1)
             return True
         except subprocess.TimeoutExpired:
-            now = written.stat().st_size if written.exists() else 0
+            now = written.stat().st_size
             if now != size:
                 size, since = now, time.monotonic()
-            elif time.monotonic() - since > silence:
+            elif time.monotonic() - since > (silence if now != begun else 5 * silence):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 return False
@@ -366,7 +255,7 @@ def _ends(process: subprocess.Popen[bytes], written: Path, silence: float) -> bo
 def _outcomes(written: Path) -> dict[str, Outcome]:
     """The last word on each test; one that only began hung."""
     outcomes: dict[str, Outcome] = {}
-    for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
+    for line in written.read_text(encoding="utf-8").splitlines():
         test, status, detail = json.loads(line)
         before = outcomes.get(test)
         if status == "began":
