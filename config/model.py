@@ -303,9 +303,9 @@ class Config(Section):
         description="Prepared statements that one client may have. Raise it for a client that is refused another.",
     )
     max_client_settings_bytes: Size = Field(
-        64 * 1024,
+        32 * 1024,
         ge=16384,
-        le=16 * 1024**2,
+        le=1024**2,
         description="How much the SET statements of one client, those that still hold, may take together: they follow "
         "it from connection to connection. A client with more keeps its connection until DISCARD ALL. Raise it where "
         "SHOW CLIENTS says so of clients that should not.",

@@ -84,7 +84,7 @@ class SessionState:
         "settings", "sql_statements", "startup", "tainted", "watching",
     )  # fmt: skip
 
-    def __init__(self, startup: Settings, max_bytes: int = 65536) -> None:
+    def __init__(self, startup: Settings, max_bytes: int = 32768) -> None:
         self.startup = startup
         self.max_bytes = max_bytes
         self.settings = startup
@@ -108,8 +108,12 @@ class SessionState:
             self._transact(part.transact, part.savepoint, tag)
         for change in part.changes:
             self._note(change.name)
-            if not change.local:
+            if change.local:
+                continue
+            if self._has_room(change):
                 self._become(self._changed(change))
+            else:
+                self._overflows = True
         if part.discards == "all":
             self._discarded_all(part)
         elif part.releases and not self.pins.keys().isdisjoint(part.releases):
@@ -133,6 +137,16 @@ class SessionState:
             self._names.add(name)
         else:
             self._overflows = True
+
+    def _has_room(self, change: SettingChange) -> bool:
+        """Whether `change` can be kept; who sets thousands of names is told no without the sum of them being made."""
+        if change.apply_sql is None:
+            return True
+        size = self.current.size + len(change.name) + len(change.apply_sql)
+        if size <= self.max_bytes:
+            return True
+        before = self.current.get(change.name)
+        return before is not None and size - len(change.name) - len(before) <= self.max_bytes
 
     def _become(self, settings: Settings) -> None:
         """`settings` hold now; more than may be kept only the connection knows, and is not given back."""

@@ -30,6 +30,7 @@ _SCREEN = re.compile(
 """Each line of blanks is looked at once: a newline begins anew."""
 
 _BEGINS = re.compile(_SCREEN.pattern.partition(b"| \\b")[0], re.VERBOSE)
+_BEGINS_WITHIN = re.compile(_BEGINS.pattern.replace(b"^ |", b"", 1), re.VERBOSE)
 _WORDS = [
     re.compile(pattern)
     for pattern in (
@@ -132,7 +133,8 @@ class Classifier:
         form = shape(text) if len(text) <= self.LONGEST_TAKEN_APART else None
         folded = (text if form is None else form).lower()
         screened = (
-            _BEGINS.search(folded) is not None
+            _BEGINS.match(folded) is not None
+            or _BEGINS_WITHIN.search(folded) is not None
             or any(word.search(folded) is not None for word in _WORDS)
             or any(name.lower().encode() in folded for name in self._session_functions)
         )
@@ -164,9 +166,9 @@ class Classifier:
     def _examine(self, text: bytes, *, screened: bool) -> Statement:
         if screened:
             return classify(text, session_functions=self._session_functions)
-        if self._parse_always:
+        if self._parse_always or len(text) > self.LONGEST_TAKEN_APART:
             return classify(text, suspicious=False)
-        return _unexamined(text) if len(text) <= self.LONGEST_TAKEN_APART else UNKNOWN_DRAWING
+        return _unexamined(text)
 
 
 def _unexamined(text: bytes) -> Statement:

@@ -326,6 +326,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
 
 
 _LONGEST_SEARCHED = 1 << 20
+_LOOKS = (b"current_setting", b"current_schemas", b"pg_my_temp_schema")
 _INTO = re.compile(rb"\b(?:(insert|merge)\s+)?into\b", re.IGNORECASE)
 
 
@@ -345,7 +346,7 @@ def _unexamined(text: bytes, why: str, *, suspicious: bool) -> Statement:
         changes_schema=suspicious or makes_table,
         sequences=True,
         draws=True,
-        looks=is_huge or traces.looks(text) is not None,
+        looks=any(word in text.lower() for word in _LOOKS) if is_huge else traces.looks(text) is not None,
         unknown_reach=True,
         why_not=why,
     )

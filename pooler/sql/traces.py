@@ -50,6 +50,8 @@ def left_by(part: Part, configured: Iterable[str | None] = ()) -> frozenset[str]
 
 def with_traces(traces: frozenset[str], more: frozenset[str]) -> frozenset[str]:
     """`traces` and `more`, as far as they are told apart."""
+    if len(traces) > MOST_TRACES or more <= traces:
+        return traces
     both = traces | more
     if len(both) <= MOST_TRACES:
         return both

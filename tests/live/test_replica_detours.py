@@ -167,6 +167,22 @@ def test_a_read_that_its_client_cancels_on_a_replica_is_not_repeated(near: Near,
         assert made.metric("replica_retries_total") == 0
 
 
+@pytest.mark.parametrize("vanish", [WireClient.hang_up, WireClient.reset])
+def test_a_client_that_vanishes_from_its_read_on_a_replica_holds_nothing_there(
+    near: Near, standby: Standby, vanish: Callable[[WireClient], None]
+) -> None:
+    made = near()
+    client = WireClient.logged_in(made.port)
+    client.send(query("select linger(id) from shelf where id = 6"))
+    until(lambda: lingering(standby) == 1)
+    vanish(client)
+    until(lambda: not lingering(standby))
+    until(lambda: made.metric("clients") == 0)
+    until(lambda: made.metric("replica_usable") == 1)
+    with made.connect() as other:
+        assert other.execute("select v from shelf where id = 7").fetchone() == (7,)
+
+
 def test_what_is_sent_behind_a_read_goes_to_the_primary(near: Near, primary: Server) -> None:
     """A pipelined write came to the replica with the read before it, and failed there (25006)."""
     made = near()

@@ -172,3 +172,26 @@ def test_nothing_is_warned_of_where_no_password_is_on_the_command_line(origin: S
         near.connect()
     near.stop()
     assert "password_on_command_line" not in json.dumps(near.log_lines)
+
+
+def test_what_a_password_command_prints_comes_out_nowhere(origin: Server, tmp_path: Path) -> None:
+    """Nor does it when the origin refuses it, or where the command says it on standard error and fails."""
+    secret, wrong = tmp_path / "file", "planted-by-a-command"
+    secret.write_text(PASSWORD)
+    command = tmp_path / "command"
+    command.write_text(f'#!/bin/sh\ncat "{secret}"; cat "{secret}" >&2; test -s "{secret}.ok"\n')
+    command.chmod(0o700)
+    (tmp_path / "file.ok").write_text("yes")
+    url = f"postgresql://postgres@127.0.0.1:{origin.port}/postgres"
+    with running(url, password_command=str(command), log={"level": "debug"}) as near:
+        with near.connect(dsn={"dbname": "pgnear"}) as console:
+            secret.write_text(wrong)
+            console.execute(b"reload")
+            near.wait_for_log("credentials_not_rotated")
+            (tmp_path / "file.ok").write_text("")
+            console.execute(b"reload")
+            near.wait_for_log("credentials_not_rotated", count=2)
+            said = [str(console.execute(show).fetchall()) for show in (b"show config", b"show pools")]
+        said += [near.get("/metrics")[1], json.dumps(near.log_lines)]
+        said.append(Path(f"/proc/{near.process.pid}/cmdline").read_text())
+    assert not [words for words in said for planted in (PASSWORD, wrong) if planted in words]

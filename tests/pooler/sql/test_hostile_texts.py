@@ -69,6 +69,7 @@ SLOW = {
     "quotes": b"select " + b"'" * 1_000_001,
     "an element": b"select 1 where 1 in (" + b"1," * 500_000 + b"1)",
     "lists of almost enough": b"select 1 where " + b" and ".join([b"1 in (" + b"1," * 99 + b"1)"] * 2_000),
+    "60 MB of words": b"insert into t values (E'\\\\" + b"x " * 30_000_000,
     "a value with every word": b"insert into t values (E'\\\\" + b"temp template set x" * 100_000 + b"')",
 }
 
