@@ -62,7 +62,7 @@ class Doors:
     def end(self) -> None:
         """The process ends: so do the logins that are under way."""
         for login in list(self._under_way):
-            login.end()
+            login.shutdown()
 
     # ---- those who come ----------------------------------------------------------------------------------------------
 

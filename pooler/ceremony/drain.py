@@ -31,7 +31,7 @@ STEER_SECONDS = 0.5
 """How long connections that were being made to this process when its successor took over may take to be there."""
 
 LATE_SECONDS = 1.0
-"""How long after its login a client may take until its first transaction."""
+"""How long a client that came during the drain, or so long before it, may take until its first transaction."""
 
 PARTING_SECONDS = 0.3
 """How long a client that asks for nothing more is waited for."""
@@ -95,8 +95,8 @@ def _dismiss_idle(service: Service) -> bool:
     for session in list(service.sessions):
         if not session.busy:
             until = service.stays_until.get(session)
-            if until is None and (left := LATE_SECONDS - max(0.0, time() - session.began)) > 0:
-                service.stays_until[session] = now + left
+            if until is None and time() - session.began < LATE_SECONDS:
+                service.stays_until[session] = now + LATE_SECONDS
             elif until is None or (now >= until and not session.holding):
                 ending.depart(session)
             elif now >= until:

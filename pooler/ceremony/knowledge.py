@@ -46,6 +46,7 @@ async def keep_catalog(service: Service, pool: Pool) -> None:
     """
     read_at = 0.0
     known = False
+    told = ""  # the problem that was logged last
     while True:
         begun = monotonic()
         wait = CATALOG_SECONDS
@@ -58,13 +59,15 @@ async def keep_catalog(service: Service, pool: Pool) -> None:
                 read_at = monotonic()
             if not known:
                 log.info("catalog_read", pool=pool.name)
-            known = True
+            known, told = True, ""
         except (PgError, trio.TooSlowError) as error:
             if pool.breaker.closed or not service.config.cache.stale_if_error:
                 pool.catalog = None
-            known = False
+            reason = (str(error) or "timeout").partition("; the next attempt is in ")[0]  # a countdown is no news
+            if known or reason != told:
+                log.warning("catalog_unavailable", pool=pool.name, reason=reason)
+            known, told = False, reason
             wait = RETRY_SECONDS
-            log.warning("catalog_unavailable", pool=pool.name, reason=str(error) or "timeout")
         except Exception as error:  # without a catalog nothing is cached, and that is all
             pool.catalog = None
             log.exception("internal_error", where="catalog", error=str(error))

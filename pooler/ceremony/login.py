@@ -46,7 +46,7 @@ class Login:
       unsent: the end of authentication, which travels with whatever comes behind it, as a server sends it.
     """
 
-    __slots__ = ("_entry", "_session", "_tls", "service", "transport", "unsent", "user")
+    __slots__ = ("_asks", "_entry", "_session", "_tls", "service", "transport", "unsent", "user")
 
     def __init__(self, service: Service, transport: Transport) -> None:
         self.service = service
@@ -56,6 +56,7 @@ class Login:
         self._tls = service.tls  # of now: the handshake and SCRAM must mean the same certificate
         self._entry = Entry(self._tls is not None)
         self._session: Session | None = None
+        self._asks = False
 
     def begin(self) -> None:
         """Take what the client has said already, and wait for the rest in the reactor."""
@@ -92,6 +93,13 @@ class Login:
         """The client took too long."""
         self.service.stats.expired("client_login_timeout")
         self._refuse(errors.login_timeout(self.service.config.client_login_timeout))
+
+    def shutdown(self) -> None:
+        """The process ends: who is in and waits for the origin is told; others are in the middle of proving it."""
+        if self._asks:
+            self._refuse(errors.admin_shutdown())
+        else:
+            self.end()
 
     def end(self) -> None:
         """Close without a word."""
@@ -250,7 +258,10 @@ class Login:
             self.service.reactor.ceremonies -= 1
 
     async def _ask(self, pool: Pool) -> None:
-        self._greet(pool, await ask_for_welcome(pool, self._entry.packet, self._request))
+        self._asks = True
+        welcome = await ask_for_welcome(pool, self._entry.packet, self._request)
+        self._asks = False
+        self._greet(pool, welcome)
 
     async def _cancel(self) -> None:
         request = self._entry.request

@@ -141,6 +141,20 @@ def test_a_client_that_has_just_logged_in_is_served_before_it_is_sent_away(pgnea
     assert near.process.wait(20) == 0
 
 
+def test_who_waits_in_its_login_while_the_origin_is_paused_is_told_of_the_end(pgnear: Start) -> None:
+    """It saw its connection close without a word."""
+    near = pgnear()
+    near.wait_for_log("catalog_read")  # which would wait, too
+    with near.connect(dsn={"dbname": "pgnear"}) as console:
+        console.execute("pause")
+        waits = Background(lambda: near.connect(dsn={"options": "-c work_mem=1234kB"}))
+        until(lambda: near.metric("pool_waiting") >= 1)
+    near.process.send_signal(signal.SIGTERM)
+    with pytest.raises(psycopg.OperationalError, match="terminating connection due to administrator command"):
+        waits.result()
+    assert near.process.wait(20) == 0
+
+
 def test_a_transaction_that_does_not_finish_is_cut_off_after_drain_timeout(pgnear: Start) -> None:
     near = pgnear(drain_timeout="300ms")
     client = near.connect()
