@@ -35,6 +35,7 @@ from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
 from pooler.sql.views import Edit, edited
 from pooler.statements import Prepared
+from pooler.translation import run_unseen_first
 from pooler.unit import HIDDEN, Unit
 from protocol import errors
 from protocol.framing import READY_IDLE, SYNC_FRAME, command_complete, query
@@ -96,8 +97,10 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         detour.begin(session, data[position:frame_end])
     mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
-    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows or forgets:
-        session.send_later(_followed(session, unit, statement, text, forgets=forgets))
+    if forgets:
+        run_unseen_first(session, session.origin, unit, DISCARD_SEQUENCES)
+    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
+        session.send_later(_followed(session, unit, statement, text))
     else:
         session.send_later(data if frame_end == len(data) and not position else data[position:frame_end])
     return True
@@ -115,7 +118,7 @@ def open_unit(session: Session, started: float) -> Unit:
     return unit
 
 
-def _followed(session: Session, unit: Unit, statement: Statement, text: bytes, *, forgets: bool) -> bytes:
+def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -> bytes:
     """The Query frame of a text with effects on the session, whose completions `unit` follows.
 
     A RESET goes back to what the session began with, not the connection: what the startup packet asked for is
@@ -124,9 +127,6 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes, *
     state = session.state
     followed: list[Part] = []
     edits = views.edits(session, statement.shows) if statement.shows else []
-    if forgets:
-        followed.append(HIDDEN)  # in an unfinished batch, where no Query of pgnear's own can come first
-        edits.append((0, 0, DISCARD_SEQUENCES + b";"))
     for part in statement.parts:
         followed.append(part)
         if part.named in session.statements:
