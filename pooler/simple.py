@@ -97,10 +97,11 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         detour.begin(session, data[position:frame_end])
     mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
-    if forgets:
+    if forgets and session.origin.executing:
         run_unseen_first(session, session.origin, unit, DISCARD_SEQUENCES)
-    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows:
-        session.send_later(_followed(session, unit, statement, text))
+        forgets = False
+    if statement.has_effects or (session.state.watching and statement.parts) or statement.shows or forgets:
+        session.send_later(_followed(session, unit, statement, text, forgets=forgets))
     else:
         session.send_later(data if frame_end == len(data) and not position else data[position:frame_end])
     return True
@@ -118,7 +119,7 @@ def open_unit(session: Session, started: float) -> Unit:
     return unit
 
 
-def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -> bytes:
+def _followed(session: Session, unit: Unit, statement: Statement, text: bytes, *, forgets: bool) -> bytes:
     """The Query frame of a text with effects on the session, whose completions `unit` follows.
 
     A RESET goes back to what the session began with, not the connection: what the startup packet asked for is
@@ -127,6 +128,9 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes) -
     state = session.state
     followed: list[Part] = []
     edits = views.edits(session, statement.shows) if statement.shows else []
+    if forgets:
+        followed.append(HIDDEN)  # in an unfinished batch, where no Query of pgnear's own can come first
+        edits.append((0, 0, DISCARD_SEQUENCES + b";"))
     for part in statement.parts:
         followed.append(part)
         if part.named in session.statements:

@@ -397,7 +397,8 @@ def _parameters(tail: bytes) -> list[bytes | None]:
 def run_unseen_first(session: Session, origin: Origin, unit: Unit, text: bytes) -> None:
     """Have `text` run in the unfinished batch `unit`, before the Query or FunctionCall at hand, which will end it.
 
-    Not in the Query's own text: of several statements in one, version 18 commits what that batch has begun.
+    Where that batch has executed something, not in the Query's own text: of several statements in one, version 18
+    commits what the batch has begun, and of a single one it does not.
     """
     translation = Translation(session, origin, unit, b"")
     translation.run_unseen(text)
