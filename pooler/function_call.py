@@ -18,7 +18,8 @@ from pooler.link import link
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.sql.traces import UNKNOWN
 from pooler.translation import run_unseen_first
-from pooler.unit import FUNCTION_RESULT
+from pooler.unit import FUNCTION_RESULT, Unit
+from protocol.framing import query
 
 if TYPE_CHECKING:
     from pooler.session import Session
@@ -85,8 +86,11 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     session.only_reads = False
     session.reach = None
     unit = simple.open_unit(session, perf_counter())
-    if forgets:
+    if forgets and origin.executing:
         run_unseen_first(session, origin, unit, DISCARD_SEQUENCES)
+    elif forgets:
+        origin.units.insert(len(origin.units) - 1, Unit.own(lambda own: None))  # nothing of the batch is owed any more
+        session.send_later(query(DISCARD_SEQUENCES.decode()))
     part = _setting(body, formats) if oid == _SET_CONFIG else _UNKNOWN if oid >= FIRST_USER_OID else _PARTS.get(oid)
     if part is not None:
         session.state.watching = True
