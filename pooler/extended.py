@@ -126,6 +126,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
         unit.script(translation.steps, hides_rows=translation.hides_rows)
     elif translation.steps and translation.steps[0][0] == UNNAMED:
         unit.begin_with(translation.steps[0][2])
+    if terminator != _SYNC and any(operation[0] == _EXECUTE for operation in operations):
+        origin.executing = True
     if capture is not None:
         copy_answer(session, unit, capture)
     bound = translation.bound
@@ -211,5 +213,6 @@ def _open_unit(session: Session, origin: Origin) -> Unit:
         return origin.open_unit
     unit = Unit(perf_counter(), session.service.stats.bypass_latency)
     unit.synced = False
+    origin.executing = False
     session.push(unit)
     return unit

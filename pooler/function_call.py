@@ -13,11 +13,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from pooler import simple
-from pooler.consequences import draw, forget_others_sequences, go_home
+from pooler.consequences import DISCARD_SEQUENCES, draw, forget_others_sequences, go_home, must_forget
 from pooler.link import link
 from pooler.sql.statement import Part, PinKind, Statement
 from pooler.sql.traces import UNKNOWN
-from pooler.unit import FUNCTION_RESULT
+from pooler.translation import run_unseen_first
+from pooler.unit import FUNCTION_RESULT, Unit
+from protocol.framing import query
 
 if TYPE_CHECKING:
     from pooler.session import Session
@@ -71,14 +73,24 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         return False
     origin = session.origin
     assert origin is not None
-    if (recalls or oid in _DRAWS) and origin.open_unit is None:
-        forget_others_sequences(session, origin, _RECALL if recalls else _DRAW)
+    forgets = False
+    if recalls or oid in _DRAWS:
+        concerned = _RECALL if recalls else _DRAW
+        if origin.open_unit is None:
+            forget_others_sequences(session, origin, concerned)
+        else:
+            forgets = must_forget(session, origin, concerned)
     if oid in _DRAWS:
         draw(session, origin)
     session.writes = True
     session.only_reads = False
     session.reach = None
     unit = simple.open_unit(session, perf_counter())
+    if forgets and origin.executing:
+        run_unseen_first(session, origin, unit, DISCARD_SEQUENCES)
+    elif forgets:
+        origin.units.insert(len(origin.units) - 1, Unit.own(lambda own: None))  # nothing of the batch is owed any more
+        session.send_later(query(DISCARD_SEQUENCES.decode()))
     part = _setting(body, formats) if oid == _SET_CONFIG else _UNKNOWN if oid >= FIRST_USER_OID else _PARTS.get(oid)
     if part is not None:
         session.state.watching = True

@@ -85,6 +85,7 @@ class Origin:
       overdue: the session whose query took too long and is being cancelled, and what it is told; see
         `ceremony.deadlines`.
       cancels: cancel requests under way; it is not handed on while there are any.
+      executing: its unfinished batch has an Execute, so that version 18 keeps a transaction open behind a Query.
       spare: a unit that is owed no more, to be used again.
     """
 
@@ -100,6 +101,7 @@ class Origin:
         "closed",
         "created",
         "draining",
+        "executing",
         "fatal",
         "idle_since",
         "outdated",
@@ -156,6 +158,7 @@ class Origin:
         self.sequence_client = 0
         self.asked_again = False
         self.draining = False
+        self.executing = False
         self.closed = False
         self.fatal: PgError | None = None
         self._partial: list[bytes] = []

@@ -35,6 +35,7 @@ from pooler.sql.names import renaming
 from pooler.sql.statement import Part, Statement
 from pooler.sql.views import Edit, edited
 from pooler.statements import Prepared
+from pooler.translation import run_unseen_first
 from pooler.unit import HIDDEN, Unit
 from protocol import errors
 from protocol.framing import READY_IDLE, SYNC_FRAME, command_complete, query
@@ -96,6 +97,9 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
         detour.begin(session, data[position:frame_end])
     mind(session, statement, unit)
     study(session, unit, statement, text, ALL_TEXT)
+    if forgets and session.origin.executing:
+        run_unseen_first(session, session.origin, unit, DISCARD_SEQUENCES)
+        forgets = False
     if statement.has_effects or (session.state.watching and statement.parts) or statement.shows or forgets:
         session.send_later(_followed(session, unit, statement, text, forgets=forgets))
     else:

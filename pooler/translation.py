@@ -392,3 +392,15 @@ def _parameters(tail: bytes) -> list[bytes | None]:
         values.append(None if size < 0 else tail[position : position + size])
         position += max(size, 0)
     return values
+
+
+def run_unseen_first(session: Session, origin: Origin, unit: Unit, text: bytes) -> None:
+    """Have `text` run in the unfinished batch `unit`, before the Query or FunctionCall at hand, which will end it.
+
+    Where that batch has executed something, not in the Query's own text: of several statements in one, version 18
+    commits what the batch has begun, and of a single one it does not.
+    """
+    translation = Translation(session, origin, unit, b"")
+    translation.run_unseen(text)
+    unit.script(translation.steps, hides_rows=True)
+    session.send_later(b"".join(translation.messages))

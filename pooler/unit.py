@@ -243,10 +243,10 @@ class Unit:
         if kind == PARSE_COMPLETE:
             self.parsed = None
         forward = True
-        if self.parts:
-            forward = self._follow_part(origin.session, kind, frame)
-        elif self.steps and not self.failed:
+        if self.steps and not self.failed:
             forward = self._follow_step(origin, kind, frame)
+        elif self.parts:
+            forward = self._follow_part(origin.session, kind, frame)
         if self.capture is not None:
             self._copy(self.capture, kind, frame, origin)
         return forward
@@ -285,7 +285,7 @@ class Unit:
         self.failed = True
         forward = True
         session = origin.session
-        if self.parts and session is not None:
+        if self.parts and not self.steps and session is not None:
             session.failed(self.parts[0], frame)
         elif self.steps:
             kind, _, argument, _ = self.steps[0]
