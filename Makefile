@@ -71,7 +71,7 @@ profile: $(BIN)/.installed ## A flame graph of pgnear under load (ARGS='--load f
 regress: $(BIN)/.installed ## PostgreSQL's own regression suite, directly and through pgnear; writes docs/regress.md
 	$(BIN)/python -m tests.suites.regress $(ARGS)
 
-driver-suites: $(BIN)/.installed ## asyncpg's, pg8000's and psycopg2's own tests, likewise; writes docs/driver-suites.md
+driver-suites: $(BIN)/.installed ## asyncpg's, pg8000's and psycopg2's own tests, likewise, and others by name; writes docs/driver-suites.md
 	$(BIN)/python -m tests.suites.drivers $(ARGS)
 
 reference: $(BIN)/.installed ## Regenerate the configuration table, the example file and the JSON schema

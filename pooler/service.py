@@ -122,6 +122,8 @@ class Service:
         self.replica_pools = self._make_replicas(config)
         self.rotations = {name: Rotation(self, pool, sources.get(name)) for name, pool in self.pools.items()}
         self.sessions: set[Session] = set()
+        self.unfinished: dict[Session, int] = {}
+        """Whose last batch has no Sync or Flush yet, and how much of it had come, for `ceremony.deadlines`."""
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
@@ -177,6 +179,7 @@ class Service:
 
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
+        self.unfinished.pop(session, None)
         self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
 

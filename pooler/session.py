@@ -38,7 +38,7 @@ from pooler.state import SessionState
 from pooler.statements import Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
-from pooler.walk import take, walk
+from pooler.walk import PARTIAL_BATCH_BYTES, take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors
 from protocol.framing import READY_IDLE, length_at
@@ -82,6 +82,7 @@ class Session:
       to_origin: bytes for the linked connection, sent when the walk is over. out: answers that no origin was asked for,
         `out_bytes` in all.
       holding: input is kept until the origin has said something that pgnear must know first.
+      hurried: its client sends no more of a batch that it has not finished, which is on its way as it is.
       stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
         something had come, or was under way.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
@@ -91,8 +92,8 @@ class Session:
 
     __slots__ = (
         "_scope", "_scope_label", "alone", "away", "began", "bound", "chunks", "closed", "copying", "database",
-        "defaults_change", "detour", "direct", "discard", "flight", "holding", "inbox", "insists", "key", "landed",
-        "last_write", "leaving", "missing",
+        "defaults_change", "detour", "direct", "discard", "flight", "holding", "hurried", "inbox", "insists", "key",
+        "landed", "last_write", "leaving", "missing",
         "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
         "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state",
         "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "user",
@@ -138,6 +139,7 @@ class Session:
         self.origin: Origin | None = None
         self.waiting = False
         self.holding = False
+        self.hurried = False
         self.closed = False
         self.stirred = True
         self.quiet_since = 0.0
@@ -367,7 +369,9 @@ class Session:
         data, self.inbox = self.inbox, b""
         self.transport.resume()
         if data:
-            walk(self, data)
+            walk(self, data, 0 if self.hurried else PARTIAL_BATCH_BYTES)
+        if not (self.waiting or self.holding):
+            self.hurried = False
 
     def flush_origin(self, data: bytes) -> None:
         parts = self.to_origin

@@ -28,7 +28,8 @@ _BATCH_ENDS = frozenset({SYNC, FLUSH})
 _BATCHED = frozenset({PARSE, BIND, DESCRIBE, EXECUTE, CLOSE})
 
 PARTIAL_BATCH_BYTES = 65536
-"""Extended messages without a Sync or Flush are held back up to so many bytes; then they go to the origin as they are.
+"""Extended messages without a Sync or Flush are held back up to so many bytes, or until their client sends no more
+(`hurry`); then they go to the origin as they are.
 """
 
 
@@ -66,8 +67,28 @@ def _keep(session: Session, data: bytes) -> None:
         session.transport.pause()
 
 
-def walk(session: Session, data: bytes) -> None:
-    """Handle every whole message in `data`; keep what is incomplete or must wait."""
+def held_bytes(session: Session) -> int:
+    """How much of what the client has sent is kept until more of it comes; 0 where it waits for something else."""
+    if session.closed or session.leaving or session.waiting or session.holding:
+        return 0
+    return len(session.inbox) + sum(map(len, session.chunks))
+
+
+def hurry(session: Session) -> None:
+    """A client sends no more of a batch that it has not finished: it may wait for an error, which needs no Flush."""
+    if session.chunks:
+        session.inbox = b"".join(session.chunks)
+        session.chunks.clear()
+        session.missing = 0
+    session.hurried = True
+    session.resume_walk()
+
+
+def walk(session: Session, data: bytes, held: int = PARTIAL_BATCH_BYTES) -> None:
+    """Handle every whole message in `data`; keep what is incomplete or must wait.
+
+    `held`: so many bytes of an unfinished batch are kept back.
+    """
     end = len(data)
     limit = session.pool.max_message_bytes
     position = copying.pass_stream(session, data) if session.stream_left else 0
@@ -94,7 +115,7 @@ def walk(session: Session, data: bytes) -> None:
         if kind in _BATCHED:
             batch.append((kind, position, frame_end))
             position = frame_end
-            if frame_end - kept < PARTIAL_BATCH_BYTES:
+            if frame_end - kept < held:
                 continue
             handled = session.skipping or _guard(session, data, extended.submit, kept, batch, 0)
         elif kind in _BATCH_ENDS:
@@ -130,6 +151,8 @@ def walk(session: Session, data: bytes) -> None:
                 break
     if kept < end:
         _keep_rest(session, data[kept:] if kept else data)
+        if batch and (more_awaited := held_bytes(session)):
+            session.service.unfinished[session] = more_awaited
     if session.out:  # answers from here are for what came before anything that an origin was asked
         session.flush_client()
         if session.closed:

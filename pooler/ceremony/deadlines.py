@@ -1,8 +1,8 @@
 """Who takes too long: queries, transactions, clients that say nothing inside a transaction or outside.
 
 Lives here: the look at every linked origin connection, several times a second, and now and then at every client; what
-each expiry does. Not here: waiting for a connection (`Pool.tick`), logins (`Doors.look`, called from here), and the
-deadlines of ceremonies, which are cancel scopes where they wait.
+each expiry does; who has sent a part of a batch and no more. Not here: waiting for a connection (`Pool.tick`), logins
+(`Doors.look`, called from here), and the deadlines of ceremonies, which are cancel scopes where they wait.
 
 Traffic sets no timers. It notes when a ReadyForQuery was read (`Origin.ready_at`), when a transaction began
 (`Origin.block_since`), and that something came from a client (`Session.stirred`); everything else is seen from here. A
@@ -21,6 +21,7 @@ from config.deadlines import Deadlines
 from pooler import ending
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
+from pooler.walk import held_bytes, hurry
 from protocol import errors
 from protocol.responses import PgError
 
@@ -66,9 +67,11 @@ class DeadlineTable:
 async def watch_deadlines(service: Service) -> None:
     """Look again and again, for as long as the process lives."""
     idle_look_at = 0.0
+    unfinished: dict[Session, int] = {}
     while True:
         await trio.sleep(service.deadlines.look_seconds)
         service.doors.look()
+        unfinished = _look_at_unfinished(service, unfinished)
         now = perf_counter()
         for pool in service.every_pool:
             for origin in list(pool.origins):
@@ -79,6 +82,19 @@ async def watch_deadlines(service: Service) -> None:
             idle_look_at = now + wait
             for session in list(service.sessions):
                 _look_for_silence(service, session, now, wait)
+
+
+def _look_at_unfinished(service: Service, before: dict[Session, int]) -> dict[Session, int]:
+    """Whose batch has not grown since the look before may wait for an answer; who is to be looked at next time."""
+    now, service.unfinished = service.unfinished, {}
+    for session, size in before.items():
+        held = held_bytes(session)
+        if held and held == size:
+            now.pop(session, None)
+            hurry(session)
+        elif held:
+            now[session] = held
+    return now
 
 
 def _look_at(service: Service, origin: Origin, session: Session, now: float) -> None:

@@ -540,6 +540,29 @@ def test_a_query_behind_a_batch_without_sync_is_skipped_with_it_or_ends_it(clien
     assert client.one("select 3") == b"3"
 
 
+@pytest.mark.parametrize("before", ["", "begin"], ids=["outside a transaction", "inside one"])
+def test_an_error_in_a_batch_is_told_before_its_sync_and_without_a_flush(client: WireClient, before: str) -> None:
+    """PostgreSQL flushes errors by itself; psycopg's tests wait for one that way, and waited for ever."""
+    client.query(before)
+    client.send(wire.parse("select 1/$1::int", "s"), wire.bind("s", [b"1"]), wire.execute())
+    client.send(wire.bind("s", [b"0"]), wire.execute(), wire.bind("s", [b"1"])[:3])
+    assert kinds(client.receive_until("E")) == "12DCE"
+    assert kinds(client.ask(wire.bind("s", [b"1"])[3:], wire.execute(), wire.SYNC)) == "Z"
+    client.query("rollback")
+    assert client.one("select 3") == b"3"
+
+
+def test_an_unfinished_batch_that_waits_for_a_connection_goes_on_when_it_has_one(pgnear: Start) -> None:
+    near = pgnear(pool_size=1)
+    with WireClient.logged_in(near.port) as holder, WireClient.logged_in(near.port) as client:
+        holder.query("begin")
+        client.send(wire.parse("select nonsense"))
+        until(lambda: near.metric("pool_waiting") == 1)
+        holder.query("commit")
+        assert kinds(client.receive_until("E")) == "E"
+        assert kinds(client.ask(wire.SYNC)) == "Z"
+
+
 def test_terminate_behind_a_batch_without_sync_ends_at_once_and_undoes_it(one: Pgnear, table: str) -> None:
     for messages in ([], [wire.FLUSH]):
         client = WireClient.logged_in(one.port)

@@ -173,6 +173,8 @@ SUITES = (
             tests="test",
             needs=("greenlet", package),
             setup=(
+                "CREATE EXTENSION hstore",
+                "CREATE EXTENSION citext",
                 "CREATE SCHEMA test_schema",
                 "CREATE SCHEMA test_schema_2",
                 "CREATE DATABASE sqlalchemy_test TEMPLATE postgres",

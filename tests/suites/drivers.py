@@ -45,15 +45,23 @@ def main() -> int:
     except SuiteFailed as error:
         note(f"driver-suites: {error}")
         return 2
-    text = "\n".join(_head(arguments) + sections)
-    print(text)
-    whole = set(arguments.suites) == {suite.name for suite in SUITES} and not arguments.select and not arguments.tests
-    if whole and not arguments.no_docs and not arguments.no_cache:
-        DOCS.mkdir(exist_ok=True)
-        (DOCS / "driver-suites.md").write_text(text, encoding="utf-8")
+    print("\n".join(_head(arguments) + sections))
+    if not (arguments.select or arguments.tests or arguments.no_docs or arguments.no_cache):
+        _write(sections, arguments)
     if unknown or trouble:
         note(f"driver-suites: {unknown} unknown differences; pgnear: {'; '.join(trouble) or 'fine'}")
     return 1 if unknown or trouble else 0
+
+
+def _write(sections: list[str], arguments: argparse.Namespace) -> None:
+    """Put what was run in the place of what docs/ has of the same suites; the others stay as they are."""
+    file = DOCS / "driver-suites.md"
+    file.parent.mkdir(exist_ok=True)
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    written = {part.split()[0]: f"## {part.rstrip()}\n" for part in before.split("\n## ")[1:]}
+    written |= {section.split()[1]: f"{section.rstrip()}\n" for section in sections}
+    ordered = [written[suite.name] for suite in SUITES if suite.name in written]
+    file.write_text("\n".join(_head(arguments) + ordered), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
