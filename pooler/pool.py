@@ -27,6 +27,7 @@ from pooler.matching import take_idle
 from pooler.pulse import Pulse
 from pooler.queue import Queued, WaitQueue
 from pooler.refusals import Refusals
+from pooler.sql.traces import shows_others
 from pooler.stats import Histogram, Stats
 from protocol import errors
 from protocol.responses import PgError
@@ -181,7 +182,7 @@ class Pool:
         if not self.waiting.users:
             while self.idle:
                 origin = take_idle(self.idle, waiter.settings, waiter.traces)
-                if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+                if origin.traces and waiter.insists and shows_others(origin.traces, waiter.traces):
                     if self._ordinary < self.allowed:
                         self.idle.append(origin)  # whose traces it has may come again; there is room for one more
                     else:
@@ -346,7 +347,7 @@ class Pool:
         reserved = origin in self.reserve
         waiter = self.waiting.head(self.administrators if reserved else None) if self.waiting.users else None
         if waiter is not None:
-            if origin.traces and waiter.insists and not origin.traces <= waiter.traces:
+            if origin.traces and waiter.insists and shows_others(origin.traces, waiter.traces):
                 self._replace(origin)
                 return
             self.wait_histogram.observe(now - self.waiting.serve(waiter, now))

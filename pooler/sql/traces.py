@@ -58,6 +58,11 @@ def with_traces(traces: frozenset[str], more: frozenset[str]) -> frozenset[str]:
     return traces | {UNKNOWN}
 
 
+def shows_others(traces: frozenset[str], own: frozenset[str]) -> bool:
+    """Whether `traces` of a connection may be others' than those of the client that has left its `own`."""
+    return UNKNOWN in traces or not traces <= own  # two settings whose names nobody knows may be two
+
+
 def is_full(traces: frozenset[str]) -> bool:
     """Whether a connection has had so many custom settings that it should be closed: it keeps each of them, too."""
     return len(traces) >= MOST_TRACES
