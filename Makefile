@@ -6,7 +6,7 @@ DURATION ?= 300
 WORKERS ?= 2
 
 .PHONY: demo test accelerate pure test-accelerated fuzz cache-check lint types check bench bench-far profile regress
-.PHONY: driver-suites reference clean fuzz-protocol chaos soak
+.PHONY: driver-suites driver-suites-languages reference clean fuzz-protocol chaos soak
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -73,6 +73,9 @@ regress: $(BIN)/.installed ## PostgreSQL's own regression suite, directly and th
 
 driver-suites: $(BIN)/.installed ## asyncpg's, pg8000's and psycopg2's own tests, likewise, and others by name; writes docs/driver-suites.md
 	$(BIN)/python -m tests.suites.drivers $(ARGS)
+
+driver-suites-languages: $(BIN)/.installed ## The same of drivers of C, JavaScript, Go, PHP, Ruby, Perl, Java; writes docs/driver-suites-languages.md
+	$(BIN)/python -m tests.suites.languages $(ARGS)
 
 reference: $(BIN)/.installed ## Regenerate the configuration table, the example file and the JSON schema
 	$(BIN)/python -m config.reference

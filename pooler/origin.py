@@ -447,8 +447,10 @@ class Origin:
         if session.leaving and not self.owes_answers:
             session.settled()
             return
-        if session.holding and (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
-            session.release_hold()
+        if session.holding:
+            self.flush_made_up()  # with which the open unit may have no more steps
+            if (unit := self.open_unit) is not None and (unit.failed or not unit.steps):
+                session.release_hold()
         if self.units:
             self.flush_made_up()
         elif self.session is session:

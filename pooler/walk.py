@@ -199,6 +199,8 @@ def _single(session: Session, data: bytes, position: int, kind: int, frame_end: 
         if session.origin.open_unit.failed:
             return True  # the origin skips everything up to a Sync
         if session.origin.open_unit.steps:
+            session.origin.flush_made_up()  # all that was missing, where the origin has been asked for nothing
+        if session.origin.open_unit.steps:
             _hold_for_answers(session)
             return False
         session.origin.spoiled = True  # PostgreSQL 18 may be left in a state that the next client would meet

@@ -429,6 +429,21 @@ def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, 
 # ---- prepared statements ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("text", ["select 1", "rollback to savepoint a", "rollback"])
+def test_a_query_right_behind_a_close_is_answered(near: Pgnear, text: str, fails: bool) -> None:
+    """pgjdbc with autosave closes what failed and rolls back to its savepoint, with no Sync in between: the origin had
+    been asked for nothing, and its answer was waited for without end."""
+    with WireClient.logged_in(near.port) as client:
+        client.query("begin; savepoint a")
+        statement = "select * from no_such_table" if fails else "select 2"
+        client.ask(wire.parse(statement, "s"), wire.bind("s"), wire.execute(), wire.SYNC)
+        client.send(wire.close("S", "s"), wire.query(text))
+        kinds = [kind for kind, _ in client.receive_until("Z")]
+        assert kinds[0] == "3"
+        assert kinds[1:] == (["E", "Z"] if fails and text == "select 1" else [*("TD" if "1" in text else ""), "C", "Z"])
+
+
 def test_a_statement_from_before_ddl_fails_as_on_a_private_connection(pgnear: Start, table: str) -> None:
     """On whichever connection it lands: one that has its plan, or one that never saw it."""
     near = pgnear(pool_size=2)

@@ -16,6 +16,7 @@ from tests.suites import compare, rigs, workplace
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.languages import Suite, Task, ToolsMissing
 from tests.suites.languages.go import GO_PGX, GO_PQ
+from tests.suites.languages.java import JAVA
 from tests.suites.languages.libpq import LIBPQ
 from tests.suites.languages.node import NODE
 from tests.suites.languages.perl import PERL
@@ -26,7 +27,7 @@ from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL, POSTGRES_JS)
+SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL, POSTGRES_JS, JAVA)
 
 
 def main() -> int:
