@@ -59,16 +59,39 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         unit.notable |= WATCHFUL
 
 
-def go_home(session: Session) -> None:
-    """Before currval or lastval: link to the connection that remembers this session's values, if it is idle."""
+def go_home(session: Session, position: int) -> None:
+    """Before currval or lastval, at `position` in the data that is walked: link to the connection that remembers this
+    session's values, if it is idle.
+    """
     kind = kind_of(session)
     if session.service.recallers.add(kind):
         log.info("sequence_values_asked_for", user=session.user, database=session.database, application=kind[2])
+    if session.origin is None:
+        _return_home(session, position)
+
+
+def begin_at_home(session: Session, position: int) -> None:
+    """Before a transaction in which this session may ask for values that it has drawn before: the same."""
+    if wants_home(session):
+        _return_home(session, position)
+
+
+def wants_home(session: Session) -> bool:
+    """Whether `begin_at_home` would have another connection than the one at hand."""
+    home, idle = session.sequence_home, session.pool.idle
+    if home is None or home.sequence_client != session.key[0] or not idle or idle[-1] is home:
+        return False
+    if session.pool.replicas is not None:
+        return False  # one of which may be to read the whole transaction
+    recallers = session.service.recallers
+    return recallers.early or (bool(recallers.kinds) and may_ask(session))
+
+
+def _return_home(session: Session, position: int) -> None:
     home = session.sequence_home
-    if session.origin is not None or home is None or home.sequence_client != session.key[0]:
-        return
-    if session.pool.take(home):
+    if home is not None and home.sequence_client == session.key[0] and session.pool.take(home):
         attach(session, home)
+        session.walk_from = position
 
 
 def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from pooler import ending
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
-from pooler.consequences import draw, may_ask, mind
+from pooler.consequences import draw, may_ask, mind, wants_home
 from pooler.origin import FAILED_TRANSACTION
 from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
@@ -146,6 +146,7 @@ def _only_controls(session: Session, statement: Statement) -> bool:
         and not session.state.watching
         and session.mode == "transaction"
         and session.pool.replicas is None  # which may be to read a whole transaction
+        and not (statement.begins and session.origin is None and wants_home(session))
     )
 
 

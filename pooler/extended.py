@@ -23,6 +23,7 @@ from pooler.cache.keys import normal_tail
 from pooler.caching import may_be_asked, study
 from pooler.consequences import (
     DISCARD_SEQUENCES,
+    begin_at_home,
     bring_schema,
     forget_others_sequences,
     go_home,
@@ -82,7 +83,9 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
             session.skip_to_sync(at_sync=terminator == _SYNC)
             return True
         if session.service.classifier.recalls_seen and recall_sequences(session, operations):
-            go_home(session)
+            go_home(session, start)
+        elif session.sequence_home is not None and any(statement_of(session, each).begins for each in operations):
+            begin_at_home(session, start)
         if session.service.classifier.looks_seen:
             look(session, b";".join(texts_that_look(session, operations)))
         reads_block = session.pool.replicas is not None and bool(operations) and terminator == _SYNC

@@ -68,7 +68,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     oid, formats = _head(body)
     recalls = oid in (_CURRVAL, _LASTVAL)
     if recalls:
-        go_home(session)
+        go_home(session, position)
     if not link(session, position):
         return False
     origin = session.origin

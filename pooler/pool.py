@@ -224,7 +224,9 @@ class Pool:
         if self.waiting.users or origin not in self.idle:
             return False
         self.idle.remove(origin)
-        return True
+        if origin.transport.has_news():
+            origin.readable()  # as in `acquire`
+        return not origin.closed
 
     def acquire_coldest(self) -> Origin | None:
         """The connection that clients would get last, for pgnear's own work; None where none is idle."""

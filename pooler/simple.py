@@ -19,6 +19,7 @@ from pooler.cache.keys import ALL_TEXT
 from pooler.caching import NO_PARAMETERS, ask, make_ready, may_be_asked, study
 from pooler.consequences import (
     DISCARD_SEQUENCES,
+    begin_at_home,
     bring_schema,
     forget_others_sequences,
     go_home,
@@ -72,7 +73,9 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
             return False
         capture = found
     if statement.recalls_sequences:
-        go_home(session)
+        go_home(session, position)
+    elif statement.begins and session.origin is None:
+        begin_at_home(session, position)
     if session.origin is None and (statement.looks or session.insists):
         look(session, text)
     if session.origin is None and not link(

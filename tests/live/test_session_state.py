@@ -426,6 +426,30 @@ def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, 
             client.query("discard sequences")
 
 
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_a_value_drawn_in_one_transaction_is_found_in_the_next(pgnear: Start, origin: Server, how: str) -> None:
+    origin.execute("drop table if exists numbered")
+    origin.execute("create table numbered (id serial, v int)")
+    near = pgnear(pool_size=2, min_pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+
+        def say(text: str) -> None:
+            client.query(text) if how == "simple" else client.ask(*extended(text))
+
+        until(lambda: near.metric("pool_idle") == 2)
+        for number in (1, 2, 3):
+            say("begin")
+            say("insert into numbered values (default, 1)")
+            other.query("begin")  # takes the other connection, and gives it back last
+            say("commit")
+            other.query("commit")
+            say("begin")
+            other.query("begin")
+            assert client.one("select currval('numbered_id_seq')") == b"%d" % number
+            say("commit")
+            other.query("commit")
+
+
 # ---- prepared statements ---------------------------------------------------------------------------------------------
 
 
