@@ -84,6 +84,8 @@ class Settings:
         wanted = dict(self.items)
         if "" in names:
             return [sql for name, sql in wanted.items() if name not in _IDENTITY]
+        if "session_authorization" in names:
+            names = [*names, "role"]  # whose default comes with that of the session's user
         return [wanted[name] for name in names if name in wanted]
 
     def __repr__(self) -> str:

@@ -201,8 +201,8 @@ class SessionState:
             return Settings.of({**dict(startup.items), **kept})
         sql = change.apply_sql if change.apply_sql is not None else startup.get(change.name)
         changed = current.with_change(change.name, sql)
-        if change.name == "session_authorization":
-            changed = changed.with_change("role", None)
+        if change.name == "session_authorization":  # its default comes with the role's, any other one with none
+            changed = changed.with_change("role", startup.get("role") if change.apply_sql is None else None)
         return changed
 
     def _discarded_all(self, part: Part) -> None:
