@@ -66,70 +66,85 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     """
     operations = [read(session, data, frame) for frame in batch]
     end = batch[-1][2] if batch else start
-    capture: Any = None
+    synced = terminator == _SYNC
+    lookup: Any = None
     if session.origin is None:
-        if terminator == _SYNC:
-            if answer_locally(session, operations):
-                return True
-            if session.service.cache is not None:
-                lookup = look_up(session, data, operations)
-                if lookup is True:
-                    return True
-                if lookup is WAIT:
-                    return False
-                capture = lookup
+        if synced and answer_locally(session, operations):
+            return True
+        if synced and session.service.cache is not None:
+            lookup = look_up(session, data, operations)
+    elif synced and session.only_reads and session.service.cache is not None and may_be_asked(session):
+        lookup = look_up(session, data, operations)
+    if lookup is True:
+        return True
+    if lookup is WAIT:
+        return False
+    if session.origin is None:
         if session.mode == "statement" and any(statement_of(session, each).begins for each in operations):
             session.answer(errors.no_transaction_blocks().response())
-            session.skip_to_sync(at_sync=terminator == _SYNC)
+            session.skip_to_sync(at_sync=synced)
             return True
-        if session.service.classifier.recalls_seen and recall_sequences(session, operations):
-            go_home(session, start)
-        elif session.sequence_home is not None and any(statement_of(session, each).begins for each in operations):
-            begin_at_home(session, start)
-        if session.service.classifier.looks_seen:
-            look(session, b";".join(texts_that_look(session, operations)))
-        reads_block = session.pool.replicas is not None and bool(operations) and terminator == _SYNC
-        if reads_block:
-            reads_block = begins_reading(session, statement_of(session, operations[0]))
-        if not link(session, start, capture, reads_block=reads_block):
+        if not _link(session, start, operations, lookup, synced=synced):
             return False
         if session.away:
             detour.begin(session, data[start : end + 5])
-    elif terminator == _SYNC and session.only_reads and session.service.cache is not None and may_be_asked(session):
-        lookup = look_up(session, data, operations)
-        if lookup is True:
-            return True
-        capture = lookup
-    capture = take_pending(session) or capture
-    origin = session.origin
-    assert origin is not None
+    capture = take_pending(session) or lookup
+    assert session.origin is not None
+    concerned = _prepare(session, session.origin, operations)
+    if session.schema_moved and _verify(session, session.origin, operations):
+        return False
+    _send(session, session.origin, data, (start, end), operations, terminator, concerned, capture)
+    return True
+
+
+def _link(session: Session, start: int, operations: list[Operation], capture: Any, *, synced: bool) -> bool:
+    """Have a connection that suits the batch; False where the session must wait for one."""
+    if session.service.classifier.recalls_seen and recall_sequences(session, operations):
+        go_home(session, start)
+    elif session.sequence_home is not None and any(statement_of(session, each).begins for each in operations):
+        begin_at_home(session, start)
+    if session.service.classifier.looks_seen:
+        look(session, b";".join(texts_that_look(session, operations)))
+    reads_block = session.pool.replicas is not None and bool(operations) and synced
+    if reads_block:
+        reads_block = begins_reading(session, statement_of(session, operations[0]))
+    return link(session, start, capture, reads_block=reads_block)
+
+
+def _prepare(session: Session, origin: Origin, operations: list[Operation]) -> Statement | None:
+    """What must be so on the connection before the batch comes; the statement before which others' sequence values are
+    to be forgotten, if there is one.
+    """
     if session.service.classifier.looks_seen and any(statement_of(session, each).looks for each in operations):
         bring_schema(session, origin)
     expects_recalls = session.service.classifier.recalls_seen or session.service.recallers.early
     concerned = _concerned(session, operations) if expects_recalls else None
     if concerned is not None and origin.open_unit is None:
         forget_others_sequences(session, origin, concerned)
-    if session.schema_moved and _verify(session, origin, operations):
-        return False
+    return concerned
+
+
+def _send(
+    session: Session, origin: Origin, data: bytes, place: tuple[int, int], operations: list[Operation],
+    terminator: int, concerned: Statement | None, capture: Any,
+) -> None:  # fmt: skip
+    """Send the batch, which is at `place` in `data`, as its connection must have it."""
+    start, end = place
+    synced = terminator == _SYNC
     alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []
     translation = Translation(session, origin, unit, data)
-    if alone and terminator == _SYNC and _is_worth_keeping(session, operations):
+    if alone and synced and _is_worth_keeping(session, operations):
         translation.keeps = operations[0][4]
         translation.request = data[start : end + 5]
     if concerned is not None and unit.steps is not None and must_forget(session, origin, concerned):
         translation.run_unseen(DISCARD_SEQUENCES)
     for operation in operations:
         translation.add(operation)
-    if terminator == _SYNC:
-        unit.synced = session.copying is None or not copying.is_open(session)  # which ignores it
-    if translation.scripted or unit.steps is not None or terminator != _SYNC:
-        unit.script(translation.steps, hides_rows=translation.hides_rows)
-    elif translation.steps and translation.steps[0][0] == UNNAMED:
-        unit.begin_with(translation.steps[0][2])
-    if terminator != _SYNC and any(operation[0] == _EXECUTE for operation in operations):
+    _owe(session, unit, translation, synced=synced)
+    if not synced and any(operation[0] == _EXECUTE for operation in operations):
         origin.executing = True
     if capture is not None:
         copy_answer(session, unit, capture)
@@ -140,14 +155,23 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     if translation.changed or not operations:
         session.send_later(b"".join(translation.messages))
         if terminator:
-            session.send_later(SYNC_FRAME if terminator == _SYNC else FLUSH_FRAME)
+            session.send_later(SYNC_FRAME if synced else FLUSH_FRAME)
     else:
         session.send_later(data[start : end + 5] if terminator else data[start:end])
     if not unit.synced and unit is not origin.units[-1]:
         raise errors.protocol_violation("messages were sent behind an unfinished COPY")
     if translation.discards_all and unit.synced and session.state.startup is not DEFAULTS:
         session.send_later(restore_startup(session, unit))
-    return True
+
+
+def _owe(session: Session, unit: Unit, translation: Translation, *, synced: bool) -> None:
+    """What is owed for a batch."""
+    if synced:
+        unit.synced = session.copying is None or not copying.is_open(session)  # which ignores it
+    if translation.scripted or unit.steps is not None or not synced:
+        unit.script(translation.steps, hides_rows=translation.hides_rows)
+    elif translation.steps and translation.steps[0][0] == UNNAMED:
+        unit.begin_with(translation.steps[0][2])
 
 
 def _concerned(session: Session, operations: list[Operation]) -> Statement | None:
