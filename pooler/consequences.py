@@ -47,8 +47,9 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         )
     if statement.changes_schema:
         session.schema_changes = True
+    if statement.changes_schema or statement.looks:
         if TEMPORARY_SCHEMA in (session.state.current.get("search_path") or "").lower():
-            pins.pin(session, PinKind.TEMPORARY)  # what it makes may be temporary, without saying so
+            pins.pin(session, PinKind.TEMPORARY)  # what it makes is temporary without saying so: current_schema(), too
     if statement.changes_defaults:
         session.defaults_change += statement.changes_defaults
     if statement.session_functions:

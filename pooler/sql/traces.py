@@ -21,7 +21,7 @@ MOST_TRACES = 1000
 NO_TRACES: frozenset[str] = frozenset()
 
 looks = re.compile(
-    rb"\b(?:current_setting|current_schemas|pg_my_temp_schema|pg_temp\"?\s*\.|show\s+\"?\w+\"?\s*\.)", re.IGNORECASE
+    rb"\b(?:current_setting|current_schemas?|pg_my_temp_schema|pg_temp\"?\s*\.|show\s+\"?\w+\"?\s*\.)", re.IGNORECASE
 ).search
 """Whether a text, or one of the same shape, may look at traces."""
 
