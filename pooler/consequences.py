@@ -47,9 +47,8 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         )
     if statement.changes_schema:
         session.schema_changes = True
-    if statement.changes_schema or statement.looks:
-        if TEMPORARY_SCHEMA in (session.state.current.get("search_path") or "").lower():
-            pins.pin(session, PinKind.TEMPORARY)  # what it makes is temporary without saying so: current_schema(), too
+    if (statement.changes_schema or statement.looks) and _is_temporary_first(session):
+        pins.pin(session, PinKind.TEMPORARY)  # what it makes is temporary without saying so; current_schema(), too
     if statement.changes_defaults:
         session.defaults_change += statement.changes_defaults
     if statement.session_functions:
@@ -58,6 +57,11 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         session.service.leave_databases(statement.databases)
     if (session.writes or session.schema_changes) and unit.capture is None:
         unit.notable |= WATCHFUL
+
+
+def _is_temporary_first(session: Session) -> bool:
+    """Whether what a statement makes may be temporary by search_path."""
+    return TEMPORARY_SCHEMA in (session.state.current.get("search_path") or "").lower()
 
 
 def go_home(session: Session, position: int) -> None:

@@ -326,7 +326,7 @@ def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), su
 
 
 _LONGEST_SEARCHED = 1 << 20
-_LOOKS = (b"current_setting", b"current_schemas", b"pg_my_temp_schema")
+_LOOKS = (b"current_setting", b"current_schema", b"pg_my_temp_schema")
 _INTO = re.compile(rb"\b(?:(insert|merge)\s+)?into\b", re.IGNORECASE)
 
 
