@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE = b"PBDE"
 _SYNC = ord("S")
+_FLUSH = ord("H")
 _STATEMENT = ord("S")
 
 KEPT_AFTER = 2
@@ -64,6 +65,8 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
       ValueError: a message ended before its last field.
       PgError: a bound was passed.
     """
+    if not batch and terminator == _FLUSH and (session.origin is None or session.origin.open_unit is None):
+        return True  # there is nothing that the origin could be keeping back
     operations = [read(session, data, frame) for frame in batch]
     end = batch[-1][2] if batch else start
     synced = terminator == _SYNC

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool:
     """Handle the Query at `position` in `data`; False where it must wait and be given again."""
     service = session.service
-    text = data[position + 5 : frame_end - 1]
+    text = data[position + 5 : max(frame_end - 1, position + 5)]  # mypyc takes no slice that ends before it begins
     statement = service.classifier(text)
     session.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
     started = perf_counter()

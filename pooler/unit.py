@@ -257,7 +257,7 @@ class Unit:
         if kind in (COMMAND_COMPLETE, FUNCTION_RESULT):
             self.parts.popleft()
             if session is not None and part is not HIDDEN:
-                session.complete(part, frame[5:-1])
+                session.complete(part, _tag(frame))
         return part is not HIDDEN or kind not in (COMMAND_COMPLETE, ROW_DESCRIPTION, DATA_ROW)
 
     def _follow_step(self, origin: Origin, kind: int, frame: bytes) -> bool:
@@ -277,7 +277,7 @@ class Unit:
         elif step_kind == DESCRIBE:
             argument.row_description = frame
         elif step_kind == EXECUTE and origin.session is not None:
-            origin.session.complete(argument, frame[5:-1] if kind == COMMAND_COMPLETE else b"")
+            origin.session.complete(argument, _tag(frame) if kind == COMMAND_COMPLETE else b"")
         return forward
 
     def _fail(self, origin: Origin, frame: bytes) -> bool:
@@ -348,3 +348,8 @@ class Unit:
             self.failed = True  # it is read to the end and dropped
             return
         self.notable = WATCHFUL | PARSED if self.steps is None else SCRIPTED
+
+
+def _tag(frame: bytes) -> bytes:
+    """The command tag of a CommandComplete; compiled, a slice must not end before it begins."""
+    return frame[5:-1] if len(frame) > 5 else b""

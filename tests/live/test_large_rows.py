@@ -10,21 +10,21 @@ from tests.conftest import Start
 from tests.support.cached import keep
 from tests.support.postgres import Server
 from tests.support.waiting import until
-from tests.support.wire import WireClient
+from tests.support.wire import SYNC, WireClient, bind, execute, parse
 
 
-def test_a_setting_of_megabytes_follows_its_client_and_stops_nobody(pgnear: Start) -> None:
+def test_a_setting_of_half_a_megabyte_follows_its_client_and_stops_nobody(pgnear: Start) -> None:
     """set_config answers with the value: on another connection, that is a row of pgnear's own question."""
-    near = pgnear(pool_size=2, min_pool_size=2)
+    near = pgnear(pool_size=2, min_pool_size=2, max_client_settings_bytes="1MB")
     with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
-        client.query(f"select set_config('app.large', '{'x' * 3_000_000}', false)")
+        client.ask(parse("select set_config('app.large', $1, false)") + bind(values=[b"x" * 500_000]) + execute() + SYNC)
         other.query("begin")  # takes the connection that the setting is on, or the other one
-        assert client.one("select length(current_setting('app.large'))") == b"3000000"
+        assert client.one("select length(current_setting('app.large'))") == b"500000"
         with WireClient.logged_in(near.port) as third:
             assert third.one("select 1") == b"1"
         other.query("commit")
         other.query("set app.own to 1")
-        assert client.one("select length(current_setting('app.large'))") == b"3000000"
+        assert client.one("select length(current_setting('app.large'))") == b"500000"
 
 
 def test_an_answer_that_has_grown_too_large_to_keep_is_refreshed_in_vain_and_stops_nobody(
