@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from pooler import accelerated
 from pooler.sequences import PROBATION
 from tests.support.cached import keep
+from tests.support.compiled import needs_counting
 from tests.support.postgres import Server
 from tests.support.process import Pgnear, executed, running
 from tests.support.wire import SYNC, WireClient, bind, describe, execute, parse, query
@@ -68,7 +68,6 @@ CEILINGS = {
 SLACK = 1.02
 """What goes on beside the queries: ticks, a look at a socket that had nothing yet."""
 
-interpreted = pytest.mark.skipif(accelerated(), reason="compiled functions are not counted")
 each = pytest.mark.parametrize(("shape", "way"), list(CEILINGS))
 
 
@@ -111,7 +110,7 @@ def ask(client: WireClient, messages: bytes, times: int) -> None:
         client.ask(messages)
 
 
-@interpreted
+@needs_counting
 @each
 def test_a_query_needs_no_more_calls_than_it_did(near: dict[str, Pgnear], shape: str, way: str) -> None:
     for client in _clients(near[way]):
@@ -135,7 +134,7 @@ WAITING_CALLS = 38
 """For one query that waits for its connection, or whose connection goes to one that waits."""
 
 
-@interpreted
+@needs_counting
 def test_a_query_that_waits_for_a_connection_needs_few_calls_more(near: dict[str, Pgnear]) -> None:
     port = near["forwarded"].port  # there is one connection
     with WireClient.logged_in(port) as one, WireClient.logged_in(port) as other:
@@ -164,7 +163,7 @@ SEQUENCE_CALLS = 5
 """What a write costs more, at most, once a client of another application has asked for a sequence's value."""
 
 
-@interpreted
+@needs_counting
 def test_who_never_asks_for_sequence_values_does_not_pay_for_those_who_do(origin: Server, table: None) -> None:
     """Writes of everybody left the express lane, and brought a DISCARD SEQUENCES, once anybody had called lastval."""
     writes = {"simple": query(KEEPS), "extended": parse(KEEPS) + bind() + describe() + execute() + SYNC}
@@ -202,7 +201,7 @@ LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES, LOGIN_POLLER = 99, 3, 5, 1
 receives are one for each message of the client, with some that look in vain. Its socket is registered once."""
 
 
-@interpreted
+@needs_counting
 def test_a_login_needs_no_more_calls_than_it_did(near: dict[str, Pgnear]) -> None:
     WireClient.logged_in(near["forwarded"].port).terminate()
     counted(near["forwarded"])

@@ -17,7 +17,8 @@ def test_a_setting_of_half_a_megabyte_follows_its_client_and_stops_nobody(pgnear
     """set_config answers with the value: on another connection, that is a row of pgnear's own question."""
     near = pgnear(pool_size=2, min_pool_size=2, max_client_settings_bytes="1MB")
     with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
-        client.ask(parse("select set_config('app.large', $1, false)") + bind(values=[b"x" * 500_000]) + execute() + SYNC)
+        ask = parse("select set_config('app.large', $1, false)")
+        client.ask(ask + bind(values=[b"x" * 500_000]) + execute() + SYNC)
         other.query("begin")  # takes the connection that the setting is on, or the other one
         assert client.one("select length(current_setting('app.large'))") == b"500000"
         with WireClient.logged_in(near.port) as third:

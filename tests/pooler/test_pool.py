@@ -17,6 +17,9 @@ from pooler.stats import Stats
 from pooler.unit import Unit
 from protocol import errors
 from protocol.responses import PgError
+from tests.support.compiled import needs_stand_ins
+
+pytestmark = needs_stand_ins
 
 UNREACHABLE = errors.origin_unreachable("Connection refused")
 
