@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pooler.service import Service
 
 _IN_FAILED_TRANSACTION = b"\0C25P02\0"
-_NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883)\0")
+_NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883|25P01|25001)\0")
 """SQLSTATEs of a statement that, as a rule, was not even begun."""
 
 LARGE_STATEMENT = 65536
