@@ -14,7 +14,7 @@ from pooler.caching import note_block
 from pooler.link import attach, leave_schema
 from pooler.logs import get_logger
 from pooler.origin import FAILED_TRANSACTION, IDLE
-from pooler.sequences import Kind
+from pooler.sequences import Kind, draws
 from pooler.settings import DEFAULTS
 from pooler.sql.statement import PinKind, Statement
 from pooler.sql.traces import TEMPORARY_SCHEMA, looks_closely
@@ -102,9 +102,9 @@ def _return_home(session: Session, position: int) -> None:
 def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether the origin remembers another client's sequence values and must forget them before `statement`.
 
-    Before currval or lastval, since those values are not this client's; and, where a client of its kind has asked for
-    one, or it is too early to tell, before more are drawn, since a DISCARD that came later would end these, too. After
-    it this client's are all it remembers. Who is not likely to ask is not made to pay for those who are.
+    Before currval or lastval, since those values are not this client's; and, once anybody has asked for one, or where
+    it is too early to tell, before more are drawn, since a DISCARD that came later would end these, too. After it this
+    client's are all it remembers. A statement that may draw only by triggers and functions waits for nobody.
     """
     me, known = session.key[0], origin.sequence_client
     if known == me or origin.status == FAILED_TRANSACTION:
@@ -116,7 +116,7 @@ def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
             log.warning(
                 "sequence_state_lost", user=session.user, database=session.database, client=session.transport.peer
             )
-    elif statement.sequences and known and may_ask(session):
+    elif statement.sequences and known and must_keep(session, statement):
         session.service.recallers.forgotten()
     else:
         return False
@@ -172,6 +172,12 @@ def restore_startup(session: Session, unit: Unit) -> bytes:
     own.announces = True
     session.push(own)
     return DEFAULTS.difference_to(session.state.startup)
+
+
+def must_keep(session: Session, statement: Statement) -> bool:
+    """Whether `statement` draws values that somebody, once anybody has done so, may ask for."""
+    recallers = session.service.recallers
+    return (recallers.early or bool(recallers.kinds)) and draws(statement, session.pool.sequence_tables)
 
 
 def may_ask(session: Session) -> bool:

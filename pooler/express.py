@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from pooler import ending
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
-from pooler.consequences import draw, may_ask, mind, wants_home
+from pooler.consequences import draw, mind, must_keep, wants_home
 from pooler.origin import FAILED_TRANSACTION
 from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
@@ -119,13 +119,13 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
             return _waits(session, data)
         if session.insists or session.mode == "session":
             return False
-        if statement.sequences and _others_drew(session, origin):
+        if statement.sequences and _others_drew(session, origin, statement):
             return False
         unit = _link(session, origin, statement)
         if known is not None and session.pool.reuses_statements and statement.plain:
             message = _kept(session, origin, unit, data)
     else:
-        if origin.units or (statement.sequences and _others_drew(session, origin)):
+        if origin.units or (statement.sequences and _others_drew(session, origin, statement)):
             return False
         unit = _unit(session, origin)
         mind(session, statement, unit)
@@ -230,7 +230,7 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     """The same on the connection that a transaction, or a pin, keeps: it goes as it is, and leaves nothing behind."""
     if not _is_ordinary(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
         return False
-    if prepared.statement.sequences and _others_drew(session, origin):
+    if prepared.statement.sequences and _others_drew(session, origin, prepared.statement):
         return False
     unit = _linked_unit(session, origin, prepared.statement)
     if session.pool.advice is not None:
@@ -241,12 +241,9 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     return True
 
 
-def _others_drew(session: Session, origin: Origin) -> bool:
+def _others_drew(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether what others have drawn on the connection may have to be forgotten before this session draws."""
-    if origin.sequence_client in (0, session.key[0]):
-        return False
-    recallers = session.service.recallers
-    return recallers.early or (bool(recallers.kinds) and may_ask(session))
+    return origin.sequence_client not in (0, session.key[0]) and must_keep(session, statement)
 
 
 def _is_ordinary(session: Session, prepared: Prepared) -> bool:
@@ -281,7 +278,7 @@ def _for_statement(session: Session, data: bytes, prepared: Prepared, granted: O
         return None
     if prepared not in origin.prepared or origin.verified:
         return None
-    if prepared.statement.sequences and _others_drew(session, origin):
+    if prepared.statement.sequences and _others_drew(session, origin, prepared.statement):
         return None
     origin.prepared.move_to_end(prepared)
     return origin

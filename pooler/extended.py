@@ -29,6 +29,7 @@ from pooler.consequences import (
     go_home,
     look,
     must_forget,
+    must_keep,
     restore_startup,
 )
 from pooler.link import link
@@ -181,7 +182,7 @@ def _concerned(session: Session, operations: list[Operation]) -> Statement | Non
     """The first statement before which others' sequence values may have to be forgotten."""
     statements = [statement_of(session, operation) for operation in operations]
     recalling = next((each for each in statements if each.recalls_sequences), None)
-    return recalling or next((each for each in statements if each.sequences), None)
+    return recalling or next((each for each in statements if each.sequences and must_keep(session, each)), None)
 
 
 def _is_worth_keeping(session: Session, operations: list[Operation]) -> bool:

@@ -65,7 +65,10 @@ class Recallers:
 
         `tables` are those whose rows get values by themselves.
         """
-        if kind not in self.kinds:
-            return False
-        inserted = (name for (_, name), change in statement.writes if change is Change.INSERT)
-        return statement.draws or any(name in tables for name in inserted)
+        return kind in self.kinds and draws(statement, tables)
+
+
+def draws(statement: Statement, tables: frozenset[str]) -> bool:
+    """Whether `statement` draws values, as far as shows; `tables` are those whose rows get values by themselves."""
+    inserted = (name for (_, name), change in statement.writes if change is Change.INSERT)
+    return statement.draws or any(name in tables for name in inserted)

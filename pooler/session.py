@@ -234,6 +234,8 @@ class Session:
         origin = self.origin
         if part.leaves:
             self._leave(part.leaves)
+        if part.discards in ("all", "sequences"):
+            self._forget_sequences()
         if part.deallocates is not None or part.discards == "all":
             if part.deallocates:
                 prepared = self.statements.pop(part.deallocates, None)
@@ -257,6 +259,14 @@ class Session:
         for kind in part.survives:
             if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
                 pins.tell(self, kind)
+
+    def _forget_sequences(self) -> None:
+        """DISCARD SEQUENCES, on whatever connection: what another one remembers of this session is nobody's."""
+        home, self.sequence_home = self.sequence_home, None
+        if home is not None and home.sequence_client == self.key[0]:
+            home.sequence_client = -self.key[0]
+        if self.origin is not None:
+            self.origin.sequence_client = 0
 
     def _leave(self, traces: frozenset[str]) -> None:
         # A temporary schema may be rolled back: see `pins.probe`.

@@ -24,7 +24,6 @@ from pooler.consequences import (
     forget_others_sequences,
     go_home,
     look,
-    may_ask,
     mind,
     must_forget,
     restore_startup,
@@ -87,7 +86,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     if statement.looks:
         bring_schema(session, session.origin)
     forgets = False
-    if statement.recalls_sequences or (statement.sequences and may_ask(session)):
+    if statement.recalls_sequences or statement.sequences:
         if session.origin.open_unit is None:
             forget_others_sequences(session, session.origin, statement)
         else:
