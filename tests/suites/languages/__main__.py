@@ -23,11 +23,12 @@ from tests.suites.languages.perl import PERL
 from tests.suites.languages.php import PHP
 from tests.suites.languages.postgres_js import POSTGRES_JS
 from tests.suites.languages.ruby import RUBY
+from tests.suites.languages.rust import RUST
 from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL, POSTGRES_JS, JAVA)
+SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL, POSTGRES_JS, JAVA, RUST)
 
 
 def main() -> int:
