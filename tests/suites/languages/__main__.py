@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.suites import compare, report, rigs, workplace
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.languages import Suite, Task, ToolsMissing
+from tests.suites.languages.cplusplus import CPLUSPLUS
 from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.java import JAVA
 from tests.suites.languages.libpq import LIBPQ
@@ -28,7 +29,7 @@ from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL, POSTGRES_JS, JAVA, RUST)
+SUITES: tuple[Suite, ...] = (LIBPQ, CPLUSPLUS, NODE, POSTGRES_JS, GO_PQ, GO_PGX, PHP, RUBY, PERL, JAVA, RUST)
 
 
 def main() -> int:
