@@ -20,6 +20,7 @@ from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.java import JAVA
 from tests.suites.languages.libpq import LIBPQ
 from tests.suites.languages.node import NODE
+from tests.suites.languages.odbc import ODBC
 from tests.suites.languages.perl import PERL
 from tests.suites.languages.php import PHP
 from tests.suites.languages.postgres_js import POSTGRES_JS
@@ -29,7 +30,7 @@ from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, CPLUSPLUS, NODE, POSTGRES_JS, GO_PQ, GO_PGX, PHP, RUBY, PERL, JAVA, RUST)
+SUITES: tuple[Suite, ...] = (LIBPQ, CPLUSPLUS, ODBC, NODE, POSTGRES_JS, GO_PQ, GO_PGX, PHP, RUBY, PERL, JAVA, RUST)
 
 
 def main() -> int:
