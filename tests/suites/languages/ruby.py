@@ -25,10 +25,10 @@ def _run(task: Task) -> dict[str, Outcome]:
     tree, report = task.home / "ruby-pg", task.home / "report.json"
     shutil.copytree(task.tree / "spec", tree / "spec")
     shutil.copy(_SERVER, tree)
-    place = {"SUITE_PORT": str(task.rig.port), "PGPORT": str(task.rig.port), "PGHOST": "localhost"}
+    port = {"SUITE_PORT": str(task.rig.port), "PGPORT": str(task.rig.port)}
     ended = execute(
         ["rspec", "-r", f"./{_SERVER.name}", "--format", "json", "--out", report, "--order", "defined", "--no-color"],
-        cwd=tree, environment=task.environment | place, within=task.within,
+        cwd=tree, environment=task.environment | port, within=task.within,
     )  # fmt: skip
     if not report.exists() or not report.stat().st_size:
         return {"rspec": Outcome(FAILED, ended.output)}
