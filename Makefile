@@ -74,7 +74,7 @@ regress: $(BIN)/.installed ## PostgreSQL's own regression suite, directly and th
 driver-suites: $(BIN)/.installed ## asyncpg's, pg8000's and psycopg2's own tests, likewise, and others by name; writes docs/driver-suites.md
 	$(BIN)/python -m tests.suites.drivers $(ARGS)
 
-driver-suites-languages: $(BIN)/.installed ## The same of drivers of C, JavaScript, Go, PHP, Ruby, Perl, Java; writes docs/driver-suites-languages.md
+driver-suites-languages: $(BIN)/.installed ## The same of drivers of C, C++, ODBC, JavaScript, Go, PHP, Ruby, Perl, Java, Rust; writes docs/driver-suites-languages.md
 	$(BIN)/python -m tests.suites.languages $(ARGS)
 
 reference: $(BIN)/.installed ## Regenerate the configuration table, the example file and the JSON schema

@@ -20,6 +20,7 @@ from pooler.settings import Reports, from_startup
 from protocol import startup
 from protocol.auth import AUTHENTICATION_OK
 from protocol.framing import READY_IDLE, frame
+from protocol.responses import notice_response
 
 _NAME_BYTES = 63
 """What PostgreSQL keeps of an application_name (NAMEDATALEN - 1)."""
@@ -64,7 +65,7 @@ def _welcome(
 ) -> Welcome:
     if _has_plain_name(wanted):
         reports = reports.with_value("application_name", wanted["application_name"])
-    welcome = Welcome(from_startup(wanted), reports, words_before_key(request, reports))
+    welcome = Welcome(from_startup(wanted), reports, words_before_key(request, reports, _notices(wanted)))
     greetings.add_welcome(packet, welcome)
     return welcome
 
@@ -72,6 +73,15 @@ def _welcome(
 def _has_plain_name(wanted: dict[str, str]) -> bool:
     name = wanted.get("application_name", "")
     return bool(name) and len(name) <= _NAME_BYTES and name.isascii() and name.isprintable()
+
+
+def _notices(wanted: dict[str, str]) -> bytes:
+    """What PostgreSQL says of an application_name that it shortens."""
+    name = wanted.get("application_name", "")
+    kept = name.encode()[:_NAME_BYTES].decode(errors="ignore")
+    if kept == name or wanted.get("client_min_messages", "").lower() in ("warning", "error"):
+        return b""
+    return notice_response("42622", f'identifier "{name}" will be truncated to "{kept}"')
 
 
 def _tried(wanted: dict[str, str]) -> dict[str, str]:
@@ -107,14 +117,13 @@ def first_words(request: startup.StartupMessage, reports: Reports, key: tuple[in
     return words_before_key(request, reports) + words_from_key(key)
 
 
-def words_before_key(request: startup.StartupMessage, reports: Reports) -> bytes:
+def words_before_key(request: startup.StartupMessage, reports: Reports, notices: bytes = b"") -> bytes:
     minor = min(request.minor, 2)
     unknown = [name for name in request.parameters if name.startswith("_pq_.")]
     parts = []
     if request.minor > minor or unknown:
         parts.append(startup.negotiate_protocol_version(minor, unknown))
-    parts.append(AUTHENTICATION_OK)
-    parts.append(reports.frames)
+    parts += [AUTHENTICATION_OK, notices, reports.frames]
     return b"".join(parts)
 
 

@@ -14,7 +14,7 @@ from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
 from tests.support.process import Pgnear, running
 from tests.support.waiting import until
-from tests.support.wire import SSL_REQUEST, Refused, WireClient, frame, query, startup
+from tests.support.wire import SSL_REQUEST, Refused, WireClient, error_fields, frame, query, startup
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,28 @@ def test_clients_are_told_their_own_parameters(near: Pgnear, origin: Server) -> 
         ):
             assert pooled.parameters == direct.parameters
             assert pooled.one("show application_name") == direct.one("show application_name")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"application_name": "y" * 63},
+        {"application_name": "y" * 64},
+        {"application_name": "n" * 62 + "öt plain"},
+        {"options": "-c application_name=" + "o" * 70},
+        {"application_name": "y" * 64, "options": "-c client_min_messages=Error"},
+        {"application_name": "y" * 64, "options": "-c client_min_messages=log"},
+    ],
+)
+def test_a_name_that_is_shortened_is_noticed_at_login(near: Pgnear, origin: Server, parameters: dict[str, str]) -> None:
+    def noticed(port: int) -> list[tuple[int, dict[str, str]]]:
+        with WireClient.logged_in(port, **parameters) as client:
+            said = [(place, error_fields(body)) for place, (kind, body) in enumerate(client.greeting) if kind == "N"]
+        return [(place, {letter: fields[letter] for letter in "SVCM"}) for place, fields in said]
+
+    direct = noticed(origin.port)
+    assert noticed(near.port) == direct
+    assert noticed(near.port) == direct, "remembered"
 
 
 def test_a_greeting_is_not_remembered_beyond_what_it_was_made_of(pgnear: Start, origin: Server) -> None:

@@ -20,7 +20,7 @@ import venv
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.suites import compare, rigs, workplace
+from tests.suites import compare, report, rigs, workplace
 from tests.suites.catalogue import SUITES, Suite
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.workplace import DOCS, SuiteFailed, note
@@ -47,21 +47,11 @@ def main() -> int:
         return 2
     print("\n".join(_head(arguments) + sections))
     if not (arguments.select or arguments.tests or arguments.no_docs or arguments.no_cache):
-        _write(sections, arguments)
+        names = [suite.name for suite in SUITES]
+        report.update(DOCS / "driver-suites.md", _head(arguments), sections, names, lambda heading: heading.split()[0])
     if unknown or trouble:
         note(f"driver-suites: {unknown} unknown differences; pgnear: {'; '.join(trouble) or 'fine'}")
     return 1 if unknown or trouble else 0
-
-
-def _write(sections: list[str], arguments: argparse.Namespace) -> None:
-    """Put what was run in the place of what docs/ has of the same suites; the others stay as they are."""
-    file = DOCS / "driver-suites.md"
-    file.parent.mkdir(exist_ok=True)
-    before = file.read_text(encoding="utf-8") if file.exists() else ""
-    written = {part.split()[0]: f"## {part.rstrip()}\n" for part in before.split("\n## ")[1:]}
-    written |= {section.split()[1]: f"{section.rstrip()}\n" for section in sections}
-    ordered = [written[suite.name] for suite in SUITES if suite.name in written]
-    file.write_text("\n".join(_head(arguments) + ordered), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

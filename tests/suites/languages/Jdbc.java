@@ -5,16 +5,21 @@ import java.math.BigDecimal;
 import java.sql.*;
 import java.util.*;
 import java.util.concurrent.*;
+import javax.sql.XAConnection;
+import javax.transaction.xa.XAException;
+import javax.transaction.xa.XAResource;
+import javax.transaction.xa.Xid;
 import org.postgresql.PGConnection;
 import org.postgresql.PGProperty;
 import org.postgresql.copy.CopyManager;
 import org.postgresql.largeobject.LargeObject;
 import org.postgresql.largeobject.LargeObjectManager;
+import org.postgresql.xa.PGXADataSource;
 
 public class Jdbc {
     interface Test { Object run(Connection c) throws Exception; }
 
-    static String url, password;
+    static String url, password, mode, threshold;
     static final Map<String, Object[]> tests = new LinkedHashMap<>();
 
     static void test(String name, Object expected, Test test) { tests.put(name, new Object[] {expected, test}); }
@@ -40,6 +45,46 @@ public class Jdbc {
         }
     }
 
+    /** The name of a distributed transaction. */
+    static class Name implements Xid {
+        final byte[] global, branch;
+        Name(String global, String branch) { this.global = global.getBytes(); this.branch = branch.getBytes(); }
+        public int getFormatId() { return 7; }
+        public byte[] getGlobalTransactionId() { return global; }
+        public byte[] getBranchQualifier() { return branch; }
+        boolean is(Xid other) { return Arrays.equals(global, other.getGlobalTransactionId()) && Arrays.equals(branch, other.getBranchQualifier()); }
+    }
+
+    static XAConnection distributed() throws SQLException {
+        PGXADataSource source = new PGXADataSource();
+        source.setUrl(url);
+        source.setProperty("sslmode", "disable");
+        source.setProperty("preferQueryMode", mode);
+        source.setProperty("prepareThreshold", threshold);
+        source.setProperty("options", "-c lock_timeout=200ms");
+        return source.getXAConnection("postgres", password);
+    }
+
+    /** `texts` in a distributed transaction that is prepared, or not yet. */
+    static void work(XAConnection x, Xid name, boolean prepare, String... texts) throws Exception {
+        x.getXAResource().start(name, XAResource.TMNOFLAGS);
+        try (Connection d = x.getConnection()) { run(d, texts); }
+        x.getXAResource().end(name, XAResource.TMSUCCESS);
+        if (prepare) x.getXAResource().prepare(name);
+    }
+
+    static boolean recovers(XAResource r, Name name) throws XAException {
+        return Arrays.stream(r.recover(XAResource.TMSTARTRSCAN | XAResource.TMENDRSCAN)).anyMatch(name::is);
+    }
+
+    interface Attempt { void run() throws Exception; }
+
+    static String refused(Attempt attempt) throws Exception {
+        try { attempt.run(); return "no error"; } catch (XAException e) {
+            return e.errorCode + " " + (e.getCause() instanceof SQLException ? ((SQLException) e.getCause()).getSQLState() : "");
+        }
+    }
+
     static String state(Test test, Connection c) throws Exception {
         try { test.run(c); return "no error"; } catch (SQLException e) { return e.getSQLState(); }
     }
@@ -48,10 +93,13 @@ public class Jdbc {
         url = "jdbc:postgresql://127.0.0.1:" + words[0] + "/postgres";
         password = words[1];
         define();
-        for (String mode : new String[] {"extended", "extendedForPrepared", "extendedCacheEverything", "simple"})
-            for (String threshold : mode.equals("simple") ? new String[] {"5"} : new String[] {"1", "5"})
+        defineDistributed();
+        for (String eachMode : new String[] {"extended", "extendedForPrepared", "extendedCacheEverything", "simple"})
+            for (String eachThreshold : eachMode.equals("simple") ? new String[] {"5"} : new String[] {"1", "5"})
                 for (Map.Entry<String, Object[]> each : tests.entrySet()) {
                     String outcome = "passed", detail = "";
+                    mode = eachMode;
+                    threshold = eachThreshold;
                     try (Connection c = connect("preferQueryMode", mode, "prepareThreshold", threshold, "autosave",
                             threshold.equals("1") ? "always" : "never", "reWriteBatchedInserts", "" + threshold.equals("5"))) {
                         run(c, "drop table if exists jdbc_t cascade", "create table jdbc_t (id serial primary key, v text, n numeric)");
@@ -290,6 +338,156 @@ public class Jdbc {
             for (Future<Object> f : all) f.get();
             e.shutdown();
             return one(c, "select count(*) from jdbc_t");
+        });
+    }
+
+    /** Two-phase commit, as transaction managers do it. */
+    static void defineDistributed() {
+        String insert = "insert into jdbc_t (v) values ('x')", count = "select count(*) from jdbc_t";
+        test("two phases: seen when it is committed", "0 0 1 1", c -> {
+            XAConnection x = distributed();
+            Name name = new Name("seen", "1");
+            String before = one(c, count);
+            one(c, count);
+            work(x, name, true, insert);
+            String prepared = one(c, count);
+            x.getXAResource().commit(name, false);
+            String after = one(c, count);
+            x.close();
+            return before + " " + prepared + " " + after + " " + one(c, count);
+        });
+        test("two phases: rolled back, before and after it was prepared", "0 0", c -> {
+            XAConnection x = distributed();
+            Name first = new Name("rolled", "1"), second = new Name("rolled", "2");
+            work(x, first, false, insert);
+            x.getXAResource().rollback(first);
+            String once = one(c, count);
+            work(x, second, true, insert);
+            x.getXAResource().rollback(second);
+            x.close();
+            return once + " " + one(c, count);
+        });
+        test("two phases: one is enough", "1", c -> {
+            XAConnection x = distributed();
+            Name name = new Name("one", "1");
+            work(x, name, false, insert);
+            x.getXAResource().commit(name, true);
+            x.close();
+            return one(c, count);
+        });
+        test("two phases: branches on two connections at once", "0 2", c -> {
+            XAConnection x = distributed(), y = distributed();
+            Name first = new Name("branches", "1"), second = new Name("branches", "2");
+            work(x, first, false, insert);
+            work(y, second, false, insert);
+            x.getXAResource().prepare(first);
+            y.getXAResource().prepare(second);
+            String prepared = one(c, count);
+            x.getXAResource().commit(first, false);
+            y.getXAResource().commit(second, false);
+            x.close();
+            y.close();
+            return prepared + " " + one(c, count);
+        });
+        test("two phases: committed by another connection, when the first is gone", "true 0 false 1", c -> {
+            Name name = new Name("recovered", "1");
+            XAConnection x = distributed();
+            work(x, name, true, insert);
+            x.close();
+            XAConnection y = distributed();
+            boolean there = recovers(y.getXAResource(), name);
+            String prepared = one(c, count);
+            y.getXAResource().commit(name, false);
+            boolean still = recovers(y.getXAResource(), name);
+            y.close();
+            return there + " " + prepared + " " + still + " " + one(c, count);
+        });
+        test("two phases: a connection that leaves before it prepares", "false 0", c -> {
+            Name name = new Name("left", "1");
+            XAConnection x = distributed();
+            x.getXAResource().start(name, XAResource.TMNOFLAGS);
+            run(x.getConnection(), insert);
+            x.close();
+            XAConnection y = distributed();
+            boolean there = recovers(y.getXAResource(), name);
+            y.close();
+            return there + " " + one(c, count);
+        });
+        test("two phases: locks are held until the second", "55P03 changed", c -> {
+            run(c, "insert into jdbc_t (id, v) values (1, 'old')", "set lock_timeout = '200ms'");
+            XAConnection x = distributed();
+            Name name = new Name("locks", "1");
+            work(x, name, true, "update jdbc_t set v = 'new' where id = 1");
+            String said = state(d -> { run(d, "update jdbc_t set v = 'changed' where id = 1"); return null; }, c);
+            x.getXAResource().commit(name, false);
+            run(c, "update jdbc_t set v = 'changed' where id = 1");
+            x.close();
+            return said + " " + one(c, "select v from jdbc_t where id = 1");
+        });
+        test("two phases: a setting made in it stays, rolled back or not", "50ms 50ms", c -> {
+            XAConnection x = distributed();
+            Name name = new Name("setting", "1");
+            work(x, name, true, insert, "set lock_timeout = '50ms'");
+            String prepared;
+            try (Connection d = x.getConnection()) { prepared = one(d, "show lock_timeout"); }
+            x.getXAResource().rollback(name);
+            try (Connection d = x.getConnection()) { prepared += " " + one(d, "show lock_timeout"); }
+            x.close();
+            return prepared;
+        });
+        test("two phases: statements outside of it, on the same connection", "1 2 3", c -> {
+            XAConnection x = distributed();
+            String seen = "";
+            for (int i = 0; i < 3; i++) {
+                Name name = new Name("between", "" + i);
+                work(x, name, true, insert);
+                x.getXAResource().commit(name, false);
+                try (Connection d = x.getConnection()) { seen += one(d, count) + " "; }
+            }
+            x.close();
+            return seen.trim();
+        });
+        test("two phases: what had temporary tables is not prepared", "error 0 1", c -> {
+            XAConnection x = distributed();
+            Name name = new Name("temporary", "1"), next = new Name("temporary", "2");
+            String said = refused(() -> work(x, name, true, insert, "create temporary table jdbc_tmp (x int)")).equals("no error") ? "prepared" : "error";
+            try { x.getXAResource().rollback(name); } catch (XAException e) { }
+            String after = one(c, count);
+            work(x, next, true, insert);
+            x.getXAResource().commit(next, false);
+            x.close();
+            return said + " " + after + " " + one(c, count);
+        });
+        test("two phases: a name that is taken, and one that nobody has", "42710 42704 1", c -> {
+            XAConnection x = distributed(), y = distributed();
+            Name name = new Name("taken", "1");
+            work(x, name, true, insert);
+            String taken = refused(() -> work(y, name, true, insert)).split(" ")[1];
+            x.getXAResource().commit(name, false);
+            String unknown = refused(() -> x.getXAResource().rollback(new Name("nobody's", "1"))).split(" ")[1];
+            x.close();
+            y.close();
+            return taken + " " + unknown + " " + one(c, count);
+        });
+        test("two phases: eight clients, ten times each", "80", c -> {
+            ExecutorService e = Executors.newFixedThreadPool(8);
+            List<Future<Object>> all = new ArrayList<>();
+            for (int i = 0; i < 8; i++) {
+                String client = "" + i;
+                all.add(e.submit(() -> {
+                    XAConnection x = distributed();
+                    for (int k = 0; k < 10; k++) {
+                        Name name = new Name("many" + client, "" + k);
+                        work(x, name, true, insert);
+                        x.getXAResource().commit(name, false);
+                    }
+                    x.close();
+                    return null;
+                }));
+            }
+            for (Future<Object> f : all) f.get();
+            e.shutdown();
+            return one(c, count);
         });
     }
 }

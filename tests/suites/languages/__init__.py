@@ -101,17 +101,25 @@ class Ended:
 
 
 def execute(
-    command: list[str | Path], *, cwd: Path, environment: Mapping[str, str], within: float, errors: bool = True
+    command: list[str | Path],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    within: float,
+    errors: bool = True,
+    given: Path | None = None,
 ) -> Ended:
     """Run a test program that may fail or hang; it and its children are gone afterwards.
 
     Args:
       errors: whether the output includes standard error.
+      given: its standard input.
     """
-    process = subprocess.Popen(
-        [str(word) for word in command], cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if errors else subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    with open(given or os.devnull, "rb") as standard_input:
+        process = subprocess.Popen(
+            [str(word) for word in command], cwd=cwd, env=dict(environment), stdin=standard_input,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT if errors else subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
     status: int | None = None
     try:
         written, _ = process.communicate(timeout=within)

@@ -1,7 +1,7 @@
 """`python -m tests.suites.languages` (`make driver-suites-languages`): other languages' drivers' own tests, likewise.
 
 Exit statuses: 0 no difference but known ones, 1 there are others, 2 no suite could be run. What could not be run is
-named, with what is missing.
+named, with what is missing; docs/ keeps what it has of these and of suites that were not asked for.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.suites import compare, rigs, workplace
+from tests.suites import compare, report, rigs, workplace
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.languages import Suite, Task, ToolsMissing
+from tests.suites.languages.cplusplus import CPLUSPLUS
 from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.java import JAVA
 from tests.suites.languages.libpq import LIBPQ
 from tests.suites.languages.node import NODE
+from tests.suites.languages.odbc import ODBC
 from tests.suites.languages.perl import PERL
 from tests.suites.languages.php import PHP
 from tests.suites.languages.postgres_js import POSTGRES_JS
 from tests.suites.languages.ruby import RUBY
+from tests.suites.languages.rust import RUST
 from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, NODE, GO_PQ, GO_PGX, PHP, RUBY, PERL, POSTGRES_JS, JAVA)
+SUITES: tuple[Suite, ...] = (LIBPQ, CPLUSPLUS, ODBC, NODE, POSTGRES_JS, GO_PQ, GO_PGX, PHP, RUBY, PERL, JAVA, RUST)
 
 
 def main() -> int:
     arguments = _arguments()
-    sections, unknown, trouble, ran = [], 0, [], 0
+    sections, unknown, trouble = [], 0, []
     for suite in SUITES:
         if suite.name not in arguments.suites:
             continue
@@ -40,19 +43,17 @@ def main() -> int:
             found, pgnear_trouble, section = _compare(suite, arguments)
         except (ToolsMissing, SuiteFailed) as error:
             note(f"{suite.name} was not run: {error}")
-            sections.append(f"## {suite.title}\n\nNot run: {error}\n")
             continue
-        ran += 1
         sections.append(section)
         unknown += sum(one.reason is None for one in found)
         trouble += pgnear_trouble
-    text = "\n".join(_head(arguments) + sections)
-    print(text)
-    if ran == len(SUITES) and not arguments.no_docs and not arguments.no_cache:
-        (DOCS / "driver-suites-languages.md").write_text(text, encoding="utf-8")
+    print("\n".join(_head(arguments) + sections))
+    if sections and not arguments.no_docs and not arguments.no_cache:
+        titles = [suite.title for suite in SUITES]
+        report.update(DOCS / "driver-suites-languages.md", _head(arguments), sections, titles, str)
     if unknown or trouble:
         note(f"driver-suites-languages: {unknown} unknown differences; pgnear: {'; '.join(trouble) or 'fine'}")
-    if not ran:
+    if not sections:
         return 2
     return 1 if unknown or trouble else 0
 

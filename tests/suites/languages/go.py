@@ -96,12 +96,20 @@ def _outcomes(module: str, output: str) -> dict[str, Outcome]:
 
 
 def _suite(
-    name: str, title: str, package: str, modules: tuple[str, ...], environment: dict[str, str], **more: object
+    name: str,
+    title: str,
+    package: str,
+    modules: tuple[str, ...],
+    environment: dict[str, str],
+    beside: tuple[tuple[str, str], ...] = (),
+    **more: object,
 ) -> Suite:
+    """`beside`: what its tests import and its package does not depend on, by the package that has it."""
     return Suite(
         name=name,
         title=title,
-        needs={"go": "golang-go", f"{_GOPATH}/src/github.com/{modules[-1]}": package},
+        needs={"go": "golang-go", f"{_GOPATH}/src/github.com/{modules[-1]}": package}
+        | {f"{_GOPATH}/src/github.com/{module}": its_package for module, its_package in beside},
         prepare=lambda home: _prepare(name, package, modules, home),
         run=lambda task: _run(modules, environment, task),
         **more,  # type: ignore[arg-type]
@@ -121,5 +129,6 @@ GO_PGX = _suite(
         "PGX_TEST_CONN_STRING": _DSN, "PGX_TEST_DATABASE": _URL + "?sslmode=disable", "PGX_TEST_TCP_CONN_STRING": _DSN,
         "PGX_TEST_MD5_PASSWORD_CONN_STRING": "", "PGX_TEST_TLS_CONN_STRING": _URL + "?sslmode=require",
     },
+    beside=(("Masterminds/semver", "golang-github-masterminds-semver-dev"),),
     setup=("CREATE EXTENSION hstore", "CREATE EXTENSION ltree", "CREATE DOMAIN uint64 AS numeric(20,0)"),
 )  # fmt: skip

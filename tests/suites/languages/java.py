@@ -14,7 +14,7 @@ from tests.suites.compare import FAILED, Outcome
 from tests.suites.languages import Suite, Task, execute
 from tests.support.postgres import PASSWORD
 
-_DRIVER = "/usr/share/java/postgresql.jar"
+_DRIVER, _PACKAGE = "/usr/share/java/postgresql.jar", "libpostgresql-jdbc-java"
 _PROGRAM = Path(__file__).with_name("Jdbc.java")
 
 
@@ -22,7 +22,7 @@ def _prepare(home: Path) -> tuple[Path, str]:
     tree = home / "jdbc"
     shutil.rmtree(tree, ignore_errors=True)
     workplace.run(["javac", "-nowarn", "-cp", _DRIVER, "-d", tree, _PROGRAM])
-    return tree, Path(_DRIVER).resolve().stem
+    return tree, workplace.run(["dpkg-query", "--show", "--showformat=${Version}", _PACKAGE])
 
 
 def _run(task: Task) -> dict[str, Outcome]:
@@ -35,7 +35,11 @@ def _run(task: Task) -> dict[str, Outcome]:
 JAVA = Suite(
     name="pgjdbc",
     title="Java: pgjdbc",
-    needs={"javac": "default-jdk-headless", _DRIVER: "libpostgresql-jdbc-java"},
+    needs={"javac": "default-jdk-headless", _DRIVER: _PACKAGE},
     prepare=_prepare,
     run=_run,
+    excluded={
+        f"{test} (simple, *": "pgjdbc itself cannot do it in this query mode"
+        for test in ("types there and back", "metadata of a statement", "a function with a cursor")
+    },
 )

@@ -5,7 +5,7 @@ class PG::TestingHelpers::PostgresServer
   def initialize(name, port: nil, postgresql_conf: '')
     @name = name
     @port = Integer(ENV.fetch('SUITE_PORT'))
-    @conninfo = "host=127.0.0.1 port=#{@port} dbname=test"
+    @conninfo = "host=localhost port=#{@port} dbname=test"
     @unix_socket = '/nonexistent'
   end
 
