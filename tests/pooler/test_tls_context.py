@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from config import url
-from pooler.ceremony.tls import origin_context
+from pooler.ceremony.tls import CertificateUnusable, origin_context
 from tests.support.certificates import Authority
 
 
 def test_a_changed_root_certificate_is_read_and_a_broken_one_keeps_the_old(tmp_path: Path) -> None:
     file = tmp_path / "root.crt"
     target = url.parse(f"postgresql://app:secret@db.example.com/shop?sslmode=verify-full&sslrootcert={file}")
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(CertificateUnusable, match="No such file"):
         origin_context(target)
 
     def subjects() -> list[int]:
