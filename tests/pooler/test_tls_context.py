@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import ssl
 from pathlib import Path
 
 import pytest
 
 from config import url
-from pooler.ceremony.tls import CertificateUnusable, origin_context
+from pooler.ceremony.tls import CertificateUnusable, origin_context, trial
 from tests.support.certificates import Authority
 
 
-def test_a_changed_root_certificate_is_read_and_a_broken_one_keeps_the_old(tmp_path: Path) -> None:
+def test_a_changed_root_certificate_takes_over_once_it_works(tmp_path: Path) -> None:
     file = tmp_path / "root.crt"
     target = url.parse(f"postgresql://app:secret@db.example.com/shop?sslmode=verify-full&sslrootcert={file}")
     with pytest.raises(CertificateUnusable, match="No such file"):
@@ -28,10 +27,19 @@ def test_a_changed_root_certificate_is_read_and_a_broken_one_keeps_the_old(tmp_p
 
     put(Authority().certificate, 1)
     first = subjects()
-    context = origin_context(target)
-    assert origin_context(target) is context
+    assert trial(target) is None
     put(b"-----BEGIN CERTIFICATE-----\nbroken\n", 2)
-    assert subjects() == first
+    assert trial(target) is None
     put(Authority().certificate, 3)
+    refused = trial(target)
+    assert refused is not None
+    refused.failed("nobody is there who has it")
+    assert trial(target) is None, "what was refused is not tried again at once"
+    assert subjects() == first
+    put(Authority().certificate, 4)
+    used = trial(target)
+    assert used is not None
+    assert subjects() == first
+    used.succeeded()
     assert subjects() != first
-    assert isinstance(context, ssl.SSLContext)
+    assert origin_context(target) is used.context
