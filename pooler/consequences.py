@@ -42,9 +42,7 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
     if statement.sequences and session.origin is not None:
         draw(session, session.origin)
         recallers = session.service.recallers
-        session.origin.asked_again = bool(recallers.kinds) and recallers.will_ask(
-            kind_of(session), statement, session.pool.sequence_tables
-        )
+        session.origin.asked_again = bool(recallers.kinds) and draws(statement, session.pool.sequence_tables)
     if statement.changes_schema:
         session.schema_changes = True
     if (statement.changes_schema or statement.looks) and _is_temporary_first(session):
@@ -107,8 +105,8 @@ def must_forget(session: Session, origin: Origin, statement: Statement) -> bool:
     client's are all it remembers. A statement that may draw only by triggers and functions waits for nobody.
     """
     me, known = session.key[0], origin.sequence_client
-    if known == me or origin.status == FAILED_TRANSACTION:
-        return False
+    if (known == me and session.sequence_home is origin) or origin.status == FAILED_TRANSACTION:
+        return False  # else even its own values are old: it has drawn elsewhere since, or forgotten them
     if statement.recalls_sequences:
         if known == -me and origin.status != IDLE:
             return False  # drawn in this transaction, when nobody of its kind had ever asked yet

@@ -243,7 +243,10 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
 
 def _others_drew(session: Session, origin: Origin, statement: Statement) -> bool:
     """Whether what others have drawn on the connection may have to be forgotten before this session draws."""
-    return origin.sequence_client not in (0, session.key[0]) and must_keep(session, statement)
+    known = origin.sequence_client
+    if not known or (known == session.key[0] and session.sequence_home is origin):
+        return False
+    return must_keep(session, statement)
 
 
 def _is_ordinary(session: Session, prepared: Prepared) -> bool:

@@ -145,10 +145,14 @@ def _send(
         translation.request = data[start : end + 5]
     if concerned is not None and unit.steps is not None and must_forget(session, origin, concerned):
         translation.run_unseen(DISCARD_SEQUENCES)
+    defaults_change = session.defaults_change
     for operation in operations:
         translation.add(operation)
+    executes = any(operation[0] == _EXECUTE for operation in operations)
+    if not executes:
+        session.defaults_change = defaults_change  # what is only bound changes nothing
     _owe(session, unit, translation, synced=synced)
-    if not synced and any(operation[0] == _EXECUTE for operation in operations):
+    if not synced and executes:
         origin.executing = True
     if capture is not None:
         copy_answer(session, unit, capture)

@@ -1,9 +1,9 @@
 """Who will ask for its sequences' values again: `currval` and `lastval` remember them per connection.
 
-A client that asks goes back to the connection on which it drew, if nobody has that. So pgnear learns: once a client of
-some application has asked, what clients of the same application, user and database draw from stays free for them as
-long as others can be served. They are not pinned: one that asks would cost all that draw a connection each. Not here:
-what a statement draws from (`pooler.sql`), the order in which connections are taken (`pool`).
+A client that asks goes back to the connection on which it drew, if nobody has that. So pgnear learns: once anybody has
+asked, what clients draw from stays free for them as long as others can be served. They are not pinned: one that asks
+would cost all that draw a connection each. Not here: what a statement draws from (`pooler.sql`), the order in which
+connections are taken (`pool`).
 """
 
 from __future__ import annotations
@@ -59,13 +59,6 @@ class Recallers:
             del self.kinds[next(iter(self.kinds))]
         self.kinds[kind] = None
         return True
-
-    def will_ask(self, kind: Kind, statement: Statement, tables: frozenset[str]) -> bool:
-        """Whether a client of `kind` will ask, by all that is known, for what `statement` draws.
-
-        `tables` are those whose rows get values by themselves.
-        """
-        return kind in self.kinds and draws(statement, tables)
 
 
 def draws(statement: Statement, tables: frozenset[str]) -> bool:

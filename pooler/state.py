@@ -40,11 +40,9 @@ ADOPTED = frozenset(
 _EXPLAINS = {"role": ("is_superuser", "search_path"), "session_authorization": ("is_superuser", "search_path", "role")}
 
 _PROBES = {
-    PinKind.TEMPORARY: """CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=)
- pg_catalog.pg_my_temp_schema()) OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace OPERATOR(pg_catalog.=)
- pg_catalog.pg_my_temp_schema()) OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=)
- pg_catalog.pg_my_temp_schema()) THEN 1 WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 THEN 2
- ELSE 0 END""",
+    PinKind.TEMPORARY: """CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=)
+ 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())
+ THEN 1 WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 THEN 2 ELSE 0 END""",
     PinKind.LISTEN: "EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
     PinKind.CURSOR: "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
     PinKind.ADVISORY: """EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'

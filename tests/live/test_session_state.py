@@ -450,6 +450,32 @@ def test_a_value_drawn_in_one_transaction_is_found_in_the_next(pgnear: Start, or
             other.query("commit")
 
 
+def test_a_value_drawn_on_another_connection_before_is_not_taken_for_the_last(pgnear: Start, origin: Server) -> None:
+    """Nor one from before DISCARD SEQUENCES, wherever that ran."""
+    origin.execute("drop sequence if exists drawn; create sequence drawn")
+    near = pgnear(pool_size=2, min_pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        until(lambda: near.metric("pool_idle") == 2)
+        assert client.one("select nextval('drawn')") == b"1"
+        other.query("begin")
+        first = other.one("select pg_backend_pid()")
+        assert client.one("select nextval('drawn')") == b"2"
+        other.query("commit")
+        other.query("begin")
+        second = other.one("select pg_backend_pid()")
+        seen = dict(client.query("select currval('drawn')"))
+        assert "D" in seen or "E" in seen
+        if "D" in seen:
+            assert seen["D"].endswith(b"2"), (first, second)
+        other.query("commit")
+        client.query("discard sequences")
+        for _ in range(2):
+            assert "E" in dict(client.query("select lastval()"))
+            other.query("begin")
+            assert "E" in dict(client.query("select lastval()"))
+            other.query("commit")
+
+
 # ---- prepared statements ---------------------------------------------------------------------------------------------
 
 
