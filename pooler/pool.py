@@ -229,9 +229,11 @@ class Pool:
         return not origin.closed
 
     def acquire_coldest(self) -> Origin | None:
-        """The connection that clients would get last, for pgnear's own work; None where none is idle."""
+        """The connection that clients would get last, for pgnear's own work; None where none is idle. Those that a
+        client is likely to come back to are left to it, where there are others.
+        """
         while self.idle and not self.waiting.users:
-            origin = self.idle.pop(0)
+            origin = self.idle.pop(next((at for at, each in enumerate(self.idle) if not each.asked_again), 0))
             if origin.transport.has_news():
                 origin.readable()  # as in `acquire`
                 if origin.closed:

@@ -42,6 +42,10 @@ KERNEL_BYTES = 4096
 REPORTS = {"TimeZone": "UTC", "DateStyle": "ISO", "client_encoding": "UTF8", "application_name": ""}
 
 
+TURNS_TO_REST = 500
+"""What a client has sent may come in pieces of two bytes, a turn each."""
+
+
 class Broken(AssertionError):
     """A promise of the machine's did not hold."""
 
@@ -284,7 +288,7 @@ class Machine:
 
     def settle(self) -> None:
         """Let everything that is under way come to its end."""
-        for _ in range(60):
+        for _ in range(TURNS_TO_REST):
             busy = bool(self.later) or bool(self.reactor.soon)
             while self.later:
                 self.later.popleft()()
