@@ -42,6 +42,7 @@ KERNEL_BYTES = 4096
 REPORTS = {"TimeZone": "UTC", "DateStyle": "ISO", "client_encoding": "UTF8", "application_name": ""}
 
 
+_FATAL = b"\0VFATAL\0"
 TURNS_TO_REST = 500
 """What a client has sent may come in pieces of two bytes, a turn each."""
 
@@ -283,8 +284,10 @@ class Machine:
             said, transport.taken = bytes(transport.taken), bytearray()
             backend = self.backends[origin]
             answer = backend.answer(said)
-            if answer:
+            if answer and not (transport.arriving and transport.arriving[-1] == b""):
                 transport.arriving.append(answer)
+                if _FATAL in answer:
+                    transport.arriving.append(b"")  # a server that says FATAL closes
 
     def settle(self) -> None:
         """Let everything that is under way come to its end."""
