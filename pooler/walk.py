@@ -200,6 +200,8 @@ def _single(session: Session, data: bytes, position: int, kind: int, frame_end: 
             return True  # the origin skips everything up to a Sync
         if session.origin.open_unit.steps:
             session.origin.flush_made_up()  # all that was missing, where the origin has been asked for nothing
+            if session.closed:
+                return True  # its client has gone meanwhile
         if session.origin.open_unit.steps:
             _hold_for_answers(session)
             return False
