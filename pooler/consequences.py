@@ -86,8 +86,7 @@ def wants_home(session: Session) -> bool:
         return False
     if session.pool.replicas is not None:
         return False  # one of which may be to read the whole transaction
-    recallers = session.service.recallers
-    return recallers.early or (bool(recallers.kinds) and may_ask(session))
+    return may_ask(session)
 
 
 def _return_home(session: Session, position: int) -> None:

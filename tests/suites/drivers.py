@@ -89,16 +89,9 @@ def _compare(suite: Suite, arguments: argparse.Namespace) -> tuple[list[Differen
     direct, _, version = _run(rigs.DIRECT, suite, python, tree, arguments)
     pooled, trouble, _ = _run(rigs.POOLED, suite, python, tree, arguments)
     found = compare.differences(direct, pooled, compare.read_reasons(REASONS, suite.name))
-    for one in found:
-        if one.reason is None:
-            print(f"\n=== {suite.name} {one.test}: {one.direct.status} directly, {one.pooled.status} through pgnear")
-            print((one.pooled if one.pooled.status == FAILED else one.direct).detail)
-    lines = [f"## {suite.name} {suite.version}", "", f"- server: PostgreSQL {version}"]
-    lines += [f"- direct: {compare.counts(direct)}", f"- through pgnear: {compare.counts(pooled)}"]
-    lines += compare.failed_directly(direct)
-    lines += [f"- not run: `{test}`: {reason}" for test, reason in suite.excluded.items()]
-    lines += [f"- pgnear's own trouble: {one}" for one in trouble]
-    return found, trouble, "\n".join([*lines, "", compare.table(found)])
+    report.tell_unknown(suite.name, found)
+    head = [f"## {suite.name} {suite.version}", "", f"- server: PostgreSQL {version}"]
+    return found, trouble, report.section(head, direct, pooled, suite.excluded, trouble, found)
 
 
 def _prepare(suite: Suite, home: Path) -> tuple[Path, Path]:

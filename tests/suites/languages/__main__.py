@@ -89,16 +89,9 @@ def _compare(suite: Suite, arguments: argparse.Namespace) -> tuple[list[Differen
     direct, _, version = _run(rigs.DIRECT, suite, tree, arguments)
     pooled, trouble, _ = _run(rigs.POOLED, suite, tree, arguments)
     found = compare.differences(direct, pooled, compare.read_reasons(REASONS, suite.name))
-    for one in found:
-        if one.reason is None:
-            print(f"\n=== {suite.name} {one.test}: {one.direct.status} directly, {one.pooled.status} through pgnear")
-            print((one.pooled if one.pooled.status == FAILED else one.direct).detail[-4000:])
-    lines = [f"## {suite.title}", "", f"- version: {driver}", f"- server: PostgreSQL {version}"]
-    lines += [f"- direct: {compare.counts(direct)}", f"- through pgnear: {compare.counts(pooled)}"]
-    lines += compare.failed_directly(direct)
-    lines += [f"- not run: `{test}`: {reason}" for test, reason in suite.excluded.items()]
-    lines += [f"- pgnear's own trouble: {one}" for one in trouble]
-    return found, trouble, "\n".join([*lines, "", compare.table(found)])
+    report.tell_unknown(suite.name, found, most=4000)
+    head = [f"## {suite.title}", "", f"- version: {driver}", f"- server: PostgreSQL {version}"]
+    return found, trouble, report.section(head, direct, pooled, suite.excluded, trouble, found)
 
 
 def _run(
