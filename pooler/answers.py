@@ -30,7 +30,7 @@ def look_up(session: Session, data: bytes, operations: list[Operation]) -> Any:
     if shape is None:
         return None
     prepared, tail, described, stated = shape
-    if not prepared.statement.cacheable or has_temporal_parameter(tail):
+    if not prepared.statement.cacheable or prepared.warns or has_temporal_parameter(tail):
         return None
     started = perf_counter()
     moved = prepared.epoch != session.pool.schema_epoch
@@ -120,7 +120,7 @@ def answer_locally(session: Session, operations: list[Operation]) -> bool:
     for operation in operations:
         if operation[0] == _CLOSE and operation[3] in b"SP":
             parts.append(CLOSE_COMPLETE)
-        elif operation[0] == _PARSE and operation[4].proven == session.circumstances:
+        elif operation[0] == _PARSE and operation[4].proven == session.circumstances and not operation[4].warns:
             if operation[3] and operation[3] in session.statements:
                 return False
             parts.append(PARSE_COMPLETE)

@@ -63,12 +63,19 @@ def read(session: Session, data: bytes, frame: tuple[int, int, int]) -> Operatio
             prepared = views.showing(session, text, types, statement)
         else:
             prepared = service.prepared.intern(text, types, statement, scope)
-            if name_end == body and statement.plain and end - start <= MAX_REMEMBERED_PARSE:
+            if b"\\" in text and _has_string_syntax(session):
+                prepared.warns = True
+            elif name_end == body and statement.plain and end - start <= MAX_REMEMBERED_PARSE:
                 scope.remember(data[start:end], prepared)
         return kind, start, end, data[body:name_end], prepared
     if body >= end:
         raise ValueError
     return kind, start, end, data[body], data[body + 1 : data.index(b"\0", body + 1, end)]
+
+
+def _has_string_syntax(session: Session) -> bool:
+    """Whether a backslash may mean to `session` what the parser warns of."""
+    return session.scope.has_string_syntax or session.reports.values.get("standard_conforming_strings") == "off"
 
 
 def _about_another(session: Session, text: bytes, types: bytes, statement: Statement) -> Prepared:

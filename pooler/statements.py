@@ -53,17 +53,19 @@ class Scope:
 
     Attributes:
       database: its name. epoch: the schema epoch. label: the settings without application_name.
+      has_string_syntax: they say what a backslash means.
       parses: whole Parse messages without a name, as the clients sent them, and what they prepare.
       queries: whole Query messages that connections keep prepared (`repeats`). asked: how often others have come, by
         their hash.
     """
 
-    __slots__ = ("__weakref__", "asked", "database", "epoch", "label", "parses", "queries")
+    __slots__ = ("__weakref__", "asked", "database", "epoch", "has_string_syntax", "label", "parses", "queries")
 
     def __init__(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> None:
         self.database = database
         self.epoch = epoch
         self.label = label
+        self.has_string_syntax = any(name == "standard_conforming_strings" for name, _ in label)
         self.parses: dict[bytes, Prepared] = {}
         self.queries: dict[bytes, Repeated] = {}
         self.asked: dict[int, int] = {}
@@ -90,11 +92,12 @@ class Prepared:
       asked: (catalog, reports, user, policy, tables) of the last cacheable read of it: `caching.ask` remembers it here.
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
       parses: how often a client has sent it without a name; what comes again is worth keeping on a connection.
+      warns: the parser may have a warning for its client, at each Parse.
     """
 
     __slots__ = (
         "__weakref__", "_fingerprint", "asked", "edits", "epoch", "name", "needs", "parameter_description", "parses",
-        "proven", "row_description", "said", "statement", "text", "types",
+        "proven", "row_description", "said", "statement", "text", "types", "warns",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -111,6 +114,7 @@ class Prepared:
         self.proven: object = None
         self.asked: Any = None
         self.parses = 0
+        self.warns = False
         self._fingerprint: str | None = None
 
     @property

@@ -120,14 +120,14 @@ class Translation:
             self._have_needed(prepared.needs)
         failed = self._may_have_failed
         if taken:  # what is wrong with the text is said first
-            if failed:
+            if failed or prepared.warns:
                 self._parse_unnamed(prepared, None, forward=False)
             else:
                 self._have_needed(prepared)
             self._fail(errors.duplicate_prepared_statement(name.decode(errors="replace")).response())
             return
         undo = self._remember(name, prepared)
-        if failed and prepared in origin.prepared:  # it must fail as any other would, but for ROLLBACK
+        if (failed or prepared.warns) and prepared in origin.prepared:  # to fail as any other, or to warn
             self._parse_unnamed(prepared, undo, forward=True)
             return
         if prepared in origin.prepared:

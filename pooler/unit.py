@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from pooler.sql.statement import Part
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from pooler.stats import Histogram
 
 (
-    BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, DATA_ROW, EMPTY_QUERY, ERROR, FUNCTION_RESULT,
-    NO_DATA, NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
-) = b"23CWGDIEVnAtS1sT"  # fmt: skip
+    BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, COPY_OUT, DATA_ROW, EMPTY_QUERY, ERROR,
+    FUNCTION_RESULT, NO_DATA, NOTICE, NOTIFICATION, PARAMETER_DESCRIPTION, PARAMETER_STATUS, PARSE_COMPLETE,
+    PORTAL_SUSPENDED, ROW_DESCRIPTION,
+) = b"23CWGHDIEVnNAtS1sT"  # fmt: skip
 READY: Final = 0x5A
 """Z, as a number: compiled, a literal costs nothing and a module's name a look-up."""
 
@@ -41,9 +43,10 @@ PLAIN: Final = frozenset({ERROR, PARAMETER_STATUS, READY, COPY_IN, COPY_BOTH, NO
 WATCHFUL = PLAIN | {COMMAND_COMPLETE}
 """The same for a session with a write or a SET under way: completions matter too."""
 SCRIPTED = WATCHFUL | {
-    BIND_COMPLETE, CLOSE_COMPLETE, EMPTY_QUERY, NO_DATA, PARAMETER_DESCRIPTION, PARSE_COMPLETE, PORTAL_SUSPENDED,
-    ROW_DESCRIPTION,
+    BIND_COMPLETE, CLOSE_COMPLETE, COPY_OUT, EMPTY_QUERY, FUNCTION_RESULT, NO_DATA, NOTICE, PARAMETER_DESCRIPTION,
+    PARSE_COMPLETE, PORTAL_SUSPENDED, ROW_DESCRIPTION,
 }  # fmt: skip
+"""With steps: all that an answer may begin with, as answers of pgnear's own may have to come before it."""
 
 PARSED: Final = frozenset({PARSE_COMPLETE})
 
@@ -267,6 +270,8 @@ class Unit:
             if kind == PARAMETER_DESCRIPTION and step_kind == DESCRIBE and argument is not None:
                 argument.parameter_description = frame
                 return forward
+            if kind == NOTICE:
+                return forward or self._is_about_the_clients()
             # The rows of what pgnear has added are not the client's either.
             return kind != DATA_ROW or step_kind != EXECUTE or forward
         self.steps.popleft()
@@ -279,6 +284,13 @@ class Unit:
         elif step_kind == EXECUTE and origin.session is not None:
             origin.session.complete(argument, _tag(frame) if kind == COMMAND_COMPLETE else b"")
         return forward
+
+    def _is_about_the_clients(self) -> bool:
+        """Whether the hidden step at the head asks for the client all the same: what is wrong with a text whose
+        statement's name is taken, and behind it the error for that.
+        """
+        assert self.steps is not None
+        return any(step[0] == FAIL for step in islice(self.steps, 2))
 
     def _fail(self, origin: Origin, frame: bytes) -> bool:
         """An ErrorResponse: what was sent behind the failed message is undone, as the origin skips it."""
