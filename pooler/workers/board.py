@@ -1,0 +1,1 @@
+"""Shared memory that all workers read at any time."""
