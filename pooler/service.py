@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 from pydantic import SecretStr
@@ -64,6 +65,9 @@ from pooler.stats import Stats, certificate_reloads
 from pooler.transport import end_lingering
 from protocol.responses import PgError
 
+if TYPE_CHECKING:
+    from pooler.workers.peers import Peers
+
 log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
@@ -80,9 +84,12 @@ class Service:
         nursery: trio.Nursery,
         passwords: Mapping[str, str] | None = None,
         load: Callable[[], Config] | None = None,
+        *,
+        peers: Peers | None = None,
     ) -> None:
         self.config = config
         self.load = load
+        self.peers = peers
         self.reloading = trio.Lock()
         self.deadlines = DeadlineTable(config)
         self.nursery = nursery
@@ -127,6 +134,7 @@ class Service:
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
+        self.since = time.time()
         self.draining = False
         self.stays_until: dict[Session, float] = {}
         """During the drain: whom not to disconnect before when (trio's clock), though it does nothing."""

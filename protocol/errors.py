@@ -276,6 +276,31 @@ def cannot_reload(problems: str) -> PgError:
     )
 
 
+@example(workers=[1])
+@example(workers=[1, 2])
+def workers_silent(workers: list[int]) -> PgError:
+    """The console has asked all worker processes, and some have not answered in time or are not there."""
+    many = len(workers) > 1
+    named = f"workers {', '.join(map(str, workers))} do" if many else f"worker {workers[0]} does"
+    return PgError(
+        "58000",
+        f"{named} not answer",
+        detail="The others have done what they were told.",
+        hint="Repeat the command. A worker that was lost has the line worker_ended in the log, and is started again.",
+    )
+
+
+@example(cause=PgError("55000", 'the catalog of database "shop" is not known now'), workers=[1])
+def failed_at_workers(cause: PgError, workers: list[int]) -> PgError:
+    """A command of the console has failed at some worker processes, and not at the others. It has the SQLSTATE and the
+    message of the failure."""
+    named = f"Workers {', '.join(map(str, workers))} have" if len(workers) > 1 else f"Worker {workers[0]} has"
+    detail = f"{named} failed; the others have done what they were told."
+    return PgError(
+        cause.sqlstate, cause.message, detail=f"{cause.detail} {detail}" if cause.detail else detail, hint=cause.hint
+    )
+
+
 @example(name="public.odrers")
 def unknown_table(name: str) -> PgError:
     """PURGE TABLE names a table that no database has."""

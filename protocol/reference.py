@@ -44,6 +44,7 @@ CONDITIONS = {
     "57P01": "admin_shutdown",
     "57P03": "cannot_connect_now",
     "57P05": "idle_session_timeout",
+    "58000": "system_error",
     "F0000": "config_file_error",
     "XX000": "internal_error",
 }

@@ -7,10 +7,11 @@ minute: calls whose key had come before within the same minute, less those that 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pooler.admin.explain import search_path_of, table_names
+from pooler.admin.rows import Column, Part, Row, Value
 from pooler.cache.advice import WINDOW_SECONDS, Study
 from pooler.cache.catalog import Verdict, parse_search_path
 from pooler.sql.parser import normalized
@@ -24,7 +25,6 @@ COLUMNS = (
     "database fingerprint verdict reason saves_seconds~ origin_seconds~ calls# mean_ms~ mean_bytes# repeats_percent~ "
     "hits# behind_writes_percent~ update_interval~ ttl~ tables statement"
 )
-Row = tuple[str | int | float | None, ...]
 
 STORE_SECONDS = 20e-6
 """What a miss costs beside the origin's time: to look, to store, and later to drop."""
@@ -54,11 +54,66 @@ def advise(service: Service) -> Iterator[Row]:
         rows = [
             _row(service, pool, pool.advice, study, hits.get(study.fingerprint, 0)) for study in pool.advice.studies
         ]
-        yield from sorted(rows, key=lambda row: (-float(row[4] or 0.0), -float(row[5] or 0.0)))
+        yield from sorted(rows, key=_by_savings)
         if pool.advice.forgotten:
-            reason = f"{pool.advice.forgotten} cheaper shapes were forgotten (cache.max_advice_shapes)"
-            unknown = (None,) * 10
-            yield (pool.name, None, "unknown", reason, 0.0, round(pool.advice.forgotten_seconds, 3), *unknown)
+            yield _forgotten(pool.name, pool.advice.forgotten, pool.advice.forgotten_seconds)
+
+
+def _by_savings(row: Row) -> tuple[float, float]:
+    return -float(row[4] or 0.0), -float(row[5] or 0.0)
+
+
+def _forgotten(database: Value, count: int, seconds: float) -> Row:
+    reason = f"{count} cheaper shapes were forgotten (cache.max_advice_shapes)"
+    return (database, None, "unknown", reason, 0.0, round(seconds, 3), *(None,) * 10)
+
+
+class JoinedAdvice:
+    """The same shapes of several workers as one; each has its own cache, so what they save adds up."""
+
+    def columns(self, own: tuple[Column, ...]) -> tuple[Column, ...]:
+        return own
+
+    def rows(self, own: tuple[Column, ...], parts: Sequence[Part]) -> list[Row]:
+        databases: dict[Value, dict[Value, list[Row]]] = {}
+        for _, rows in parts:
+            for row in rows:
+                databases.setdefault(row[0], {}).setdefault(row[1], []).append(row)
+        found: list[Row] = []
+        for database, shapes in databases.items():
+            forgotten = shapes.pop(None, [])
+            found += sorted(map(_as_one, shapes.values()), key=_by_savings)
+            if forgotten:
+                counts = sum(int(str(row[3]).split()[0]) for row in forgotten)
+                found.append(_forgotten(database, counts, sum(_number(row[5]) for row in forgotten)))
+        return found
+
+
+def _as_one(rows: list[Row]) -> Row:
+    """One shape's rows: sums, means by calls, and the words of the worker whose numbers decide the sum."""
+    if len(rows) == 1:
+        return rows[0]
+    saves = sum(_number(row[4]) for row in rows)
+    calls = sum(int(_number(row[6])) for row in rows)
+    hits = sum(int(_number(row[10])) for row in rows)
+
+    def mean(place: int, digits: int) -> float:
+        return round(sum(_number(row[place]) * _number(row[6]) for row in rows) / max(calls, 1), digits)
+
+    def least(place: int) -> Value:
+        return min((_number(row[place]) for row in rows if row[place] is not None), default=None)
+
+    decides = max(rows, key=lambda row: _number(row[4]) if saves > 0 else -_number(row[4]))
+    verdict = "cached" if decides[2] == "cache" and hits else decides[2]
+    return (
+        *rows[0][:2], verdict, decides[3], round(saves, 3), round(sum(_number(row[5]) for row in rows), 3), calls,
+        mean(7, 3), int(mean(8, 0)), mean(9, 1), hits, mean(11, 1), least(12), least(13) if saves > 0 else None,
+        *decides[14:],
+    )  # fmt: skip
+
+
+def _number(value: Value) -> float:
+    return float(value or 0.0)
 
 
 def _row(service: Service, pool: Pool, advice: Advice, study: Study, living_hits: int) -> Row:

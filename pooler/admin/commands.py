@@ -1,53 +1,26 @@
 """The commands of the console: what each is called, which columns it answers with, and where they come from.
 
-Lives here: reading a command, SHOW and PURGE. Not here: EXPLAIN CACHE (`explain`), what changes the service
-(`control`), the protocol (`console`).
-
-SHOW, PURGE and EXPLAIN do not wait: they see the service at one moment, as traffic left it.
+Lives here: reading a command, and what its answer is made of. Not here: SHOW's tables (`tables`), EXPLAIN CACHE
+(`explain`), PURGE (`purge`), what changes the service (`control`), the protocol (`console`). Where there are several
+workers, each command is for all of them (`everybody`).
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel, SecretStr
-
-from config import Config, url
-from pooler import __version__
-from pooler.admin import familiar
-from pooler.admin.advice import COLUMNS as ADVICE_COLUMNS
-from pooler.admin.advice import advise
+from pooler.admin import control, purge
 from pooler.admin.control import CONTROLS
 from pooler.admin.explain import explain
-from pooler.admin.purge import PART, Purge, carry_out, identifier, read_purge
-from pooler.ceremony.reload import RESTART
-from pooler.stats import Histogram
+from pooler.admin.purge import PART, identifier, read_purge
+from pooler.admin.rows import Column, Row
+from pooler.admin.tables import TABLES, show
 from protocol import errors
 
 if TYPE_CHECKING:
-    from pooler.cache.store import Store
-    from pooler.origin import Origin
-    from pooler.pool import Pool
     from pooler.service import Service
-    from pooler.session import Session
-
-TEXT, INTEGER, FLOAT = 25, 20, 701
-"""OIDs of text, bigint and double precision."""
-
-MASK = "********"
-
-Value: TypeAlias = str | int | float | None
-Row: TypeAlias = tuple[Value, ...]
-
-
-class Column(NamedTuple):
-    """A column of an answer; `type` is an OID."""
-
-    name: str
-    type: int = TEXT
 
 
 class Asker(NamedTuple):
@@ -57,11 +30,19 @@ class Asker(NamedTuple):
     application_name: str
 
 
+class Answer(NamedTuple):
+    """Rows and command tag; `silent` are the workers whose part is missing in the rows."""
+
+    rows: list[Row]
+    tag: str
+    silent: list[int]
+
+
 class Command(NamedTuple):
-    """A command that was understood. `run` gives its rows and its command tag, and raises PgError."""
+    """A command that was understood. `run` raises PgError."""
 
     columns: tuple[Column, ...]
-    run: Callable[[], Awaitable[tuple[list[Row], str]]]
+    run: Callable[[], Awaitable[Answer]]
 
 
 def read_command(service: Service, asker: Asker, text: str) -> Command | None:
@@ -74,36 +55,50 @@ def read_command(service: Service, asker: Asker, text: str) -> Command | None:
     if not text:
         return None
     if found := _EXPLAIN.fullmatch(text):
-        database, statement = found["database"] and identifier(found["database"]), found["statement"]
-        return Command(_EXPLAINED, lambda: _shown(lambda: explain(service, *asker, database, statement), "EXPLAIN"))
+        return _explain(service, asker, found["database"] and identifier(found["database"]), found["statement"])
     words = " ".join(text.split()).upper()
-    if words.startswith("SHOW ") and (table := TABLES.get(words.removeprefix("SHOW "))):
-        return Command(table.columns, lambda: _shown(lambda: table.rows(service), "SHOW"))
-    if (found := _PURGE.fullmatch(text)) and (purge := read_purge(found[1])):
-        return Command((), lambda: _purged(service, purge))
+    if words.startswith("SHOW ") and (name := words.removeprefix("SHOW ")) in TABLES:
+        return _show(service, name)
+    if (found := _PURGE.fullmatch(text)) and read_purge(found[1]):
+        return _purge(service, found[1])
     if found := _CONTROL.fullmatch(text):
         return _control(service, found["word"].upper(), found["database"] and identifier(found["database"]))
     beginning = " ".join(text[:60].split())
     raise errors.unknown_command(beginning if len(text) <= 60 else f"{beginning}...")
 
 
-async def _shown(rows: Callable[[], Iterable[Row]], tag: str) -> tuple[list[Row], str]:
-    return list(rows()), tag
+def _explain(service: Service, asker: Asker, database: str | None, statement: str) -> Command:
+    async def run() -> Answer:
+        lines, silent = await explain(service, *asker, database, statement)
+        return Answer(list(lines), "EXPLAIN", silent)
+
+    return Command((Column("property"), Column("value")), run)
 
 
-async def _purged(service: Service, purge: Purge) -> tuple[list[Row], str]:
-    return [], f"PURGE {carry_out(service, _store(service), purge)}"
+def _show(service: Service, name: str) -> Command:
+    async def run() -> Answer:
+        rows, silent = await show(service, name)
+        return Answer(rows, "SHOW", silent)
+
+    return Command(TABLES[name].columns(service), run)
+
+
+def _purge(service: Service, what: str) -> Command:
+    async def run() -> Answer:
+        return Answer([], f"PURGE {await purge.everywhere(service, what)}", [])
+
+    return Command((), run)
 
 
 def _control(service: Service, word: str, database: str | None) -> Command:
-    control = CONTROLS[word]
-    if control.database != "optional" and (database is not None) != (control.database == "required"):
+    needs = CONTROLS[word].database
+    if needs != "optional" and (database is not None) != (needs == "required"):
         raise errors.unknown_command(f"{word} {database or ''}".strip())
 
-    async def run() -> tuple[list[Row], str]:
-        return [tuple(row) for row in await control.run(service, database)], word
+    async def run() -> Answer:
+        return Answer(list(await control.everywhere(service, word, database)), word, [])
 
-    return Command(tuple(map(Column, control.columns)), run)
+    return Command(tuple(map(Column, CONTROLS[word].columns)), run)
 
 
 _EXPLAIN = re.compile(
@@ -112,283 +107,3 @@ _EXPLAIN = re.compile(
 )
 _PURGE = re.compile(r"purge\s+(.+)", re.IGNORECASE)
 _CONTROL = re.compile(rf"(?P<word>{'|'.join(CONTROLS)})(?:\s+(?P<database>{PART}))?", re.IGNORECASE)
-_EXPLAINED = (Column("property"), Column("value"))
-
-
-def _store(service: Service) -> Store:
-    if service.cache is None:
-        raise errors.cache_is_off()
-    return service.cache
-
-
-# ---- SHOW ------------------------------------------------------------------------------------------------------------
-
-
-class Table(NamedTuple):
-    """What SHOW can show."""
-
-    help: str
-    columns: tuple[Column, ...]
-    rows: Callable[[Service], Iterator[Row]]
-
-
-def _columns(text: str) -> tuple[Column, ...]:
-    """`name` is text, `name#` a bigint, `name~` a double precision (seconds)."""
-    kinds = {"#": INTEGER, "~": FLOAT}
-    return tuple(Column(word.rstrip("#~"), kinds.get(word[-1], TEXT)) for word in text.split())
-
-
-def _help(service: Service) -> Iterator[Row]:
-    for name, table in TABLES.items():
-        yield f"SHOW {name}", table.help
-    for word, control in CONTROLS.items():
-        yield f"{word}{control.argument}", control.help
-    yield "EXPLAIN CACHE [ON database] statement", "whether its answer may be cached, why, and what is"
-    yield "PURGE ALL", "drop every cached answer"
-    yield "PURGE TABLE [schema.]name", "drop the answers that were read from a table"
-    yield "PURGE FINGERPRINT fingerprint", "drop the answers of statements of one shape, as EXPLAIN CACHE names it"
-    yield "PURGE NAMESPACE name", "drop the answers of a policy; those without one are in default"
-
-
-def _version(service: Service) -> Iterator[Row]:
-    yield (f"pgnear {__version__}",)
-
-
-def _pools(service: Service) -> Iterator[Row]:
-    now = time.monotonic()
-    clients = familiar.clients_of(service)
-    for pool in service.every_pool:
-        rotation = service.rotations.get(pool.name)  # a replica's pool has its primary's
-        yield (
-            pool.name, pool.size, pool.idle_count, pool.busy_count, pool.connecting_count, pool.waiting_count,
-            round(pool.oldest_wait_seconds(now), 3), "yes" if pool.ready else "no",
-            service.config.pooling_of(pool.name, ""), _place(pool),
-            pool.last_failure.message if pool.last_failure is not None else None,
-            "no" if pool.held_since is None else "yes", "no" if pool.disabled else "yes",
-            pool.allowed, rotation.problem if rotation is not None else None,
-            *familiar.pool(service, pool, clients[pool], now),
-        )  # fmt: skip
-
-
-def _place(pool: Pool) -> str:
-    target = pool.target
-    return f"{target.user}@{target.place}/{target.dbname}"
-
-
-def _clients(service: Service) -> Iterator[Row]:
-    now = time.monotonic()
-    for session in service.sessions:
-        pins = session.state.pins
-        yield (
-            session.user, session.database, session.transport.peer, session.key[0], _client_state(session),
-            session.pinned or None, round(now - min(pins.values()), 3) if pins else None,
-            session.reports.values.get("application_name", ""),
-            session.origin.pid if session.origin is not None else None,
-        )  # fmt: skip
-    for conversation in service.console.conversations:
-        asker = conversation.asker
-        yield (
-            asker.user,
-            "pgnear",
-            conversation.transport.peer,
-            None,
-            "console",
-            None,
-            None,
-            asker.application_name,
-            None,
-        )
-
-
-def _client_state(session: Session) -> str:
-    if session.waiting:
-        return "waiting"
-    return "unlinked" if session.origin is None else "linked"
-
-
-def _origins(service: Service) -> Iterator[Row]:
-    now = time.monotonic()
-    for pool in service.every_pool:
-        idle = set(pool.idle)
-        for origin in pool.origins:
-            session = origin.session
-            yield (
-                pool.name, origin.pid, "idle" if origin in idle else _origin_state(origin),
-                round(now - origin.created, 3), len(origin.settings.items), len(origin.prepared),
-                session.user if session is not None else None,
-                session.key[0] if session is not None else None, origin.target.place,
-            )  # fmt: skip
-
-
-def _origin_state(origin: Origin) -> str:
-    if origin.session is not None:
-        return "linked"
-    return "draining" if origin.draining else "borrowed"
-
-
-def _replicas(service: Service) -> Iterator[Row]:
-    now = time.perf_counter()
-    for pool in service.pools.values():
-        for replica in pool.replicas.all if pool.replicas is not None else ():
-            lag = replica.lag(now)
-            yield (
-                pool.name, replica.pool.target.place, "yes" if replica.usable(now) else "no",
-                round(lag, 3) if lag is not None else None, replica.lag_bytes, round(replica.latency, 6),
-                replica.reads, replica.blocks, replica.shortfall(now),
-            )  # fmt: skip
-
-
-def _breakers(service: Service) -> Iterator[Row]:
-    now = time.monotonic()
-    for pool in service.pools.values():
-        breaker = pool.breaker
-        yield (
-            pool.name, breaker.state.value, breaker.failures_in_a_row, breaker.opened,
-            None if breaker.closed else round(breaker.retry_in(now), 3),
-            pool.last_failure.message if pool.last_failure is not None else None,
-            "yes" if pool.pulse.frozen else "no",
-        )  # fmt: skip
-
-
-def _stats(service: Service) -> Iterator[Row]:
-    stats = service.stats
-    yield "clients", float(len(service.sessions) + len(service.console.conversations))
-    yield "replication_connections", float(len(service.relays))
-    for name in stats.__slots__:
-        value = getattr(stats, name)
-        if isinstance(value, Histogram):
-            name = name.removesuffix("_latency")
-            yield f"queries.{name}", float(value.count)
-            yield f"query_seconds.{name}", round(value.total, 6)
-        elif isinstance(value, dict):
-            yield name, float(sum(value.values()))
-            for key, count in value.items():
-                yield f"{name}.{key}", float(count)
-        else:
-            yield name, float(value)
-
-
-def _cache(service: Service) -> Iterator[Row]:
-    store = _store(service)
-    yield (
-        None, store.entries, store.bytes, store.max_bytes, store.hits, store.stale_hits, store.misses, store.refreshes,
-        store.stores, store.evictions, *(
-            sum(getattr(namespace, name) for namespace in store.namespaces)
-            for name in ("expired", "invalidated", "purged")
-        ),
-    )  # fmt: skip
-    for each in store.namespaces:
-        yield (
-            each.name, each.entries, each.bytes, each.max_bytes, each.hits, each.stale_hits, each.misses,
-            each.refreshes, each.stores, each.evictions, each.expired, each.invalidated, each.purged,
-        )  # fmt: skip
-
-
-def _config(service: Service) -> Iterator[Row]:
-    defaults = dict(_defaults())
-    for name, value in _settings("", service.config):
-        fixed = any(name == each or name.startswith((f"{each}.", f"{each}[")) for each in RESTART)
-        yield name, value, defaults.get(name), "no" if fixed else "yes"
-
-
-def _defaults() -> Iterator[tuple[str, str | None]]:
-    for key, field in Config.model_fields.items():
-        if not field.is_required():
-            yield from _settings(key, field.get_default(call_default_factory=True))
-
-
-def _settings(name: str, value: object) -> Iterator[tuple[str, str | None]]:
-    """A value of the configuration as (name, text), the secrets in it masked."""
-    if isinstance(value, BaseModel):
-        for key in type(value).model_fields:
-            yield from _settings(f"{name}.{key}" if name else key, getattr(value, key))
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _settings(f"{name}.{key}", inner)
-    elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
-        for number, inner in enumerate(value):
-            yield from _settings(f"{name}[{number}]", inner)
-    elif isinstance(value, SecretStr):
-        yield name, _masked(name, value)
-    elif isinstance(value, bool):
-        yield name, "true" if value else "false"
-    elif isinstance(value, tuple):
-        yield name, ", ".join(map(str, value))
-    else:
-        yield name, None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _masked(name: str, secret: SecretStr) -> str:
-    """A secret; of a connection URL, where it leads."""
-    if name.rpartition(".")[2] not in ("origin", "url"):
-        return MASK
-    target = url.parse(secret.get_secret_value())
-    return f"postgresql://{target.user}:{MASK}@{target.place}/{target.dbname}?sslmode={target.sslmode}"
-
-
-_ORIGIN = _columns("pool pid# state age_seconds~ settings# prepared# client_user client_pid# host")
-
-TABLES = {
-    "HELP": Table("this list", _columns("command description"), _help),
-    "VERSION": Table("which pgnear this is", _columns("version"), _version),
-    "POOLS": Table(
-        "origin connections and who waits for them, by database",
-        _columns(
-            "pool size# idle# busy# connecting# waiting# oldest_wait_seconds~ ready mode origin last_failure "
-            f"paused enabled allowed# credentials_problem {familiar.POOL_COLUMNS}"
-        ),
-        _pools,
-    ),
-    "CLIENTS": Table(
-        "clients, what pins them, and the origin connections that work for them",
-        _columns("user database address pid# state pinned pinned_seconds~ application_name origin_pid#"),
-        _clients,
-    ),
-    "ORIGINS": Table(
-        "origin connections",
-        _ORIGIN,
-        _origins,
-    ),
-    "SERVERS": Table(
-        "the same: PgBouncer's name for it",
-        _ORIGIN,
-        _origins,
-    ),
-    "BREAKERS": Table(
-        "whether origins are tried, and when next",
-        _columns("pool state failures_in_a_row# opened# retry_in_seconds~ last_failure frozen"),
-        _breakers,
-    ),
-    "REPLICAS": Table(
-        "replicas, and whether reads go to them",
-        _columns("pool host usable lag_seconds~ lag_bytes# latency_seconds~ reads# transactions# problem"),
-        _replicas,
-    ),
-    "STATS": Table("totals since the start", _columns("name value~"), _stats),
-    "DATABASES": Table(
-        "databases and their limits, by PgBouncer's names", _columns(familiar.DATABASE_COLUMNS), familiar.databases
-    ),
-    "LISTS": Table("how many there are of what, by PgBouncer's names", _columns("list items#"), familiar.lists),
-    "STATS_TOTALS": Table(
-        "what is counted by database, by PgBouncer's names", _columns("database xact_count#"), familiar.totals
-    ),
-    "CONFIG": Table(
-        "every setting, without secrets, and whether RELOAD changes it",
-        _columns("name value default changeable"),
-        _config,
-    ),
-    "CACHE": Table(
-        "the cache's entries and what became of them: all, then by namespace",
-        _columns(
-            "namespace entries# bytes# max_bytes# hits# stale_hits# misses# refreshes# stores# evictions# expired# "
-            "invalidated# purged#"
-        ),
-        _cache,
-    ),
-    "CACHE ADVICE": Table(
-        "what caching saves, would save or would cost, by statement shape; why not, where it cannot",
-        _columns(ADVICE_COLUMNS),
-        advise,
-    ),
-}  # fmt: skip
-"""By what is said behind SHOW."""

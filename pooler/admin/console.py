@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from pooler import __version__
-from pooler.admin.commands import FLOAT, INTEGER, Asker, Column, Command, Row, Value, read_command
+from pooler.admin.commands import Answer, Asker, Command, read_command
+from pooler.admin.rows import FLOAT, INTEGER, Column, Row, Value
 from pooler.ceremony.greeting import first_words, new_key
 from pooler.logs import get_logger
 from pooler.settings import Reports
@@ -32,7 +33,7 @@ from protocol.framing import (
     command_complete,
     frame,
 )
-from protocol.responses import PgError
+from protocol.responses import PgError, notice_response
 from protocol.startup import StartupMessage
 
 if TYPE_CHECKING:
@@ -216,11 +217,12 @@ class Conversation:
             command = self._read(text)
             if command is None:
                 return _EMPTY
-            rows, tag = await command.run()
+            answer = await command.run()
         except PgError as error:
             return error.response()
         described = _row_description(command.columns, ()) if command.columns else b""
-        return described + _data_rows(command.columns, rows, ()) + command_complete(tag.encode())
+        shown = described + _data_rows(command.columns, answer.rows, ())
+        return _warning(answer) + shown + command_complete(answer.tag.encode())
 
     def _read(self, text: str) -> Command | None:
         return read_command(self._service, self.asker, text)
@@ -278,14 +280,16 @@ class Conversation:
         command = portal.command
         if command is None:
             return _EMPTY
+        warning = b""
         if portal.rows is None:
-            portal.rows, portal.tag = await command.run()
+            answer = await command.run()
+            portal.rows, portal.tag, warning = answer.rows, answer.tag, _warning(answer)
         rows = portal.rows
         if 0 < limit < len(rows):
             sent, portal.rows = rows[:limit], rows[limit:]
-            return _data_rows(command.columns, sent, portal.formats) + _SUSPENDED
+            return warning + _data_rows(command.columns, sent, portal.formats) + _SUSPENDED
         portal.rows = []
-        return _data_rows(command.columns, rows, portal.formats) + command_complete(portal.tag.encode())
+        return warning + _data_rows(command.columns, rows, portal.formats) + command_complete(portal.tag.encode())
 
     def _close(self, fields: _Fields) -> bytes:
         held: dict[str, Command | None] | dict[str, _Portal]
@@ -331,6 +335,14 @@ class _Fields:
         found = self._body[self._position : end]
         self._position = end + 1
         return found.decode(errors="replace")
+
+
+def _warning(answer: Answer) -> bytes:
+    """What a client is told in front of rows that are not all."""
+    if not answer.silent:
+        return b""
+    error = errors.workers_silent(answer.silent)
+    return notice_response(error.sqlstate, error.message, severity="WARNING", detail="What it has is not shown.")
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

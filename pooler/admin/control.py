@@ -1,19 +1,21 @@
 """The console's commands that change what the service does: RELOAD, PAUSE and its kind.
 
-Lives here: what each does. Not here: how they are read and answered (`commands`, `console`). Their names and meanings
-are PgBouncer's, where it has them.
+Lives here: what each does, and how a worker that comes later learns what holds (`join_in`). Not here: how they are read
+and answered (`commands`, `console`). Their names and meanings are PgBouncer's, where it has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import trio
 
 from pooler import ending
+from pooler.admin.everybody import ANSWER_SECONDS, ask_everybody
 from pooler.ceremony.reload import reload
 from pooler.logs import get_logger
+from pooler.workers.peers import answers
 from protocol import errors
 
 if TYPE_CHECKING:
@@ -28,12 +30,13 @@ Rows: TypeAlias = Iterable[tuple[str, ...]]
 
 
 class Control(NamedTuple):
-    """A command; `database` says whether it is given one."""
+    """A command; `database` says whether it is given one, `waits` whether it takes as long as clients or origins do."""
 
     help: str
     database: Literal["none", "optional", "required"]
     run: Callable[[Service, str | None], Awaitable[Rows]]
     columns: tuple[str, ...] = ()
+    waits: bool = False
 
     @property
     def argument(self) -> str:
@@ -112,11 +115,12 @@ async def _enable(service: Service, database: str | None) -> Rows:
 
 
 CONTROLS = {
-    "RELOAD": Control("read the configuration again", "none", _reload, ("setting", "outcome")),
+    "RELOAD": Control("read the configuration again", "none", _reload, ("setting", "outcome"), waits=True),
     "PAUSE": Control(
         "let clients wait; done when their transactions are over and the origin's connections closed",
         "optional",
         _pause,
+        waits=True,
     ),
     "SUSPEND": Control("the same, but done at once", "optional", _suspend),
     "RESUME": Control("let clients go on", "optional", _resume),
@@ -126,3 +130,43 @@ CONTROLS = {
     "ENABLE": Control("let them in again", "required", _enable),
 }
 """By its first word."""
+
+
+async def everywhere(service: Service, word: str, database: str | None) -> Rows:
+    """Have every worker carry out a command; it is done when the last one is. The rows of all, each once.
+
+    Raises:
+      PgError: some have failed, or do not answer.
+    """
+    within = None if CONTROLS[word].waits else ANSWER_SECONDS
+    replies = await ask_everybody(service, "command", {"word": word, "database": database}, within=within)
+    replies.check()
+    return list(dict.fromkeys(tuple(row) for rows in replies.answers.values() for row in rows))
+
+
+@answers("command")
+async def _carry_out(service: Service, data: Any) -> list[tuple[str, ...]]:
+    return list(await CONTROLS[data["word"]].run(service, data["database"]))
+
+
+async def join_in(service: Service) -> None:
+    """This worker takes another one's place: what the others hold or have disabled, it does too."""
+    if service.peers is None:
+        return
+    with trio.move_on_after(ANSWER_SECONDS):
+        for held in await service.peers.ask_others("held"):
+            for name in held["paused"] if held else ():
+                if name in service.pools:
+                    service.pools[name].hold()
+            for name in held["disabled"] if held else ():
+                if name in service.pools:
+                    service.pools[name].disabled = True
+
+
+@answers("held")
+async def _held(service: Service, data: Any) -> dict[str, list[str]]:
+    pools = service.pools.values()
+    return {
+        "paused": [pool.name for pool in pools if pool.held_since is not None],
+        "disabled": [pool.name for pool in pools if pool.disabled],
+    }

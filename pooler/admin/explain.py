@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
+from pooler.admin.everybody import ask_everybody
 from pooler.cache.catalog import Catalog, Verdict, parse_search_path
 from pooler.settings import DEFAULTS
 from pooler.sql.parser import fingerprint
+from pooler.workers.peers import answers
 from protocol import errors
 
 if TYPE_CHECKING:
@@ -29,8 +32,10 @@ MAX_ENTRIES = 20
 Line = tuple[str, str]
 
 
-def explain(service: Service, user: str, application_name: str, database: str | None, statement: str) -> list[Line]:
-    """(property, value) of `statement`, as `user` would get it.
+async def explain(
+    service: Service, user: str, application_name: str, database: str | None, statement: str
+) -> tuple[list[Line], list[int]]:
+    """(property, value) of `statement`, as `user` would get it; and the workers whose entries are missing.
 
     Args:
       database: None is the first one.
@@ -38,6 +43,16 @@ def explain(service: Service, user: str, application_name: str, database: str | 
     Raises:
       PgError: 3D000, there is no such database.
     """
+    lines = _judge(service, user, application_name, database, statement)
+    if service.cache is None:
+        return lines, []
+    asked = {"database": dict(lines)["database"], "user": user, "text": statement}
+    replies = await ask_everybody(service, "entries", asked)
+    return lines + _entries(replies.answers, user, several=service.peers is not None), replies.silent
+
+
+def _judge(service: Service, user: str, application_name: str, database: str | None, statement: str) -> list[Line]:
+    """What does not depend on what is cached: every worker would say the same."""
     pool = next(iter(service.pools.values())) if database is None else service.pools.get(database)
     if pool is None:
         raise errors.unknown_database(database or "")
@@ -58,7 +73,7 @@ def explain(service: Service, user: str, application_name: str, database: str | 
     mark = fingerprint(text)
     policy = policies.choose(understood, user, pool.name, application_name, text, mark)
     reason = verdict.reason or ("" if policy.enabled else f"it is switched off: {policy.source}")
-    lines = [
+    return [
         ("cacheable", "no" if reason else "yes" if known else "unknown"),
         ("reason", reason),
         ("database", pool.name),
@@ -71,7 +86,6 @@ def explain(service: Service, user: str, application_name: str, database: str | 
         *_capped(service, store, pool, verdict),
         ("key", "database, user, settings except application_name, text, parameters and their types, result formats"),
     ]
-    return lines + _entries(store, pool.name, user, text)
 
 
 def search_path_of(pool: Pool) -> str | None:
@@ -122,15 +136,34 @@ def _capped(service: Service, store: Store, pool: Pool, verdict: Verdict) -> lis
     return [("capped", f"{seconds:g} s: {'; '.join(reasons)}")] if reasons else []
 
 
-def _entries(store: Store, database: str, user: str, text: bytes) -> list[Line]:
-    """The entries of this very text in this database, whoever asked; those of `user` first."""
-    wanted = _bare(text)
-    found = [entry for entry in store.find(database=database) if _bare(entry.key[3]) == wanted]
+def _entries(answers: dict[int, Any], user: str, *, several: bool) -> list[Line]:
+    """The entries of all workers: how many, and the most used."""
+    count = sum(answer["count"] for answer in answers.values())
+    mine = sum(answer["mine"] for answer in answers.values())
+    shown = [
+        (not own, -hits, f"{said}, worker {worker}" if several else said)
+        for worker, answer in answers.items()
+        for own, hits, said in answer["entries"]
+    ]
+    shown.sort(key=itemgetter(0, 1))
+    lines = [("entries", f"{count}, {mine} of them for user {user}")]
+    return lines + [("entry", said) for _, _, said in shown[:MAX_ENTRIES]]
+
+
+@answers("entries")
+async def _own_entries(service: Service, data: Any) -> dict[str, Any]:
+    """This worker's entries of this very text in this database, whoever asked; those of `user` first."""
+    store, user, wanted = service.cache, data["user"], _bare(data["text"].encode())
+    if store is None:
+        return {"count": 0, "mine": 0, "entries": []}
+    found = [entry for entry in store.find(database=data["database"]) if _bare(entry.key[3]) == wanted]
     found.sort(key=lambda entry: (entry.key[1] != user, -entry.hits))
     now = time.perf_counter()
-    mine = sum(entry.key[1] == user for entry in found)
-    lines = [("entries", f"{len(found)}, {mine} of them for user {user}")]
-    return lines + [("entry", _entry(store, entry, now)) for entry in found[:MAX_ENTRIES]]
+    return {
+        "count": len(found),
+        "mine": sum(entry.key[1] == user for entry in found),
+        "entries": [(entry.key[1] == user, entry.hits, _entry(store, entry, now)) for entry in found[:MAX_ENTRIES]],
+    }
 
 
 def _bare(text: bytes) -> bytes:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pooler.admin.everybody import ask_everybody
+from pooler.workers.peers import answers
 from protocol import errors
 from protocol.responses import PgError
 
@@ -55,6 +57,25 @@ def read_purge(text: str) -> Purge | None:
 def identifier(written: str) -> str:
     """An identifier as it is meant: in lower case, unless it is quoted."""
     return written[1:-1].replace('""', '"') if written.startswith('"') else written.lower()
+
+
+async def everywhere(service: Service, text: str) -> int:
+    """Have every worker drop what `text` names; how many entries that were.
+
+    Raises:
+      PgError: the cache is off, there is no such table or namespace, or some workers have failed or do not answer.
+    """
+    replies = await ask_everybody(service, "purge", {"what": text})
+    replies.check()
+    return sum(replies.answers.values())
+
+
+@answers("purge")
+async def _purge(service: Service, data: Any) -> int:
+    purge = read_purge(data["what"])
+    if service.cache is None:
+        raise errors.cache_is_off()
+    return carry_out(service, service.cache, purge) if purge is not None else 0
 
 
 def carry_out(service: Service, store: Store, purge: Purge) -> int:
