@@ -39,6 +39,7 @@ from config.values import (
     Size,
     Statements,
     Url,
+    Workers,
     host_and_port,
     several,
 )
@@ -102,6 +103,14 @@ class Config(Section):
         description="Where /metrics, /healthz and /readyz are served: HOST:PORT; unset, nowhere. Set it to be "
         "monitored.",
         examples=["127.0.0.1:9432"],
+    )
+    workers: Workers = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the work, behind the same addresses: pool_size, the cache's memory and every "
+        "limit are for all of them together. Raise it where pgnear's process keeps a core busy and others are free: "
+        "see docs/operations.md.",
     )
     reuse_port: bool = Field(
         False,
@@ -373,6 +382,8 @@ class Config(Section):
                     f"{key}: sslmode={target.sslmode} may send passwords and data unencrypted to {target.place}; "
                     "use verify-full, or set allow_plaintext_origin = true"
                 )
+            if size < self.workers:
+                problems.append(f"{key}: a pool_size of {size} leaves some of {self.workers} workers no connection")
         problems += self._problems_of_replicas(targets)
         if self.auth == "trust":
             for address in self.listen:

@@ -123,6 +123,7 @@ PoolSize = Annotated[
     int, Field(ge=1, le=10000), BeforeValidator(number), Field(json_schema_extra={"unit": "connections"})
 ]
 Statements = Annotated[int, BeforeValidator(number), Field(json_schema_extra={"unit": "statements"})]
+Workers = Annotated[int, BeforeValidator(number), Field(json_schema_extra={"unit": "processes"})]
 Address = Annotated[str, BeforeValidator(_address), Field(json_schema_extra={"unit": "address"})]
 Command = Annotated[
     tuple[str, ...],

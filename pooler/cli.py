@@ -73,6 +73,7 @@ def serve(
     pool_size: Annotated[
         int | None, typer.Option(metavar="N", help="Origin connections per database, at most. Default 20.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes that share the work. Default 1.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Only pool; answer nothing from memory.")] = False,
     http: Annotated[
         str | None,
@@ -90,6 +91,7 @@ def serve(
         "origin": origin,
         "listen": listen or None,
         "pool_size": pool_size,
+        "workers": workers,
         "cache.enabled": False if no_cache else None,
         "http": http,
         "log.level": log_level,
@@ -102,6 +104,10 @@ def serve(
             "password_on_command_line",
             hint="others could have read it; write the URL into PGNEAR_ORIGIN or the configuration file",
         )
+    if settings.workers > 1:
+        from pooler.workers import parent
+
+        raise typer.Exit(parent.run(settings, config_file, flags))
     from pooler import service  # only this command needs all of it
 
     raise typer.Exit(service.run(settings, lambda: config.load(file=config_file, flags=flags)))

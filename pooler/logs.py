@@ -12,6 +12,7 @@ import io
 import logging
 import select
 import sys
+from collections.abc import MutableMapping
 from typing import IO, Any, Literal
 
 import structlog
@@ -69,9 +70,12 @@ output = LogOutput(sys.stderr)
 """Where lines go, since `configure` was last called."""
 
 
-def configure(format: Literal["auto", "console", "json"] = "auto", level: str = "info") -> None:
-    """Set up logging for the process."""
-    global output, _verbose
+def configure(
+    format: Literal["auto", "console", "json"] = "auto", level: str = "info", *, worker: int | None = None
+) -> None:
+    """Set up logging for the process; each line says of which `worker` it is, once that was given."""
+    global output, _verbose, _worker
+    _worker = _worker if worker is None else worker
     output = LogOutput(sys.stderr)
     _verbose = level.upper() == "DEBUG"
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
@@ -80,6 +84,8 @@ def configure(format: Literal["auto", "console", "json"] = "auto", level: str = 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    if _worker is not None:
+        processors.insert(0, _say_worker)
     if console:
         processors.append(
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False)
@@ -95,6 +101,12 @@ def configure(format: Literal["auto", "console", "json"] = "auto", level: str = 
 
 
 _verbose = False
+_worker: int | None = None
+
+
+def _say_worker(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.setdefault("worker", _worker)
+    return event
 
 
 def is_verbose() -> bool:

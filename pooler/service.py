@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from pydantic import SecretStr
@@ -66,6 +66,7 @@ from pooler.transport import end_lingering
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
+    from pooler.workers.board import Board
     from pooler.workers.peers import Peers
 
 log = get_logger(__name__)
@@ -86,10 +87,12 @@ class Service:
         load: Callable[[], Config] | None = None,
         *,
         peers: Peers | None = None,
+        board: Board | None = None,
     ) -> None:
         self.config = config
         self.load = load
         self.peers = peers
+        self.board = board
         self.reloading = trio.Lock()
         self.deadlines = DeadlineTable(config)
         self.nursery = nursery
@@ -166,6 +169,11 @@ class Service:
         for name, several in replicas.items():
             self.pools[name].replicas = Replicas(several)
         return pools
+
+    @property
+    def whole_config(self) -> Config:
+        """The configuration, of which a worker among several has its share in `config`."""
+        return self.config if self.peers is None or self.peers.whole is None else self.peers.whole
 
     @property
     def every_pool(self) -> list[Pool]:
@@ -402,10 +410,17 @@ async def serve(
     started: Callable[[Service], None] | None = None,
     stop: trio.Event | None = None,
     load: Callable[[], Config] | None = None,
+    listeners: Iterable[socket.socket] = (),
+    outlived: bool = False,
+    peers: Peers | None = None,
+    board: Board | None = None,
 ) -> None:
     """Run pgnear until cancelled, or until `stop` is set: then it drains first.
 
-    `started` is called once every address is bound and listened on. `load` reads the configuration again.
+    Args:
+      started: called once every address is bound and listened on. load: reads the configuration again.
+      listeners: the sockets to accept from, in place of those to open; `outlived`: others accept there after us.
+      peers, board: where this is one worker of several.
 
     Raises:
       OSError: an address cannot be had; the message says which.
@@ -413,7 +428,7 @@ async def serve(
     """
     raise_file_limit()
     passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
-    listeners: list[socket.socket] = []
+    listeners = list(listeners)
     try:
         inherited = supervisor.inherited_sockets()
         http_socket = next(iter(inherited.pop("http", [])), None)
@@ -421,8 +436,8 @@ async def serve(
         if not listeners:
             listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
-            service = Service(config, nursery, passwords, load)
-            service.listens_for_others = bool(inherited)
+            service = Service(config, nursery, passwords, load, peers=peers, board=board)
+            service.listens_for_others = outlived or bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
             if http_socket is not None or config.http:
                 service.http_address = await nursery.start(
@@ -446,7 +461,7 @@ async def serve(
             gc.collect()
             gc.freeze()
             service.doors.open(listeners)
-            for address in service.listen_addresses:
+            for address in service.listen_addresses if peers is None else ():
                 log.info(
                     "listening",
                     address=address,
@@ -472,47 +487,66 @@ async def serve(
             close_listener(listener)
 
 
+async def serve_until_stopped(
+    config: Config,
+    *,
+    load: Callable[[], Config] | None = None,
+    started: Callable[[Service], None] | None = None,
+    stopped_by: trio.Event | None = None,
+    **how: Any,
+) -> None:
+    """`serve` until SIGINT or SIGTERM, or `stopped_by` is set; a second signal ends at once. SIGHUP reloads."""
+    stop = trio.Event()
+    running: list[Service] = []
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def reload_all() -> None:
+                for service in running:
+                    try:
+                        await reload(service)
+                    except PgError:
+                        pass  # it is in the log
+
+            async def watch() -> None:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        nursery.start_soon(reload_all)
+                        continue
+                    if stop.is_set():
+                        nursery.cancel_scope.cancel()
+                    log.info("stopping", signal=signal.Signals(number).name)
+                    stop.set()
+
+            async def follow(other: trio.Event) -> None:
+                await other.wait()
+                stop.set()
+
+            def begun(service: Service) -> None:
+                running.append(service)
+                if started is not None:
+                    started(service)
+
+            nursery.start_soon(watch)
+            if stopped_by is not None:
+                nursery.start_soon(follow, stopped_by)
+            await serve(config, started=begun, stop=stop, load=load, **how)
+            nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
 def run(config: Config, load: Callable[[], Config] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; a second one ends at once. SIGHUP reloads what `load` reads. The exit status."""
-
-    async def until_signalled() -> None:
-        stop = trio.Event()
-        running: list[Service] = []
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            async with trio.open_nursery() as nursery:
-
-                async def reload_all() -> None:
-                    for service in running:
-                        try:
-                            await reload(service)
-                        except PgError:
-                            pass  # it is in the log
-
-                async def watch() -> None:
-                    async for number in signals:
-                        if number == signal.SIGHUP:
-                            nursery.start_soon(reload_all)
-                            continue
-                        if stop.is_set():
-                            nursery.cancel_scope.cancel()
-                        log.info("stopping", signal=signal.Signals(number).name)
-                        stop.set()
-
-                nursery.start_soon(watch)
-                await serve(config, started=running.append, stop=stop, load=load)
-                nursery.cancel_scope.cancel()
-        log.info("stopped")
-
     status = 0
     try:
-        trio.run(until_signalled)
+        trio.run(partial(serve_until_stopped, config, load=load))
     except* (OSError, ssl.SSLError, ValueError) as group:
-        log.error("cannot_start", reason=_first_reason(group))
+        log.error("cannot_start", reason=first_reason(group))
         status = 1
     return status
 
 
-def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:
+def first_reason(group: BaseExceptionGroup[BaseException]) -> str:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -237,8 +237,7 @@ def _memory(used: resource.struct_rusage) -> int:
 
 def _config(service: Service) -> Iterator[Row]:
     defaults = dict(_defaults())
-    whole: Config = getattr(service, "whole_config", service.config)
-    for name, value in _settings("", whole):
+    for name, value in _settings("", service.whole_config):
         fixed = any(name == each or name.startswith((f"{each}.", f"{each}[")) for each in RESTART)
         yield name, value, defaults.get(name), "no" if fixed else "yes"
 

@@ -13,6 +13,7 @@ import trio
 
 from config import Target
 from pooler.ceremony.connect import open_transport
+from pooler.ceremony.greeting import worker_of
 from pooler.logs import get_logger
 from pooler.transport import TransportClosed
 from protocol import startup
@@ -33,6 +34,9 @@ MOST_CANCELS = 8
 
 async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     """A client asked, with the key it was given, for its query to be cancelled. A wrong key changes nothing."""
+    if (peers := service.peers) is not None and (owner := worker_of(pid)) != peers.index:
+        await peers.ask_one(owner, "cancel", {"pid": pid, "secret": secret.hex()})
+        return
     service.stats.cancels_received += 1
     relay = service.relay_by_key(pid, secret)
     if relay is not None and relay.connected:

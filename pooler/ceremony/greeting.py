@@ -30,6 +30,20 @@ _NOT_SETTINGS = ("user", "database", "options", "replication")
 _ABOVE_ALL_PROCESSES: Final = 2**22
 """Linux numbers its processes below this: who terminates a process by an id of ours ends nobody's backend."""
 _pids = count()
+_step = 1
+
+_COUNT: Final = 2**31 - _ABOVE_ALL_PROCESSES
+
+
+def number_clients(worker: int, workers: int) -> None:
+    """From now on clients get process ids that say whose they are: `worker_of`."""
+    global _pids, _step
+    _pids, _step = count(worker, workers), workers
+
+
+def worker_of(pid: int) -> int:
+    """Which worker has given its client the process id `pid`; 0 where there is one."""
+    return (pid - _ABOVE_ALL_PROCESSES) % _step
 
 
 def known_welcome(pool: Pool, packet: bytes, request: startup.StartupMessage) -> Welcome | None:
@@ -108,7 +122,7 @@ def wanted_settings(parameters: Mapping[str, str]) -> dict[str, str]:
 
 def new_key(minor: int) -> tuple[int, bytes]:
     """A process id and a secret for a client of protocol 3.`minor` to cancel with: 4 bytes, 32 from 3.2 on."""
-    pid = _ABOVE_ALL_PROCESSES + next(_pids) % (2**31 - _ABOVE_ALL_PROCESSES)
+    pid = _ABOVE_ALL_PROCESSES + next(_pids) % (_COUNT - _COUNT % _step)
     return pid, secrets.token_bytes(32 if minor >= 2 else 4)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 RESTART = (
-    "listen", "http", "reuse_port", "replica", "session_functions", "cache.enabled", "cache.max_bytes",
+    "listen", "http", "reuse_port", "workers", "replica", "session_functions", "cache.enabled", "cache.max_bytes",
     "cache.invalidation", "cache.publication", "cache.ttl_without_stream", "cache.notify_channel",
     "cache.max_advice_shapes",
 )  # fmt: skip

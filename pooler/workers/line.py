@@ -98,7 +98,7 @@ class Line:
         except trio.BrokenResourceError:
             pass  # whoever reads learns of it, too
 
-    async def _messages(self) -> Any:
+    async def _messages(self) -> AsyncIterator[dict[str, Any]]:
         buffer = bytearray()
         while True:
             try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pooler.workers.line import Line, LineLost
 
 if TYPE_CHECKING:
+    from config import Config
     from pooler.service import Service
 
 Answer = Callable[["Service", Any], Awaitable[Any]]
@@ -35,12 +36,14 @@ class Peers:
 
     Attributes:
       index: this worker's number, from 0. count: how many there are.
+      whole: the configuration, of which this worker has its share.
     """
 
     def __init__(self, index: int, count: int, line: Line) -> None:
         self.index = index
         self.count = count
         self.line = line
+        self.whole: Config | None = None
 
     async def ask_others(self, what: str, data: Any = None) -> list[Any]:
         """What each other worker answers that is there.

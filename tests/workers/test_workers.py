@@ -1,0 +1,207 @@
+"""Several worker processes are one pgnear."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pooler.ceremony import greeting
+from tests.conftest import Start
+from tests.support.postgres import Server
+from tests.support.process import Pgnear, run
+from tests.support.waiting import until
+
+CLIENTS = 24
+"""So many that each of two workers has some: the kernel shares them out by chance."""
+
+
+@pytest.fixture
+def house(pgnear: Start) -> Callable[..., Pgnear]:
+    """A pgnear of two workers."""
+
+    def start(*flags: str, **settings: Any) -> Pgnear:
+        return pgnear(*flags, **{"workers": 2, "http": None, **settings})
+
+    return start
+
+
+@contextmanager
+def clients(near: Pgnear, count: int = CLIENTS) -> Iterator[list[psycopg.Connection]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(near.connect()) for _ in range(count)]
+
+
+def worker_of(client: psycopg.Connection) -> int:
+    return (client.info.backend_pid - greeting._ABOVE_ALL_PROCESSES) % 2
+
+
+def processes(near: Pgnear) -> dict[int, int]:
+    """The latest process of each worker."""
+    return {line["worker"]: line["pid"] for line in near.log_lines if line.get("event") == "worker_started"}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def in_a_thread(function: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def test_clients_are_shared_out(house: Callable[..., Pgnear]) -> None:
+    with clients(house()) as connected:
+        assert {worker_of(client) for client in connected} == {0, 1}
+        assert [client.execute("select 42").fetchone() for client in connected] == [(42,)] * CLIENTS
+
+
+def test_a_cancel_finds_its_way_whichever_worker_hears_of_it(house: Callable[..., Pgnear], origin: Server) -> None:
+    """Each of the requests comes in on a connection of its own, to a worker that chance decides."""
+    near = house(pool_size=20)
+    with clients(near, 16) as connected, origin.connect() as direct:
+        outcomes: list[str] = []
+
+        def sleep(client: psycopg.Connection) -> None:
+            try:
+                client.execute("select pg_sleep(60), 'sleeper'")
+            except psycopg.errors.QueryCanceled:
+                outcomes.append("canceled")
+
+        threads = [in_a_thread(lambda client=client: sleep(client)) for client in connected]  # type: ignore[misc]
+        asleep = "select count(*) from pg_stat_activity where state = 'active' and query like '%''sleeper''%'"
+        until(lambda: direct.execute(asleep + " and pid <> pg_backend_pid()").fetchone() == (16,))
+        for client in connected:
+            client.cancel_safe()
+        for thread in threads:
+            thread.join(30)
+        assert outcomes == ["canceled"] * 16
+        assert {worker_of(client) for client in connected} == {0, 1}
+
+
+def test_all_together_open_no_more_origin_connections_than_pool_size(
+    house: Callable[..., Pgnear], origin: Server
+) -> None:
+    near = house(pool_size=3)
+    with clients(near) as connected, origin.connect() as direct:
+        threads = [in_a_thread(lambda each=each: each.execute("select pg_sleep(0.05)")) for each in connected]  # type: ignore[misc]
+        count = "select count(*) from pg_stat_activity where application_name like 'pgnear%'"
+        most = 0
+        while any(thread.is_alive() for thread in threads):
+            most = max(most, direct.execute(count).fetchone()[0])  # type: ignore[index]
+        for thread in threads:
+            thread.join()
+    assert most <= 3
+
+
+def test_a_worker_that_dies_takes_only_its_own_clients_along_and_another_takes_its_place(
+    house: Callable[..., Pgnear],
+) -> None:
+    near = house()
+    with clients(near) as connected:
+        victim = processes(near)[0]
+        os.kill(victim, signal.SIGKILL)
+        near.wait_for_log("worker_ended", worker=0)
+        for client in connected:
+            if worker_of(client) == 1:
+                assert client.execute("select 1").fetchone() == (1,)
+            else:
+                with pytest.raises(psycopg.OperationalError):
+                    client.execute("select 1")
+        with clients(near) as others:  # those of the dead one's place wait until it is filled
+            assert {worker_of(client) for client in others} == {0, 1}
+            assert [client.execute("select 2").fetchone() for client in others] == [(2,)] * CLIENTS
+    assert processes(near)[0] != victim
+
+
+def test_a_signal_lets_transactions_finish_in_every_worker(house: Callable[..., Pgnear]) -> None:
+    near = house()
+    with clients(near, 16) as connected:
+        for client in connected:
+            client.execute("begin")
+            client.execute("select 1")
+        near.process.send_signal(signal.SIGTERM)
+        near.wait_for_log("stopping", count=3)  # the parent, and both
+        for client in connected:
+            assert client.execute("select 2").fetchone() == (2,)
+            client.execute("commit")
+        assert near.process.wait(20) == 0
+    assert not any(map(is_running, processes(near).values()))
+
+
+def test_a_second_signal_ends_all_of_them_at_once(house: Callable[..., Pgnear]) -> None:
+    near = house()
+    with clients(near, 8) as connected:
+        for client in connected:
+            client.execute("begin")
+            client.execute("select 1")
+        near.process.send_signal(signal.SIGTERM)
+        near.wait_for_log("stopping", count=3)
+        near.process.send_signal(signal.SIGINT)
+        assert near.process.wait(10) == 0
+    assert not any(map(is_running, processes(near).values()))
+
+
+def test_workers_end_when_their_parent_is_gone(house: Callable[..., Pgnear]) -> None:
+    near = house()
+    workers = processes(near).values()
+    near.process.kill()
+    near.process.wait()
+    until(lambda: not any(map(is_running, workers)), within=20)
+    near.process.returncode = 0  # what the fixture would ask for
+
+
+def test_a_reload_reaches_every_worker(house: Callable[..., Pgnear], tmp_path: Path, origin: Server) -> None:
+    file = tmp_path / "pgnear.toml"
+    file.write_text("query_timeout = 0\n")
+    near = house("--config", str(file))
+    file.write_text('query_timeout = "50ms"\n')
+    near.process.send_signal(signal.SIGHUP)
+    near.wait_for_log("reloaded", worker=0)
+    near.wait_for_log("reloaded", worker=1)
+    with clients(near) as connected:
+        for client in connected:
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                client.execute("select pg_sleep(10)")
+
+
+def test_a_unix_socket_is_shared(house: Callable[..., Pgnear], tmp_path: Path) -> None:
+    path = tmp_path / ".s.PGSQL.6432"
+    near = house(listen=f"unix:{path}", auth="trust")
+    with ExitStack() as stack:
+        connected = [
+            stack.enter_context(psycopg.connect(f"host={tmp_path} port=6432 user=postgres dbname=postgres"))
+            for _ in range(CLIENTS)
+        ]
+        assert [client.execute("select 1").fetchone() for client in connected] == [(1,)] * CLIENTS
+    near.stop()
+    assert not path.exists()
+
+
+def test_an_address_that_is_taken_is_said_once(origin: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = run("serve", "--origin", origin.url(), "--listen", address, "--workers", "2")
+    assert ended.returncode == 1
+    assert ended.stderr.count("cannot_start") == 1
+    assert "the port is taken" in ended.stderr
+
+
+def test_a_pool_has_a_connection_for_each_worker() -> None:
+    origin = "postgresql://a:b@127.0.0.1/c"
+    ended = run("serve", "--origin", origin, "--workers", "4", "--pool-size", "3")
+    assert ended.returncode == 2
+    assert "a pool_size of 3 leaves some of 4 workers no connection" in ended.stderr
