@@ -23,6 +23,7 @@ from config.passwords import Stamp, read_all, stamp_of
 from pooler import ending
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
+from pooler.admin.control import join_in
 from pooler.admin.http import serve_http
 from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
@@ -437,6 +438,7 @@ async def serve(
             listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
             service = Service(config, nursery, passwords, load, peers=peers, board=board)
+            await join_in(service)
             service.listens_for_others = outlived or bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
             if http_socket is not None or config.http:
