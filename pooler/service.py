@@ -24,7 +24,7 @@ from pooler import ending
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.control import join_in
-from pooler.admin.http import serve_http
+from pooler.admin.http import application_of, serve_http
 from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
 from pooler.cache.entry import Entry
@@ -443,7 +443,7 @@ async def serve(
             service.listen_addresses = [address_of(listener) for listener in listeners]
             if http_socket is not None or config.http:
                 service.http_address = await nursery.start(
-                    serve_http, service, http_socket or config.http, config.reuse_port
+                    serve_http, application_of(service), http_socket or config.http, config.reuse_port
                 )
                 log.info("http_listening", address=service.http_address)
             nursery.start_soon(service.reactor.run)

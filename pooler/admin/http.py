@@ -1,15 +1,21 @@
-"""The HTTP endpoint: /metrics, /healthz and /readyz, served by hypercorn in a trio task beside the traffic."""
+"""The HTTP endpoint: /metrics, /healthz and /readyz, served by hypercorn in a trio task beside the traffic.
+
+Lives here: the pages and their server. Where there are several workers their parent serves them (`workers.http`), and
+asks each worker for its part.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -18,6 +24,7 @@ from starlette.routing import Route
 from pooler.admin.metrics import registry
 from pooler.ceremony.listen import address_of, open_listener
 from pooler.logs import get_logger
+from pooler.workers.peers import answers
 
 if TYPE_CHECKING:
     from pooler.service import Service
@@ -28,9 +35,16 @@ READ_SECONDS = 10
 """A connection from which nothing comes for so long is closed, in the middle of a request too."""
 
 
-def application(service: Service) -> Starlette:
-    """The ASGI application for `service`."""
-    metrics_registry = registry(service)
+Reasons = Callable[[], Awaitable[list[str]]]
+Exposition = Callable[[], Awaitable[Collector]]
+
+
+def application(reasons: Reasons, exposition: Exposition) -> Starlette:
+    """The ASGI application.
+
+    Args:
+      reasons: why no client should be sent here; none where it is ready. exposition: the metrics of now.
+    """
 
     async def index(request: Request) -> Response:
         return PlainTextResponse("pgnear: /metrics /healthz /readyz\n")
@@ -41,21 +55,15 @@ def application(service: Service) -> Starlette:
 
     async def readyz(request: Request) -> Response:
         """Ready for clients: every origin was reached, and no shutdown has begun."""
-        reasons = [
-            f"pool {name}: {pool.last_failure.message if pool.last_failure else 'not connected yet'}"
-            for name, pool in service.pools.items()
-            if not pool.ready
-        ]
-        if service.draining:
-            reasons.append("draining")
+        found = await reasons()
         return JSONResponse(
-            {"status": "not ready" if reasons else "ready", "reasons": reasons},
-            status_code=503 if reasons else 200,
+            {"status": "not ready" if found else "ready", "reasons": found},
+            status_code=503 if found else 200,
         )
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics_registry), headers={"content-type": content_type})
+        return Response(encode(await exposition()), headers={"content-type": content_type})
 
     async def failed(request: Request, error: Exception) -> Response:
         log.error("http_failed", path=request.url.path, error=repr(error))
@@ -72,8 +80,36 @@ def application(service: Service) -> Starlette:
     )
 
 
+def application_of(service: Service) -> Starlette:
+    """The application where `service` is all of pgnear."""
+    everything = registry(service)
+
+    async def reasons() -> list[str]:
+        return reasons_of(service)
+
+    async def exposition() -> Collector:
+        return everything
+
+    return application(reasons, exposition)
+
+
+def reasons_of(service: Service) -> list[str]:
+    """Why `service` is not ready."""
+    reasons = [
+        f"pool {name}: {pool.last_failure.message if pool.last_failure else 'not connected yet'}"
+        for name, pool in service.pools.items()
+        if not pool.ready
+    ]
+    return [*reasons, "draining"] if service.draining else reasons
+
+
+@answers("ready")
+async def _ready(service: Service, data: Any) -> dict[str, Any]:
+    return {"worker": service.peers.index if service.peers is not None else 0, "reasons": reasons_of(service)}
+
+
 async def serve_http(
-    service: Service,
+    pages: Starlette,
     address: str | socket.socket,
     reuse_port: bool = False,
     *,
@@ -100,4 +136,4 @@ async def serve_http(
     silent.propagate = False
     configuration.errorlog = silent
     task_status.started(bound)
-    await serve(application(service), configuration, shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]
+    await serve(pages, configuration, shutdown_trigger=trio.sleep_forever)  # type: ignore[arg-type]

@@ -6,12 +6,13 @@ number where a client has a say.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -24,6 +25,7 @@ from prometheus_client.registry import Collector
 from pooler import __version__, logs
 from pooler.breaker import State
 from pooler.stats import LATENCY_BOUNDS, Histogram, certificate_reloads
+from pooler.workers.peers import answers
 
 if TYPE_CHECKING:
     from pooler.cache.entry import Namespace
@@ -44,6 +46,16 @@ def registry(service: Service) -> CollectorRegistry:
     made.register(ServiceCollector(service))
     ProcessCollector(registry=made)
     return made
+
+
+@answers("metrics")
+async def _metrics(service: Service, data: Any) -> dict[str, Any]:
+    """This worker's part, for who adds them up (`workers.merged`)."""
+    return {
+        "worker": service.peers.index if service.peers is not None else 0,
+        "pid": os.getpid(),
+        "text": generate_latest(registry(service)).decode(),
+    }
 
 
 class ServiceCollector(Collector):

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pooler import logs
 from pooler.addresses import Addresses
-from pooler.admin.http import serve_http
+from pooler.admin.http import application_of, serve_http
 from pooler.stats import Stats
 from protocol import errors
 
@@ -61,7 +61,7 @@ async def ask(address: str, path: str, *headers: str, method: str = "GET") -> tu
 
 async def test_metrics_are_in_the_format_that_the_scraper_asks_for(service: Any) -> None:
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(serve_http, service, "127.0.0.1:0")
+        address = await nursery.start(serve_http, application_of(service), "127.0.0.1:0")
         status, kind, body = await ask(address, "/metrics")
         assert (status, kind.startswith("text/plain")) == (200, True)
         assert any(family.name == "pgnear_clients" for family in text_string_to_metric_families(body.decode()))
@@ -75,7 +75,7 @@ async def test_not_ready_until_every_pool_is_and_not_while_draining(service: Any
     failure = errors.origin_unreachable("connection refused")
     service.pools = {"shop": pool(ready=True), "archive": pool(ready=False, last_failure=failure)}
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(serve_http, service, "127.0.0.1:0")
+        address = await nursery.start(serve_http, application_of(service), "127.0.0.1:0")
         status, kind, body = await ask(address, "/readyz")
         assert (status, kind) == (503, "application/json")
         (reason,) = json.loads(body)["reasons"]
@@ -95,7 +95,7 @@ async def test_not_ready_until_every_pool_is_and_not_while_draining(service: Any
 
 async def test_an_index_names_the_pages_and_nothing_can_be_posted(service: Any) -> None:
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(serve_http, service, "127.0.0.1:0")
+        address = await nursery.start(serve_http, application_of(service), "127.0.0.1:0")
         status, _, body = await ask(address, "/")
         assert status == 200
         assert b"/metrics" in body
@@ -110,7 +110,7 @@ async def test_a_bug_behind_a_page_is_one_answer_and_one_log_line(
     logs.configure("json")  # to the standard error of now
     service.pools = None
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(serve_http, service, "127.0.0.1:0")
+        address = await nursery.start(serve_http, application_of(service), "127.0.0.1:0")
         assert (await ask(address, "/readyz"))[::2] == (500, b"internal error\n")
         assert (await ask(address, "/healthz"))[0] == 200
         nursery.cancel_scope.cancel()
@@ -126,7 +126,7 @@ async def test_a_taken_port_is_an_os_error_that_names_it(service: Any) -> None:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises((OSError, ExceptionGroup)) as caught:
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve_http, service, taken)
+                await nursery.start(serve_http, application_of(service), taken)
     error: BaseException = caught.value
     while isinstance(error, BaseExceptionGroup):
         (error,) = error.exceptions
@@ -140,7 +140,7 @@ async def test_it_stops_at_once_and_silently_whatever_clients_do(
     """One client keeps its connection alive, one is in the middle of a request, one has said nothing."""
     with caplog.at_level(logging.DEBUG):
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(serve_http, service, "127.0.0.1:0")
+            address = await nursery.start(serve_http, application_of(service), "127.0.0.1:0")
             alive, halfway, silent = [await connected(address) for _ in range(3)]
             await alive.send_all(b"GET /healthz HTTP/1.1\r\nHost: pgnear\r\n\r\n")
             with trio.fail_after(5):
@@ -161,11 +161,11 @@ async def test_it_stops_at_once_and_silently_whatever_clients_do(
 async def test_it_listens_on_ipv6_and_everywhere(service: Any) -> None:
     async with trio.open_nursery() as nursery:
         try:
-            address = await nursery.start(serve_http, service, "[::1]:0")
+            address = await nursery.start(serve_http, application_of(service), "[::1]:0")
         except* OSError:
             pytest.skip("no IPv6 loopback here")
         assert address.startswith("[::1]:")
         assert (await ask(address, "/healthz"))[0] == 200
-        everywhere = await nursery.start(serve_http, service, "0.0.0.0:0")
+        everywhere = await nursery.start(serve_http, application_of(service), "0.0.0.0:0")
         assert (await ask(f"127.0.0.1:{everywhere.rpartition(':')[2]}", "/healthz"))[0] == 200
         nursery.cancel_scope.cancel()
