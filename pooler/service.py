@@ -67,6 +67,7 @@ from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.workers.board import Board
+    from pooler.workers.handover import Handover
     from pooler.workers.peers import Peers
 
 log = get_logger(__name__)
@@ -88,11 +89,13 @@ class Service:
         *,
         peers: Peers | None = None,
         board: Board | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self.config = config
         self.load = load
         self.peers = peers
         self.board = board
+        self.handover = handover
         self.reloading = trio.Lock()
         self.deadlines = DeadlineTable(config)
         self.nursery = nursery
@@ -197,6 +200,7 @@ class Service:
         self.unfinished.pop(session, None)
         self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
+        self.doors.tell_load()
 
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
         session = self._by_pid.get(pid)
@@ -413,13 +417,14 @@ async def serve(
     outlived: bool = False,
     peers: Peers | None = None,
     board: Board | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Run pgnear until cancelled, or until `stop` is set: then it drains first.
 
     Args:
       started: called once every address is bound and listened on. load: reads the configuration again.
       listeners: the sockets to accept from, in place of those to open; `outlived`: others accept there after us.
-      peers, board: where this is one worker of several.
+      peers, board, handover: where this is one worker of several.
 
     Raises:
       OSError: an address cannot be had; the message says which.
@@ -435,7 +440,7 @@ async def serve(
         if not listeners:
             listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
-            service = Service(config, nursery, passwords, load, peers=peers, board=board)
+            service = Service(config, nursery, passwords, load, peers=peers, board=board, handover=handover)
             service.listens_for_others = outlived or bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
             if http_socket is not None or config.http:

@@ -56,6 +56,8 @@ async def begin(service: Service, listeners: list[socket.socket]) -> None:
 def stop_listening(service: Service, listeners: list[socket.socket]) -> None:
     """Close the sockets; who has connected already is taken in."""
     service.doors.close()
+    if service.handover is not None:
+        service.doors.take_in(service.handover)
     for listener in listeners:
         if not service.listens_for_others:
             service.doors.accept_rest(listener)

@@ -44,13 +44,15 @@ class Member:
 
     Attributes:
       process, line: the present one's; line is None while there is none.
-      listeners: the sockets that it accepts from, and that the next one in its place will.
+      listeners: the sockets that it accepts from, and that the next one in its place will. inbox, outbox: by which it
+        is given clients that others have accepted.
       started: it serves clients.
     """
 
     def __init__(self, index: int, listeners: list[socket.socket]) -> None:
         self.index = index
         self.listeners = listeners
+        self.inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.process: trio.Process | None = None
         self.line: Line | None = None
         self.started = trio.Event()
@@ -115,6 +117,9 @@ class Parent:
                     nursery.cancel_scope.cancel()
         finally:
             self._close()
+            for member in self.members:
+                member.inbox.close()
+                member.outbox.close()
             os.close(self._board_fd)
 
     def _open(self) -> list[list[socket.socket]]:
@@ -191,12 +196,12 @@ class Parent:
         """One worker's life; its exit status."""
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno(), self._board_fd]
-        listeners = [listener.fileno() for listener in member.listeners]
+        passed = [*descriptors, *self._sockets_of(member)]
         process = await trio.lowlevel.open_process(
             [
                 sys.executable, "-m", "pooler.workers", str(member.index), str(self.count), *map(str, descriptors),
             ],
-            pass_fds=[*descriptors, *listeners],
+            pass_fds=passed,
             env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the parent, which tells them
@@ -215,10 +220,23 @@ class Parent:
             with trio.CancelScope(shield=True):
                 await process.wait()
 
+    def _sockets_of(self, member: Member) -> Iterator[int]:
+        for listener in member.listeners:
+            yield listener.fileno()
+        yield member.inbox.fileno()
+        for other in self.members:
+            if other is not member:
+                yield other.outbox.fileno()
+
     async def _answer(self, member: Member, what: str, data: Any) -> Any:
         if what == "begin":
-            listeners = [listener.fileno() for listener in member.listeners]
-            return {**self._orders, "listeners": listeners, "outlived": self._outlived}
+            return {
+                **self._orders,
+                "listeners": [listener.fileno() for listener in member.listeners],
+                "outlived": self._outlived,
+                "inbox": member.inbox.fileno(),
+                "outboxes": {other.index: other.outbox.fileno() for other in self.members if other is not member},
+            }
         if what == "started":
             member.started.set()
             return None

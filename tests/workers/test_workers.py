@@ -71,7 +71,7 @@ def test_clients_are_shared_out(house: Callable[..., Pgnear]) -> None:
 
 def test_a_cancel_finds_its_way_whichever_worker_hears_of_it(house: Callable[..., Pgnear], origin: Server) -> None:
     """Each of the requests comes in on a connection of its own, to a worker that chance decides."""
-    near = house(pool_size=32)
+    near = house(pool_size=20)
     with clients(near, 16) as connected, origin.connect() as direct:
         outcomes: list[str] = []
 
@@ -206,3 +206,10 @@ def test_a_pool_has_a_connection_for_each_worker() -> None:
     ended = run("serve", "--origin", origin, "--workers", "4", "--pool-size", "3")
     assert ended.returncode == 2
     assert "a pool_size of 3 leaves some of 4 workers no connection" in ended.stderr
+
+
+def test_no_worker_has_many_more_clients_than_another(house: Callable[..., Pgnear]) -> None:
+    """Whatever the kernel's dice say: each has but its share of the pool."""
+    with clients(house(), 40) as connected:
+        assert abs(sum(1 if worker_of(client) else -1 for client in connected)) <= 2
+        assert [client.execute("select 1").fetchone() for client in connected] == [(1,)] * 40
