@@ -120,9 +120,9 @@ _BPF_RETURN = 0x06
 def steer_away(listener: socket.socket, ours: int) -> None:
     """Have the kernel give connections from now on to the one who began to listen on the same address after us.
 
-    `ours`: how many sockets pgnear listens with there. Without a successor nothing changes. A TCP connection is its listener's from the first packet on, and is reset when
-    that closes before the last: so the listener goes on for a while, and gets no new ones. Linux only; elsewhere
-    connections that are being made at that moment are lost.
+    `ours`: how many sockets pgnear listens with there. Without a successor nothing changes. A TCP connection is its
+    listener's from the first packet on, and is reset when that closes before the last: so the listener goes on for a
+    while, and gets no new ones. Linux only; elsewhere connections that are being made at that moment are lost.
     """
     if listener.family == socket.AF_UNIX or sys.platform != "linux":
         return
