@@ -142,7 +142,8 @@ class Doors:
         self._deadlines[login] = monotonic()
         service.reactor.logins += 1
         service.stats.unauthenticated += 1
-        self.tell_load()
+        if service.handover is not None:
+            self.tell_load()
         try:
             login.begin()
         except Exception as error:  # a bug here costs one client its login, not everybody the door
@@ -178,7 +179,8 @@ class Doors:
             self._deadlines.pop(login, None)
             self._service.reactor.logins -= 1
             self._service.stats.unauthenticated -= 1
-            self.tell_load()
+            if self._service.handover is not None:
+                self.tell_load()
             if self._shut_since is not None and not self._exhausted:
                 self._reopen()
 

@@ -1,13 +1,13 @@
 """Shared memory that all workers read at any time: what ends cached answers, and what they count together.
 
-Lives here: the memory's layout, putting news up and reading them, counts. Not here: what news mean (`hearsay`), who puts
-them up (`cache.store`, `Service`). Nothing here waits, locks, or knows a worker other than by its number.
+Lives here: the memory's layout, putting news up and reading them, counts. Not here: what news mean (`hearsay`), who
+puts them up (`cache.store`, `Service`). Nothing here waits, locks, or knows a worker other than by its number.
 
-**News.** Each writer (the workers, and the parent as the last) has a ring of its own and a head, which is how many items
-it has ever put up. An item is one word, so it is there or not: the low bits of its number, what kind it is, a database,
-a table. The item is stored first and the head behind it; both before a client is told of what they mean. Who reads
-compares all heads with what it saw last, which is one comparison of a few bytes where there is nothing new. Where it
-finds another number than that of the item that it expects (overrun, or a processor that shows it the head before the
+**News.** Each writer (the workers, and the parent as the last) has a ring of its own and a head, which is how many
+items it has ever put up. An item is one word, so it is there or not: the low bits of its number, what kind it is, a
+database, a table. The item is stored first and the head behind it; both before a client is told of what they mean. Who
+reads compares all heads with what it saw last, which is one comparison of a few bytes where there is nothing new. Where
+it finds another number than that of the item that it expects (overrun, or a processor that shows it the head before the
 item), or nothing that it understands, it takes it for everything: too much ends, never too little.
 
 **Causes.** A client that has heard of a write heard it through a socket, after the write was put up, and asks through a
@@ -37,7 +37,7 @@ SOURCES: Final = 65536
 
 TABLE, DATABASE, CATALOG, SCHEMA, EVERYTHING = range(1, 6)
 """What an item says: a table was written; anything of a database was; names may mean something else; DDL, which is both
-and concerns prepared statements, too; anything of any database was written."""
+and concerns prepared statements, too; all of that for every database."""
 
 CLIENTS, REPLICATION, LOAD = range(3)
 """What is counted beside sources."""
@@ -147,7 +147,7 @@ class Board:
         self._put([SCHEMA << _KIND_AT | number_of(database) << _TABLE_BITS])
 
     def put_everything(self) -> None:
-        """Anything of any database may have been written."""
+        """Anything may have happened to any database."""
         self._put([EVERYTHING << _KIND_AT])
 
     def _put(self, items: list[int]) -> None:
