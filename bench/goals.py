@@ -6,8 +6,8 @@ Lives here: the table, made from the files that the measurements have left. Noth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +19,11 @@ CAPTION = """\
 Of the medians of the sections below. CPU is the pooler's for a transaction; how busy its thread was says whether the
 pooler or the load on the same machine was the limit. Where PgBouncer has no prepared statements (before 1.21), its
 figure in mode extended is what pgnear's prepared one is compared to. `compiled`: the same pgnear with its hot path
-compiled (`make accelerate`; the container image has it so)."""
+compiled (`make accelerate`; the container image has it so). `2 workers`: with `workers = 2`, not compiled; on a machine
+with two cores they take turns with the origin and the load."""
+
+VARIANTS = {"compiled": "pgnear-c", "2 workers": "pgnear-2"}
+"""Columns of their own, and what stands for `pgnear` in the names of their rigs."""
 
 FLAT = 1.1
 """What grows by no more than to this part of itself counts as flat."""
@@ -30,8 +34,8 @@ GROWTH_MB = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """One goal. `measured` and `limit` are words; `reached` is None where it was not measured. `compiled`: words and
-    whether it is reached with the hot path compiled, where that matters.
+    """One goal. `measured` and `limit` are words; `reached` is None where it was not measured. `variants`: words and
+    whether it is reached, by the names of VARIANTS, where that was measured.
     """
 
     work: str
@@ -39,7 +43,7 @@ class Outcome:
     measured: str
     reached: bool | None
     limit: str = ""
-    compiled: tuple[str, bool] | None = None
+    variants: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
 
 
 def outcomes(directory: Path) -> list[Outcome]:
@@ -100,15 +104,16 @@ def _ratio(rows: Rows, work: str, key: tuple[str, str, int], rig: str, base: str
     cpu = row.cpu_microseconds[rig]
     said = f"{ratio:.2f}x ({row.tps[rig]:,.0f} / {other:,.0f})"
     limit = f"{cpu:.1f} µs of CPU, a thread {row.tps[rig] * cpu / 1e6:.0%} busy"
-    compiled = None
-    quicker = rig.replace("pgnear", "pgnear-c")
-    if quicker in row.tps:
-        times = row.tps[quicker] / other
-        compiled = f"{times:.2f}x", times >= wanted
-        limit += f"; compiled {row.cpu_microseconds[quicker]:.1f} µs"
+    variants = {}
+    for title, name in VARIANTS.items():
+        variant = rig.replace("pgnear", name)
+        if variant in row.tps:
+            times = row.tps[variant] / other
+            variants[title] = f"{times:.2f}x", times >= wanted
+            limit += f"; {title} {row.cpu_microseconds[variant]:.1f} µs"
     if base in row.cpu_microseconds and base != "direct":
         limit += f"; {report.TITLES[base]} {row.cpu_microseconds[base]:.1f} µs"
-    return Outcome(work, words, said, ratio >= wanted, limit, compiled)
+    return Outcome(work, words, said, ratio >= wanted, limit, variants)
 
 
 def _without_prepared(rows: Rows, key: tuple[str, str, int], base: str) -> float | None:
@@ -161,17 +166,21 @@ def _growth(grown: list[dict[str, Any]]) -> Iterator[Outcome]:
         yield Outcome(work, f"<= {FLAT:g}x", said, ratio <= FLAT, limit)
 
 
+def _said(variant: tuple[str, bool] | None, marks: Mapping[bool | None, str]) -> str:
+    return f"{variant[0]}, {marks[variant[1]]}" if variant is not None else ""
+
+
 def render(found: list[Outcome]) -> str:
     marks = {True: "reached", False: "**not reached**", None: "-"}
     lines = (
         [
             each.work, each.wanted, each.measured, marks[each.reached],
-            f"{each.compiled[0]}, {marks[each.compiled[1]]}" if each.compiled else "",
-            "" if each.reached and (each.compiled is None or each.compiled[1]) else each.limit,
+            *(_said(each.variants.get(name), marks) for name in VARIANTS),
+            "" if each.reached and all(reached for _, reached in each.variants.values()) else each.limit,
         ]
         for each in found
     )  # fmt: skip
-    return f"{CAPTION}\n\n{markdown(['work', 'to reach', 'measured', '', 'compiled', 'what limits it'], lines)}"
+    return f"{CAPTION}\n\n{markdown(['work', 'to reach', 'measured', '', *VARIANTS, 'what limits it'], lines)}"
 
 
 def write(directory: Path) -> str:

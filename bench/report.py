@@ -18,6 +18,8 @@ COLOURS = {
     "pgnear+cache": "#2f9e67",
     "pgnear-c": "#1a365d",
     "pgnear-c+cache": "#1c5f3e",
+    "pgnear-2": "#6b8fd6",
+    "pgnear-2+cache": "#7cc49b",
 }
 
 TITLES = {"direct": "direct", "pgbouncer": "PgBouncer", "pgpool": "Pgpool-II"}
@@ -30,7 +32,8 @@ CAPTION = (
     "or two (-j 2) for 16 clients and more, whose one thread would limit the fastest; it is the same for every rig. "
     "hot: one row of 100; rows: 100 rows; aggregate: three aggregates over 5,000 rows; of the latter two there are 20 "
     "each. select: one row of all; tpcb: pgbench's own transaction. A cache helps the first three, costs in the last. "
-    "pgnear-c is pgnear with its hot path compiled (make accelerate; the container image's way)."
+    "pgnear-c is pgnear with its hot path compiled (make accelerate; the container image's way), pgnear-2 with "
+    "two workers."
 )
 
 

@@ -34,8 +34,11 @@ STARTS_WITHIN_SECONDS = 60
 ROOM = 5000
 """Clients that every rig has room for at least."""
 
-NAMES = ("direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-c+cache")
-POOLERS = ("pgbouncer", "pgnear", "pgnear+cache", "pgnear-c")
+NAMES = (
+    "direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-c+cache", "pgnear-2",
+    "pgnear-2+cache",
+)  # fmt: skip
+POOLERS = ("pgbouncer", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-2")
 """Rigs that know every `Manner`."""
 
 COMPILED = ("pgnear-c", "pgnear-c+cache")
@@ -224,6 +227,7 @@ def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, name: str)
         "auth": "scram-sha-256" if manner.password else "trust",
         "tls": "allow" if manner.tls else "disable",
         "cache__enabled": "true" if name.endswith("+cache") else "false",
+        **({"workers": "2"} if name.startswith("pgnear-2") else {}),
         **({"cache__invalidation": "writes"} if manner.origin_port else {}),  # a stream has round trips of its own
         **({"max_client_connections": str(clients + 100)} if clients > ROOM else {}),
         **manner.pgnear,

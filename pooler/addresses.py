@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from ipaddress import IPv6Address
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from pooler.logs import get_logger
+
+if TYPE_CHECKING:
+    from pooler.workers.board import Board
 
 log = get_logger(__name__)
 
@@ -23,9 +27,13 @@ class Addresses:
     Attributes:
       open: by source; only those that have any, so it is as small as the number of connections.
       refused: how many connections were turned away, in total.
+
+    Args:
+      board: where there are several workers: the limit is for all of them together, what is kept here is this one's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board | None = None) -> None:
+        self._board = board
         self.open: dict[str, int] = {}
         self.refused = 0
         self._untold = 0
@@ -34,7 +42,10 @@ class Addresses:
     def admit(self, source: str, limit: int) -> bool:
         """Count one more connection of `source`; False where it has `limit` already (0: no limit)."""
         count = self.open.get(source, 0)
-        if limit and count >= limit:
+        before = count if self._board is None else self._board.enter(source) - 1
+        if limit and before >= limit:
+            if self._board is not None:
+                self._board.leave(source)
             self._refuse(source, limit)
             return False
         self.open[source] = count + 1
@@ -42,6 +53,8 @@ class Addresses:
 
     def leave(self, source: str) -> None:
         """A connection that was admitted is closed."""
+        if self._board is not None:
+            self._board.leave(source)
         count = self.open[source] - 1
         if count:
             self.open[source] = count

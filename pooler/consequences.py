@@ -50,7 +50,7 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
     if statement.changes_defaults:
         session.defaults_change += statement.changes_defaults
     if statement.session_functions:
-        session.service.classifier.add_functions(statement.session_functions)
+        session.service.found_functions(statement.session_functions)
     if statement.databases:
         session.service.leave_databases(statement.databases)
     if (session.writes or session.schema_changes) and unit.capture is None:
@@ -67,7 +67,7 @@ def go_home(session: Session, position: int) -> None:
     session's values, if it is idle.
     """
     kind = kind_of(session)
-    if session.service.recallers.add(kind):
+    if session.service.recalls(kind):
         log.info("sequence_values_asked_for", user=session.user, database=session.database, application=kind[2])
     if session.origin is None:
         _return_home(session, position)

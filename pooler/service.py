@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +57,20 @@ from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.reactor import Reactor
 from pooler.replicas import Replica, Replicas
-from pooler.sequences import Recallers
+from pooler.sequences import Kind, Recallers
 from pooler.session import Session
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats, certificate_reloads
 from pooler.transport import end_lingering
+from pooler.workers import hearsay
+from pooler.workers.board import CLIENTS, REPLICATION
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.workers.board import Board
+    from pooler.workers.handover import Handover
     from pooler.workers.peers import Peers
 
 log = get_logger(__name__)
@@ -89,16 +92,18 @@ class Service:
         *,
         peers: Peers | None = None,
         board: Board | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self.config = config
         self.load = load
         self.peers = peers
         self.board = board
+        self.handover = handover
         self.reloading = trio.Lock()
         self.deadlines = DeadlineTable(config)
         self.nursery = nursery
         self.stats = Stats()
-        self.addresses = Addresses()
+        self.addresses = Addresses(board)
         self.reactor = Reactor()
         self.doors = Doors(self)
         self.tls = server_tls(config)
@@ -151,12 +156,15 @@ class Service:
         self.streams: dict[str, Stream] = {}
         self.listeners: dict[str, Listener] = {}
         """By pool, as streams; `ears` says which of both are lost."""
-        if self.ears is not None and cache.invalidation != "writes":
+        hears = self.ears is not None and self.ears.leads
+        if hears and self.ears is not None and cache.invalidation != "writes":
             self.streams = {name: self.ears.stream(pool) for name, pool in self.pools.items()}
-        if self.ears is not None and (channel := cache.notify_channel):
+        if hears and self.ears is not None and (channel := cache.notify_channel):
             self.listeners = {
                 name: self.ears.listener(pool, channel, told_by_origin) for name, pool in self.pools.items()
             }
+        if board is not None:
+            hearsay.listen(self, board)
 
     def _make_replicas(self, config: Config) -> list[Pool]:
         pools: list[Pool] = []
@@ -193,12 +201,37 @@ class Service:
         if self.draining:
             self.stays_until[session] = trio.current_time() + drain.LATE_SECONDS
         self._by_pid[session.key[0]] = session
+        if self.board is not None:
+            self.count_clients()
 
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
         self.unfinished.pop(session, None)
         self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
+        if self.board is not None:
+            self.count_clients()
+
+    @property
+    def clients(self) -> int:
+        """How many there are, those of the console and of other workers included."""
+        here = len(self.sessions) + len(self.console.conversations)
+        return here if self.board is None else here + self.board.others_have(CLIENTS)
+
+    def count_clients(self) -> None:
+        """Somebody has come or gone: the other workers see how many are here."""
+        if self.board is not None:
+            self.board.set_count(CLIENTS, len(self.sessions) + len(self.console.conversations))
+            self.doors.tell_load()
+
+    @property
+    def replication_connections(self) -> int:
+        """How many there are, those of other workers included."""
+        return len(self.relays) if self.board is None else len(self.relays) + self.board.others_have(REPLICATION)
+
+    def count_relays(self) -> None:
+        if self.board is not None:
+            self.board.set_count(REPLICATION, len(self.relays))
 
     def session_by_key(self, pid: int, secret: bytes) -> Session | None:
         session = self._by_pid.get(pid)
@@ -217,6 +250,25 @@ class Service:
 
     def leave_databases(self, names: frozenset[str]) -> None:
         """One of these databases is about to be dropped, renamed or copied: idle connections must not be in the way."""
+        if self.peers is not None:
+            hearsay.tell_leave(self.peers, names)
+        self.step_aside(names)
+
+    def recalls(self, kind: Kind) -> bool:
+        """A client of `kind` asks for a sequence's value; whether that is new."""
+        is_new = self.recallers.add(kind)
+        if is_new and self.peers is not None:
+            hearsay.tell_of_recaller(self.peers, kind)
+        return is_new
+
+    def found_functions(self, names: frozenset[str]) -> None:
+        """A client makes functions that change their session."""
+        if self.peers is not None:
+            hearsay.tell_of_functions(self.peers, names)
+        self.classifier.add_functions(names)
+
+    def step_aside(self, names: frozenset[str]) -> None:
+        """Close idle connections to these databases."""
         for pool in self.pools.values():
             if pool.target.dbname in names:
                 pool.step_aside()
@@ -225,8 +277,14 @@ class Service:
         """`session` goes when it asks for something, or in a moment."""
         self.stays_until[session] = trio.current_time() + drain.PARTING_SECONDS
 
-    def defaults_changed(self, changes: Iterable[DefaultChange]) -> None:
-        """A client has changed what new connections begin with: those who are here keep what they began with."""
+    def defaults_changed(self, changes: Sequence[DefaultChange]) -> None:
+        """A client has changed what new connections begin with."""
+        if self.peers is not None:
+            hearsay.tell_defaults(self.peers, changes)
+        self.follow_defaults(changes)
+
+    def follow_defaults(self, changes: Iterable[DefaultChange]) -> None:
+        """New connections begin with something else: those who are here keep what they began with."""
         for pool in self.pools.values():
             kept = pool.defaults.change(changes, pool.target.user, pool.target.dbname)
             if kept is not None:
@@ -298,7 +356,7 @@ class Service:
         self.deadlines.adopt(config)
         for name, target in config.targets().items():
             self.pools[name].adopt(config, target.pool_size)
-            self.catalog_changed(self.pools[name])  # other functions may be safe now
+            self.forget_catalog(self.pools[name])  # other functions may be safe now
         for pool in self.replica_pools:
             pool.adopt(config, pool.size)
         if self.cache is not None:
@@ -316,7 +374,7 @@ class Service:
             pool.schema_epoch += 1
             if self.cache is not None:
                 self.cache.invalidate_database(pool.name)
-            self.catalog_changed(pool)
+            self.forget_catalog(pool)  # other workers see for themselves
         if (stream := self.streams.get(pool.name)) is not None:
             stream.retarget(new)
         if not self.config.users:
@@ -375,6 +433,8 @@ class Service:
                 if pool.advice is not None:
                     pool.advice.tick(time.perf_counter())
             end_lingering(now)
+            if self.board is not None:
+                self.board.hear()  # so that who does nothing does not fall behind
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
             if self.flights is not None:
@@ -382,7 +442,13 @@ class Service:
             await trio.sleep(TICK_SECONDS)
 
     def catalog_changed(self, pool: Pool) -> None:
-        """DDL passed: nothing of `pool` is cached until its catalog has been read anew."""
+        """DDL passed: nothing of `pool` is cached, by any worker, until its catalog has been read anew."""
+        if self.board is not None:
+            self.board.put_catalog(pool.name)
+        self.forget_catalog(pool)
+
+    def forget_catalog(self, pool: Pool) -> None:
+        """The same for this worker alone."""
         pool.catalog = None
         self.catalog_stale[pool.name].set()
 
@@ -415,13 +481,14 @@ async def serve(
     outlived: bool = False,
     peers: Peers | None = None,
     board: Board | None = None,
+    handover: Handover | None = None,
 ) -> None:
     """Run pgnear until cancelled, or until `stop` is set: then it drains first.
 
     Args:
       started: called once every address is bound and listened on. load: reads the configuration again.
       listeners: the sockets to accept from, in place of those to open; `outlived`: others accept there after us.
-      peers, board: where this is one worker of several.
+      peers, board, handover: where this is one worker of several.
 
     Raises:
       OSError: an address cannot be had; the message says which.
@@ -437,7 +504,7 @@ async def serve(
         if not listeners:
             listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
         async with trio.open_nursery() as nursery:
-            service = Service(config, nursery, passwords, load, peers=peers, board=board)
+            service = Service(config, nursery, passwords, load, peers=peers, board=board, handover=handover)
             await join_in(service)
             service.listens_for_others = outlived or bool(inherited)
             service.listen_addresses = [address_of(listener) for listener in listeners]
@@ -460,6 +527,8 @@ async def serve(
                 nursery.start_soon(lasting, stream.run)
             for ear in service.listeners.values():
                 nursery.start_soon(lasting, ear.run)
+            if service.ears is not None:
+                nursery.start_soon(lasting, service.ears.agree)
             gc.collect()
             gc.freeze()
             service.doors.open(listeners)

@@ -185,6 +185,8 @@ class Session:
         """Begin traffic; `received` came behind the login already."""
         self.transport.register(self)
         if received:
+            if self.service.board is not None:
+                self.service.board.hear()
             take(self, received)
 
     # ---- from the client ---------------------------------------------------------------------------------------------
@@ -201,6 +203,8 @@ class Session:
             ending.end(self, abrupt=True)
             return
         self.stirred = True
+        if self.service.board is not None:
+            self.service.board.hear()  # what its client may have heard of, other workers have put up before
         clear = not (  # what comes now is a new request, with nothing before it that is incomplete, waits or is skipped
             self.waiting or self.holding or self.leaving or self.skipping or self.inbox or self.missing
             or self.discard or self.stream_left
@@ -335,6 +339,8 @@ class Session:
     def granted(self, origin: Origin) -> None:
         """The pool's answer to `link`: go on where the walk stopped."""
         self.waiting = False
+        if self.service.board is not None:
+            self.service.board.hear()  # what it writes to is judged by names as they are now
         if express.resume(self, origin):
             return
         attach(self, origin)
@@ -378,6 +384,8 @@ class Session:
             return
         data, self.inbox = self.inbox, b""
         self.transport.resume()
+        if self.service.board is not None:
+            self.service.board.hear()
         if data:
             walk(self, data, 0 if self.hurried else PARTIAL_BATCH_BYTES)
         if not (self.waiting or self.holding):

@@ -61,6 +61,8 @@ def names_by(session: Session) -> tuple[tuple[str, ...] | None, str]:
 def schema_changed(session: Session) -> None:
     """Names may mean something else now: statements are parsed and the catalog is read anew."""
     session.pool.schema_epoch += 1
+    if session.service.board is not None:
+        session.service.board.put_schema(session.namespace)
     if session.service.cache is not None:
         session.service.cache.invalidate_database(session.namespace)
     session.service.catalog_changed(session.pool)

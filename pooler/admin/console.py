@@ -79,6 +79,7 @@ class Console:
         """Begin a conversation with a client that has logged in; `received` came behind its login already."""
         conversation = Conversation(self._service, transport, request)
         self.conversations.add(conversation)
+        self._service.count_clients()
         self._service.nursery.start_soon(self._talk, conversation, received)
 
     async def _talk(self, conversation: Conversation, received: bytes) -> None:
@@ -86,6 +87,7 @@ class Console:
             await conversation.run(received)
         finally:
             self.conversations.discard(conversation)
+            self._service.count_clients()
             if not conversation.lingers:
                 conversation.transport.close()
 

@@ -17,6 +17,7 @@ whose last part is the entry's own; the other parts may be shared with others.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from sys import getsizeof
 from typing import Any
@@ -54,6 +55,11 @@ class Store:
       max_bytes: bound for all entries together. max_entry_bytes: for the rows of one.
       stale_if_error: seconds for which a stale entry is kept beyond its time, for `get_even_if_stale`.
       on_drop: told of every entry that was of use and goes.
+
+    Attributes:
+      on_invalidation: told of a database (None: all) and tables in it (None: all) that were invalidated, before whoever
+        did that goes on.
+      on_purge: told of what is purged by other names: (database or None, namespace or None, fingerprint or None).
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Store:
         self.max_entry_bytes = max_entry_bytes
         self.stale_if_error = stale_if_error
         self.on_drop = on_drop
+        self.on_invalidation: Callable[[str | None, Iterable[Hashable] | None], None] | None = None
+        self.on_purge: Callable[[str | None, str | None, Hashable | None], None] | None = None
         self.clock = 0
         self.table_invalidations = 0
         self.database_invalidations = 0
@@ -361,14 +369,39 @@ class Store:
 
     def invalidate_tables(self, database: str, tables: Iterable[Hashable]) -> None:
         """Nothing that was read from `tables` so far, nor any read in flight, may be served from now on."""
+        if self.on_invalidation is not None:
+            tables = tuple(tables)
+            self.on_invalidation(database, tables)
         self.clock += 1
         self.table_invalidations += self._epochs(database).invalidate_tables(tables, self.clock)
 
     def invalidate_database(self, database: str) -> None:
         """The same for everything in `database`."""
+        if self.on_invalidation is not None:
+            self.on_invalidation(database, None)
         self.clock += 1
         self.database_invalidations += 1
         self._epochs(database).invalidate_everything(self.clock)
+
+    def invalidate_everything(self) -> None:
+        """The same for every database."""
+        if self.on_invalidation is not None:
+            self.on_invalidation(None, None)
+        self.clock += 1
+        self._purged = self.clock  # and so for databases of which nothing is known yet
+        for epochs in self._databases.values():
+            self.database_invalidations += 1
+            epochs.invalidate_everything(self.clock)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What is done meanwhile is told to nobody: it is others who have said so."""
+        told = self.on_invalidation, self.on_purge
+        self.on_invalidation = self.on_purge = None
+        try:
+            yield
+        finally:
+            self.on_invalidation, self.on_purge = told
 
     def cap(self, database: str, seconds: float | None) -> None:
         """Serve nothing of `database` that is older than `seconds`, whatever its TTL; None takes the cap off.
@@ -430,6 +463,7 @@ class Store:
         """
         if not everything and namespace is None and database is None and table is None and fingerprint is None:
             raise ValueError("name what to purge")
+        self._tell_of_purge(database, table, namespace, fingerprint)
         self.clock += 1
         self._purged = self.clock
         count = 0
@@ -438,6 +472,15 @@ class Store:
             self._drop(entry)
             count += 1
         return count
+
+    def _tell_of_purge(
+        self, database: str | None, table: Hashable | None, namespace: str | None, fingerprint: Hashable | None
+    ) -> None:
+        if namespace is None and fingerprint is None and (table is None or database is not None):
+            if self.on_invalidation is not None:
+                self.on_invalidation(database, None if table is None else (table,))
+        elif self.on_purge is not None:
+            self.on_purge(database, namespace, fingerprint)
 
     # ---- below -------------------------------------------------------------------------------------------------------
 

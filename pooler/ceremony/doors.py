@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
+    from pooler.workers.handover import Handover
 
 log = get_logger(__name__)
 
@@ -49,9 +51,14 @@ class Doors:
         """Let people in from now on."""
         for listener in listeners:
             keep_alive(listener)  # for those who come through it
-            door = _Door(self, listener)
-            self._doors.append(door)
-            self._service.reactor.add(listener.fileno(), door)
+            self._add(_Door(self, listener))
+        if (handover := self._service.handover) is not None:
+            self._add(_Inbox(self, handover))
+            self.tell_load()
+
+    def _add(self, door: _Door) -> None:
+        self._doors.append(door)
+        self._service.reactor.add(door.listener.fileno(), door)
 
     def close(self) -> None:
         """Accept nobody any more. The sockets stay open."""
@@ -84,7 +91,27 @@ class Doors:
                 self._exhausted = True
                 self._shut()
             return
+        handover = self._service.handover
+        if handover is not None and not self._service.draining and handover.pass_on(sock, self._load):
+            sock.close()
+            return
         self._welcome(sock, peer)
+
+    def take_in(self, handover: Handover) -> None:
+        """Take in those whom other workers have passed on to this one; there are few at a time."""
+        with suppress(BlockingIOError):
+            while True:
+                if (arrived := handover.take_in()) is not None:
+                    self._welcome(*arrived)
+
+    @property
+    def _load(self) -> int:
+        return len(self._service.sessions) + len(self._under_way)
+
+    def tell_load(self) -> None:
+        """Tell the other workers, if there are any, how many clients are here."""
+        if self._service.handover is not None:
+            self._service.handover.set_load(self._load)
 
     def accept_rest(self, listener: socket.socket) -> None:
         """Take in who has connected already: they would be reset when the listener closes."""
@@ -115,6 +142,8 @@ class Doors:
         self._deadlines[login] = monotonic()
         service.reactor.logins += 1
         service.stats.unauthenticated += 1
+        if service.handover is not None:
+            self.tell_load()
         try:
             login.begin()
         except Exception as error:  # a bug here costs one client its login, not everybody the door
@@ -150,6 +179,8 @@ class Doors:
             self._deadlines.pop(login, None)
             self._service.reactor.logins -= 1
             self._service.stats.unauthenticated -= 1
+            if self._service.handover is not None:
+                self.tell_load()
             if self._shut_since is not None and not self._exhausted:
                 self._reopen()
 
@@ -203,3 +234,14 @@ class _Door:
 
     def crashed(self, error: Exception) -> None:
         pass  # that was somebody's login; the door stays open
+
+
+class _Inbox(_Door):
+    """Where clients come that other workers have accepted."""
+
+    def __init__(self, doors: Doors, handover: Handover) -> None:
+        super().__init__(doors, handover.inbox)
+        self._handover = handover
+
+    def readable(self) -> None:
+        self._doors.take_in(self._handover)

@@ -46,7 +46,7 @@ async def begin(service: Service, listeners: list[socket.socket]) -> None:
     supervisor.stopping()
     if service.config.reuse_port:
         for listener in listeners:
-            steer_away(listener)
+            steer_away(listener, service.peers.count if service.peers is not None else 1)
         with trio.move_on_after(min(STEER_SECONDS, service.config.drain_timeout)):
             while True:
                 _dismiss_idle(service)
@@ -56,6 +56,8 @@ async def begin(service: Service, listeners: list[socket.socket]) -> None:
 def stop_listening(service: Service, listeners: list[socket.socket]) -> None:
     """Close the sockets; who has connected already is taken in."""
     service.doors.close()
+    if service.handover is not None:
+        service.doors.take_in(service.handover)
     for listener in listeners:
         if not service.listens_for_others:
             service.doors.accept_rest(listener)

@@ -1,7 +1,12 @@
 """Who tells the cache of writes that go past pgnear, and what holds for a database while it is not told.
 
-Lives here: what a stream's and a listener's news mean for the cache, and how long answers may live while one of both is
-lost. Not here: keeping the connections (`stream`, `notify`), what a NOTIFY's words mean (`admin.purge`).
+Lives here: what a stream's and a listener's news mean for the cache, how long answers may live while one of both is
+lost, and, of several workers, who hears for all. Not here: keeping the connections (`stream`, `notify`), what the words
+of a NOTIFY mean (`admin.purge`).
+
+Of several workers the first has the streams and listeners: each costs the origin a slot or a connection. What they say
+goes over the board; whether there are any, and for which tables, by line: `said` is what the first says of that, `told`
+what the others make of it. They take everything for lost until they are told otherwise, and again when it dies.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -22,6 +27,11 @@ from pooler.pool import Pool
 if TYPE_CHECKING:
     from pooler.service import Service
 
+LEADER = 0
+"""Which of several workers has the streams and listeners."""
+
+ASK_AGAIN_SECONDS = 1.0
+
 Told = Callable[[Store, Pool, str], None]
 """The origin of a pool said this: end what it names. Raises PgError where it is not understood."""
 
@@ -31,12 +41,18 @@ class Ears:
 
     Attributes:
       lost: by database, who should tell of writes to it and does not: "stream", "notify".
+      leads: whether it is this process that has the streams and listeners.
     """
 
     def __init__(self, service: Service, store: Store, databases: Iterable[str]) -> None:
         self._service = service
         self._store = store
         self.lost: dict[str, set[str]] = {name: set() for name in databases}
+        self.leads = service.peers is None or service.peers.index == LEADER
+        self._told_at = -1  # of what was told last: by the system's clock, which all workers have
+        self._sure = False  # that it is so now
+        if not self.leads:
+            self._lose_all()
 
     def stream(self, pool: Pool) -> Stream:
         """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
@@ -61,7 +77,7 @@ class Ears:
             on_change=changed,
             on_lost=lambda reason: self._deaf(name, "stream"),
             on_recovered=lambda: self._hears(name, "stream"),
-            on_uncovered=lambda tables: store.cap_tables(name, tables, cap),
+            on_uncovered=partial(self._uncovered, name, cap),
             on_schema=lambda: self._service.catalog_changed(pool),
             name=pool.name,
             publication=self._service.config.cache.publication,
@@ -92,9 +108,81 @@ class Ears:
     def _deaf(self, database: str, ear: str) -> None:
         """Who should tell of writes to `database` does not: nothing may be old for long."""
         self.lost[database].add(ear)
-        self._store.cap(database, self._service.config.cache.ttl_without_stream)
+        self._limit(database)
+        self._tell()
 
     def _hears(self, database: str, ear: str) -> None:
         self.lost[database].discard(ear)
-        if not self.lost[database]:
-            self._store.cap(database, None)
+        self._limit(database)
+        self._tell()
+
+    def _uncovered(self, database: str, cap: float, tables: frozenset[int]) -> None:
+        self._store.cap_tables(database, tables, cap)
+        self._tell()
+
+    def _limit(self, database: str) -> None:
+        self._store.cap(database, self._service.config.cache.ttl_without_stream if self.lost[database] else None)
+
+    # ---- several workers ---------------------------------------------------------------------------------------------
+
+    async def agree(self) -> None:
+        """Tell the others what this process hears; or ask the first until it has said that."""
+        peers = self._service.peers
+        if peers is None:
+            return
+        if self.leads:
+            self._tell()  # who was there before has taken all for lost since another one led
+            return
+        while True:
+            if not self._sure:
+                self.told(await peers.ask_one(LEADER, "ears"))
+            await trio.sleep(ASK_AGAIN_SECONDS)
+
+    def said(self) -> dict[str, Any]:
+        """What is lost and what is not covered, by database; and when that was so."""
+        now = {
+            name: {"lost": sorted(lost), "uncovered": sorted(self._store.uncovered(name), key=str)}
+            for name, lost in self.lost.items()
+        }
+        return {"at": time.monotonic_ns(), "databases": now}
+
+    def _tell(self) -> None:
+        if self.leads and self._service.peers is not None:
+            self._service.peers.tell_others("ears_changed", self.said())
+
+    def told(self, said: dict[str, Any] | None) -> None:
+        """The first worker has said so, in whatever order it arrives."""
+        if said is None or self.leads or said["at"] <= self._told_at:
+            return
+        self._told_at, self._sure = said["at"], True
+        for name, now in said["databases"].items():
+            if name in self.lost:
+                self._take(name, set(now["lost"]), frozenset(now["uncovered"]))
+
+    def _take(self, database: str, lost: set[str], uncovered: frozenset[int]) -> None:
+        store = self._store
+        recovered = self.lost[database] and not lost
+        more = uncovered - store.uncovered(database)
+        self.lost[database] = lost
+        self._limit(database)
+        store.cap_tables(database, uncovered, self._service.config.cache.ttl_without_stream)
+        with store.quiet():
+            if recovered:  # some writes were not seen
+                store.invalidate_database(database)
+            elif more:  # what was stored until now would live longer
+                store.invalidate_tables(database, more)
+
+    def worker_lost(self, index: int) -> None:
+        """A worker has died. If it was the first, nobody hears anything until who takes its place says so."""
+        if index == LEADER and not self.leads:
+            self._told_at, self._sure = time.monotonic_ns(), False
+            self._lose_all()
+
+    def _lose_all(self) -> None:
+        cache = self._service.config.cache
+        for database, lost in self.lost.items():
+            if cache.invalidation != "writes":
+                lost.add("stream")
+            if cache.notify_channel:
+                lost.add("notify")
+            self._limit(database)

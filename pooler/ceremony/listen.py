@@ -117,17 +117,17 @@ _SO_ATTACH_REUSEPORT_CBPF = 51
 _BPF_RETURN = 0x06
 
 
-def steer_away(listener: socket.socket) -> None:
+def steer_away(listener: socket.socket, ours: int) -> None:
     """Have the kernel give connections from now on to the one who began to listen on the same address after us.
 
-    Without such a one nothing changes. A TCP connection is its listener's from the first packet on, and is reset when
-    that closes before the last: so the listener goes on for a while, and gets no new ones. Linux only; elsewhere
-    connections that are being made at that moment are lost.
+    `ours`: how many sockets pgnear listens with there. Without a successor nothing changes. A TCP connection is its
+    listener's from the first packet on, and is reset when that closes before the last: so the listener goes on for a
+    while, and gets no new ones. Linux only; elsewhere connections that are being made at that moment are lost.
     """
     if listener.family == socket.AF_UNIX or sys.platform != "linux":
         return
-    # A program of one instruction, for all who listen there: choose the second of them.
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 1))
+    # A program of one instruction, for all who listen there: choose the first that is not ours.
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, ours))
     program = struct.pack("HL", 1, ctypes.addressof(instruction))
     try:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)

@@ -315,5 +315,5 @@ class Login:
 
 
 def _has_room(service: Service) -> None:
-    if len(service.sessions) + len(service.console.conversations) >= service.config.max_client_connections:
+    if service.clients >= service.config.max_client_connections:
         raise errors.too_many_clients(service.config.max_client_connections)

@@ -65,10 +65,11 @@ async def pass_through(
     limit = service.config.max_replication_connections
     if not limit:
         raise errors.replication_disabled()
-    if len(service.relays) >= limit:
+    if service.replication_connections >= limit:
         raise errors.too_many_replication_connections(limit)
     relay = Relay(service, pool, transport, request)
     service.relays[relay.key[0]] = relay
+    service.count_relays()
     try:
         connected = await _connect(service, pool, wanted | {"replication": request.parameters["replication"]})
         try:
@@ -80,6 +81,7 @@ async def pass_through(
             raise
     except BaseException:
         service.relays.pop(relay.key[0], None)
+        service.count_relays()
         raise
     relay.begin(connected, received)
 
@@ -320,6 +322,7 @@ class Relay:
             return
         self._ended = True
         self.service.relays.pop(self.key[0], None)
+        self.service.count_relays()
         if self.logical:
             self._forget()  # a write's completion may have been on its way
         for end in (self._client, self.other(self._client)):

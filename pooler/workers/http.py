@@ -33,7 +33,7 @@ class Workers(Protocol):
     @property
     def restarts(self) -> int: ...
 
-    async def ask_all(self, what: str, data: Any = None, *, within: float | None = None) -> list[Any]:
+    async def ask_all(self, what: str, data: Any = None, *, within: float = ...) -> list[Any]:
         """What each answers that is there and answers within so many seconds."""
         ...
 

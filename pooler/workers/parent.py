@@ -6,6 +6,7 @@ on what workers ask of each other. Not here: any traffic, what a worker does (`w
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -19,11 +20,13 @@ from typing import Any
 import trio
 
 from config import Config
+from pooler.admin.http import serve_http
 from pooler.ceremony import supervisor
 from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.logs import get_logger
 from pooler.service import first_reason, raise_file_limit
 from pooler.workers import board
+from pooler.workers.http import application
 from pooler.workers.line import Line, LineLost
 from protocol.responses import PgError
 
@@ -44,13 +47,15 @@ class Member:
 
     Attributes:
       process, line: the present one's; line is None while there is none.
-      listeners: the sockets that it accepts from, and that the next one in its place will.
+      listeners: the sockets that it accepts from, and that the next one in its place will. inbox, outbox: by which it
+        is given clients that others have accepted.
       started: it serves clients.
     """
 
     def __init__(self, index: int, listeners: list[socket.socket]) -> None:
         self.index = index
         self.listeners = listeners
+        self.inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.process: trio.Process | None = None
         self.line: Line | None = None
         self.started = trio.Event()
@@ -82,13 +87,13 @@ class Parent:
         """How many workers serve clients."""
         return sum(member.line is not None and member.started.is_set() for member in self.members)
 
-    async def ask_all(self, what: str, data: Any = None) -> list[Any]:
-        """What each worker answers that is there.
+    async def ask_all(self, what: str, data: Any = None, *, within: float = math.inf) -> list[Any]:
+        """What each worker answers that is there and does so within so many seconds.
 
         Raises:
           PgError: one of them has failed.
         """
-        return await self._ask(what, data, [member.index for member in self.members])
+        return await self._ask(what, data, [member.index for member in self.members], within)
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 
@@ -104,6 +109,10 @@ class Parent:
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._follow_signals, signals, nursery)
+                    if (http := self._http or self.config.http) is not None:
+                        pages = application(self)
+                        address = await nursery.start(serve_http, pages, http, self.config.reuse_port)
+                        log.info("http_listening", address=address)
                     async with trio.open_nursery() as workers:
                         for member in self.members:
                             workers.start_soon(self._keep, member)
@@ -115,6 +124,9 @@ class Parent:
                     nursery.cancel_scope.cancel()
         finally:
             self._close()
+            for member in self.members:
+                member.inbox.close()
+                member.outbox.close()
             os.close(self._board_fd)
 
     def _open(self) -> list[list[socket.socket]]:
@@ -191,12 +203,12 @@ class Parent:
         """One worker's life; its exit status."""
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno(), self._board_fd]
-        listeners = [listener.fileno() for listener in member.listeners]
+        passed = [*descriptors, *self._sockets_of(member)]
         process = await trio.lowlevel.open_process(
             [
                 sys.executable, "-m", "pooler.workers", str(member.index), str(self.count), *map(str, descriptors),
             ],
-            pass_fds=[*descriptors, *listeners],
+            pass_fds=passed,
             env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the parent, which tells them
@@ -215,10 +227,23 @@ class Parent:
             with trio.CancelScope(shield=True):
                 await process.wait()
 
+    def _sockets_of(self, member: Member) -> Iterator[int]:
+        for listener in member.listeners:
+            yield listener.fileno()
+        yield member.inbox.fileno()
+        for other in self.members:
+            if other is not member:
+                yield other.outbox.fileno()
+
     async def _answer(self, member: Member, what: str, data: Any) -> Any:
         if what == "begin":
-            listeners = [listener.fileno() for listener in member.listeners]
-            return {**self._orders, "listeners": listeners, "outlived": self._outlived}
+            return {
+                **self._orders,
+                "listeners": [listener.fileno() for listener in member.listeners],
+                "outlived": self._outlived,
+                "inbox": member.inbox.fileno(),
+                "outboxes": {other.index: other.outbox.fileno() for other in self.members if other is not member},
+            }
         if what == "started":
             member.started.set()
             return None
@@ -229,13 +254,14 @@ class Parent:
             return await self._ask(data["what"], data["data"], others)
         raise ValueError(what)
 
-    async def _ask(self, what: str, data: Any, indexes: list[int]) -> list[Any]:
+    async def _ask(self, what: str, data: Any, indexes: list[int], within: float = math.inf) -> list[Any]:
         found: dict[int, Any] = {}
         failures: list[PgError] = []
 
         async def ask(member: Member, line: Line) -> None:
             try:
-                found[member.index] = await line.ask(what, data)
+                with trio.move_on_after(within):
+                    found[member.index] = await line.ask(what, data)
             except LineLost:
                 pass
             except PgError as error:

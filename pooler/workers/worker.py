@@ -23,6 +23,7 @@ from pooler.ceremony.reload import reload
 from pooler.logs import get_logger
 from pooler.service import Service, first_reason, serve_until_stopped
 from pooler.workers.board import Board
+from pooler.workers.handover import Handover
 from pooler.workers.line import Line, LineLost
 from pooler.workers.peers import ANSWERS, Peers, answers
 from pooler.workers.share import share
@@ -62,6 +63,11 @@ class Worker:
                 outlived=orders["outlived"],
                 peers=self.peers,
                 board=self.board,
+                handover=Handover(
+                    self.board,
+                    _inherited(orders["inbox"]),
+                    {int(index): _inherited(number) for index, number in orders["outboxes"].items()},
+                ),
             )
             nursery.cancel_scope.cancel()
 
@@ -95,10 +101,10 @@ def run(index: int, count: int, line: int, board: int) -> int:
 
 
 def _inherited(number: int) -> socket.socket:
-    listener = socket.socket(fileno=number)
-    listener.setblocking(False)
+    inherited = socket.socket(fileno=number)
+    inherited.setblocking(False)
     os.set_inheritable(number, False)
-    return listener
+    return inherited
 
 
 @answers("cancel")

@@ -75,11 +75,14 @@ def load(dsn: str) -> Iterator[Load]:
         running.end()
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_successor_takes_over_the_address_and_nobody_is_refused(pgnear: Start, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "workers"), [("tcp", 1), ("unix", 1), ("tcp", 2)])
+def test_a_successor_takes_over_the_address_and_nobody_is_refused(
+    pgnear: Start, tmp_path: Path, kind: str, workers: int
+) -> None:
     path = tmp_path / ".s.PGSQL.6432"
     port = free_port()
-    settings: dict[str, Any] = {"reuse_port": True, "listen": f"127.0.0.1:{port}" if kind == "tcp" else f"unix:{path}"}
+    listen = f"127.0.0.1:{port}" if kind == "tcp" else f"unix:{path}"
+    settings: dict[str, Any] = {"reuse_port": True, "workers": workers, "listen": listen}
     dsn = f"port={port if kind == 'tcp' else 6432} host={'127.0.0.1' if kind == 'tcp' else tmp_path}"
     first = pgnear(**settings)
     with load(f"{dsn} user=postgres password='{PASSWORD}' dbname=postgres sslmode=disable") as running:
