@@ -14,7 +14,8 @@ from psycopg.rows import dict_row
 
 from pooler import __version__
 from tests.conftest import Start
-from tests.support.process import Pgnear
+from tests.support.postgres import Server
+from tests.support.process import Pgnear, running
 from tests.support.waiting import until
 from tests.workers.test_workers import clients, in_a_thread, processes, worker_of
 
@@ -30,6 +31,13 @@ def house(pgnear: Start) -> Callable[..., Pgnear]:
         return pgnear(*flags, **{"workers": 2, "http": None, **settings})
 
     return start
+
+
+@pytest.fixture(scope="module")
+def two(origin: Server) -> Iterator[Pgnear]:
+    """One for all tests that leave it as it was."""
+    with running(origin.url(), workers=2, http=None, pool_size=7) as near:
+        yield near
 
 
 @contextmanager
@@ -63,12 +71,11 @@ def test_every_console_shows_the_clients_and_connections_of_all_workers(house: C
             assert (lists["databases"], lists["used_clients"]) == (1, len(connected) + len(asked))
 
 
-def test_the_workers_are_shown(house: Callable[..., Pgnear]) -> None:
-    near = house()
-    with clients(near) as connected, consoles(near) as asked:
+def test_the_workers_are_shown(two: Pgtwo) -> None:
+    with clients(two) as connected, consoles(two) as asked:
         for console in asked:
             rows = show(console, "workers")
-            assert {row["worker"]: row["pid"] for row in rows} == processes(near)
+            assert {row["worker"]: row["pid"] for row in rows} == processes(two)
             assert sum(row["clients"] for row in rows) == len(connected) + len(asked)
             assert all(row["memory_bytes"] > 10_000_000 and row["cpu_seconds"] > 0 for row in rows)
 
@@ -81,17 +88,15 @@ def test_one_process_is_one_worker_and_its_tables_have_no_column_more(near: Pgne
         assert show(asked[0], "version") == [{"version": f"pgnear {__version__}"}]
 
 
-def test_the_whole_configuration_is_shown_and_not_a_workers_share_of_it(house: Callable[..., Pgnear]) -> None:
-    near = house(pool_size=7)
-    with consoles(near) as asked:
+def test_the_whole_configuration_is_shown_and_not_a_workers_share_of_it(two: Pgtwo) -> None:
+    with consoles(two) as asked:
         for console in asked:
             settings = {row["name"]: row["value"] for row in show(console, "config")}
             assert (settings["pool_size"], settings["workers"]) == ("7", "2")
 
 
-def test_a_pause_is_over_when_no_worker_has_a_connection_left(house: Callable[..., Pgnear]) -> None:
-    near = house(pool_size=4)
-    with clients(near) as connected, consoles(near) as (watch, *asked):
+def test_a_pause_is_over_when_no_worker_has_a_connection_left(two: Pgtwo) -> None:
+    with clients(two) as connected, consoles(two) as (watch, *asked):
         held = {worker_of(client): client for client in connected}
         for client in held.values():
             client.execute("begin")
@@ -144,10 +149,9 @@ def test_a_database_is_disabled_in_every_worker_and_its_clients_are_killed_in_ev
             assert [client.execute("select 1").fetchone() for client in others] == [(1,)] * len(others)
 
 
-def test_a_purge_says_how_many_answers_all_workers_have_dropped(house: Callable[..., Pgnear], table: str) -> None:
-    near = house()
+def test_a_purge_says_how_many_answers_all_workers_have_dropped(two: Pgnear, table: str) -> None:
     query = f"select v from {table} where id = 1".encode()
-    with clients(near) as connected, consoles(near) as asked:
+    with clients(two) as connected, consoles(two) as asked:
 
         def cached() -> bool:
             for client in connected:
@@ -169,9 +173,8 @@ def test_a_purge_says_how_many_answers_all_workers_have_dropped(house: Callable[
         assert purged.statusmessage == "PURGE 2"
 
 
-def test_a_command_that_fails_is_told_once(house: Callable[..., Pgnear]) -> None:
-    near = house()
-    with consoles(near) as asked:
+def test_a_command_that_fails_is_told_once(two: Pgtwo) -> None:
+    with consoles(two) as asked:
         for console in asked:
             with pytest.raises(psycopg.errors.InvalidCatalogName) as caught:
                 console.execute("pause nowhere")

@@ -39,9 +39,9 @@ def test_counters_histograms_and_gauges_are_added_by_their_labels() -> None:
         )
     )
     assert merged["pgnear_queries_total", ("shop",)] == 7
-    assert merged["pgnear_wait_seconds_bucket", ("shop", "0.1")] == 1
-    assert merged["pgnear_wait_seconds_bucket", ("shop", "1.0")] == 2
-    assert merged["pgnear_wait_seconds_bucket", ("shop", "+Inf")] == 3
+    assert merged["pgnear_wait_seconds_bucket", ("0.1", "shop")] == 1
+    assert merged["pgnear_wait_seconds_bucket", ("1.0", "shop")] == 2
+    assert merged["pgnear_wait_seconds_bucket", ("+Inf", "shop")] == 3
     assert merged["pgnear_wait_seconds_sum", ("shop",)] == pytest.approx(5.55)
     assert merged["pgnear_clients", ()] == 10
 

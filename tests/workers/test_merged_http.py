@@ -30,7 +30,7 @@ class Workers:
     async def ask_all(self, what: str, data: Any = None, *, within: float = 0.0) -> list[Any]:
         assert 0 < within < 10
         return [
-            {"worker": worker, "reasons": reasons, "pid": worker + 10, "text": "# TYPE a counter\na_total 2.0\n"}
+            {"worker": worker, "reasons": reasons, "pid": worker + 10, "text": "# TYPE a_total counter\na_total 2.0\n"}
             for worker, reasons in enumerate(self.reasons)
             if reasons is not None
         ]
