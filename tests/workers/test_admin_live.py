@@ -71,7 +71,7 @@ def test_every_console_shows_the_clients_and_connections_of_all_workers(house: C
             assert (lists["databases"], lists["used_clients"]) == (1, len(connected) + len(asked))
 
 
-def test_the_workers_are_shown(two: Pgtwo) -> None:
+def test_the_workers_are_shown(two: Pgnear) -> None:
     with clients(two) as connected, consoles(two) as asked:
         for console in asked:
             rows = show(console, "workers")
@@ -88,14 +88,14 @@ def test_one_process_is_one_worker_and_its_tables_have_no_column_more(near: Pgne
         assert show(asked[0], "version") == [{"version": f"pgnear {__version__}"}]
 
 
-def test_the_whole_configuration_is_shown_and_not_a_workers_share_of_it(two: Pgtwo) -> None:
+def test_the_whole_configuration_is_shown_and_not_a_workers_share_of_it(two: Pgnear) -> None:
     with consoles(two) as asked:
         for console in asked:
             settings = {row["name"]: row["value"] for row in show(console, "config")}
             assert (settings["pool_size"], settings["workers"]) == ("7", "2")
 
 
-def test_a_pause_is_over_when_no_worker_has_a_connection_left(two: Pgtwo) -> None:
+def test_a_pause_is_over_when_no_worker_has_a_connection_left(two: Pgnear) -> None:
     with clients(two) as connected, consoles(two) as (watch, *asked):
         held = {worker_of(client): client for client in connected}
         for client in held.values():
@@ -173,7 +173,7 @@ def test_a_purge_says_how_many_answers_all_workers_have_dropped(two: Pgnear, tab
         assert purged.statusmessage == "PURGE 2"
 
 
-def test_a_command_that_fails_is_told_once(two: Pgtwo) -> None:
+def test_a_command_that_fails_is_told_once(two: Pgnear) -> None:
     with consoles(two) as asked:
         for console in asked:
             with pytest.raises(psycopg.errors.InvalidCatalogName) as caught:
