@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pooler.ceremony import drain
 from pooler.embedded import free_port
 from tests.conftest import Start
 from tests.support.postgres import PASSWORD, Server
@@ -129,14 +131,20 @@ def test_idle_clients_go_at_once_and_a_transaction_may_finish(pgnear: Start) -> 
 
 def test_a_client_that_has_just_logged_in_is_served_before_it_is_sent_away(pgnear: Start) -> None:
     """pgbench -C lost a connection in some restarts: its first query came behind SIGTERM, and was refused."""
-    near = pgnear()
-    at_work = near.connect()
-    at_work.execute("begin")
-    new = near.connect()
-    near.process.send_signal(signal.SIGTERM)
-    near.wait_for_log("stopping")
-    at_work.execute("commit")
-    assert select.select([at_work], [], [], 20)[0], "who is idle is not told to go"
+    for _ in range(5):
+        near = pgnear()
+        at_work = near.connect()
+        at_work.execute("begin")
+        began = time.monotonic()
+        new = near.connect()
+        near.process.send_signal(signal.SIGTERM)
+        near.wait_for_log("stopping")
+        at_work.execute("commit")
+        assert select.select([at_work], [], [], 20)[0], "who is idle is not told to go"
+        if time.monotonic() - began < drain.LATE_SECONDS / 2:
+            break
+    else:
+        pytest.skip("the machine is too busy for anything to happen just after a login")
     assert new.execute("select 1").fetchone() == (1,)
     with pytest.raises(psycopg.OperationalError) as caught:
         new.execute("select 2")
