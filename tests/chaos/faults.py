@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from threading import Event
 
+import psutil
 import psycopg
 
 from pooler.embedded import PostgresFailed
@@ -175,13 +176,41 @@ def kill_pgnear(rig: Rig) -> None:
     rig.start()
 
 
+def kill_worker(rig: Rig) -> None:
+    """kill -9 of one of pgnear's two workers"""
+    _workers(rig)[0].kill()
+
+
+def stop_worker(rig: Rig) -> None:
+    """SIGSTOP of one of pgnear's two workers, then SIGCONT"""
+    worker = _workers(rig)[0]
+    worker.suspend()
+    _wait()
+    worker.resume()
+
+
+def kill_parent(rig: Rig) -> None:
+    """kill -9 of the parent of pgnear's two workers, and a new start"""
+    rig.process.kill()
+    rig.process.wait()
+    rig.start(again=True)  # until they have left, its addresses are taken
+
+
+def _workers(rig: Rig) -> list[psutil.Process]:
+    return [each for each in psutil.Process(rig.process.pid).children() if "pooler.workers" in each.cmdline()]
+
+
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         terminate, kill_backend, kill_postmaster, restart, stop_processes, cut, reset, half_open, freeze, refuse, delay,
-        throttle, move_name, change_credentials, clock_forward, clock_back, full_disk, kill_pgnear,
+        throttle, move_name, change_credentials, clock_forward, clock_back, full_disk, kill_pgnear, kill_worker,
+        stop_worker, kill_parent,
     )
 }  # fmt: skip
 
 LOGS = {"full_disk": "/dev/full"}
 """Where pgnear's log goes under a fault, if not to a file."""
+
+WORKERS = {"kill_worker": 2, "stop_worker": 2, "kill_parent": 2}
+"""How many workers pgnear has under a fault, if not one."""

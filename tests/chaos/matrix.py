@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tests.chaos.bank import Bank, audit
 from tests.chaos.failover import FAILOVERS
 from tests.chaos.faults import FAULTS as FAULTS_OF_ONE
-from tests.chaos.faults import LOGS
+from tests.chaos.faults import LOGS, WORKERS
 from tests.chaos.rig import bank_standby, rig
 from tests.support.postgres import Server
 
@@ -38,7 +38,7 @@ def run_fault(server: Server, name: str, tellers: int) -> Outcome:
     recovery, wrong = RECOVERS_WITHIN, []
     with ExitStack() as stack:
         standby = stack.enter_context(bank_standby(server)) if name in FAILOVERS else None
-        made = stack.enter_context(rig(server, log=LOGS.get(name), standby=standby))
+        made = stack.enter_context(rig(server, log=LOGS.get(name), standby=standby, workers=WORKERS.get(name, 1)))
         with Bank(made.connect, tellers) as bank:
             bank.wait_until_all_work(RECOVERS_WITHIN)
             fault(made)

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,17 @@ class Rig:
     """
 
     def __init__(
-        self, server: Server, directory: Path, *, log: str | None = None, standby: Standby | None = None
+        self,
+        server: Server,
+        directory: Path,
+        *,
+        log: str | None = None,
+        standby: Standby | None = None,
+        workers: int = 1,
     ) -> None:
         self.server = server
         self.standby = standby
+        self.workers = workers
         self.proxy = Proxy(server.port)
         self.elsewhere = Proxy(server.port, host="127.0.0.2", port=self.proxy.port)
         self._directory = directory
@@ -52,7 +60,8 @@ class Rig:
 
     # ---- pgnear ------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, *, again: bool = False) -> None:
+        """Start pgnear; `again`: and again, where another one still has its addresses."""
         hosts, attributes = f"origin.test:{self.proxy.port}", "any"
         if self.standby is not None:
             hosts, attributes = f"{hosts},127.0.0.1:{self.standby.port}", "read-write"
@@ -63,6 +72,7 @@ class Rig:
             "listen": f"127.0.0.1:{self.port}",
             "http": f"127.0.0.1:{self.http}",
             "pool_size": 4,
+            "workers": self.workers,
             "pool_wait_timeout": "3s",
             "query_timeout": "2s",
             "cancel_wait_timeout": "2s",
@@ -74,11 +84,19 @@ class Rig:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGNEAR_")}
         env |= environment(settings) | {"PGNEAR_LOG__format": "json", "BENT_WORLD": str(self._world)}
         env["PYTHONPATH"] = f"{BENT}{os.pathsep}{env.get('PYTHONPATH', '')}"
-        with open(self._log, "ab") as log:
-            self.process = subprocess.Popen(command("serve"), env=env, stdout=subprocess.DEVNULL, stderr=log)
-        until(self._serves, within=40, what="pgnear does not serve")
+        self._environment = env
+        self._execute()
+        until(partial(self._serves, again=again), within=40, what="pgnear does not serve")
 
-    def _serves(self) -> bool:
+    def _execute(self) -> None:
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(
+                command("serve"), env=self._environment, stdout=subprocess.DEVNULL, stderr=log
+            )
+
+    def _serves(self, *, again: bool) -> bool:
+        if again and self.process.poll() is not None:
+            self._execute()
         try:
             with self.connect() as connection:
                 return bool(connection.execute("select true").fetchone())
@@ -165,10 +183,10 @@ def bank_standby(server: Server) -> Iterator[Standby]:
 
 
 @contextmanager
-def rig(server: Server, *, log: str | None = None, standby: Standby | None = None) -> Iterator[Rig]:
+def rig(server: Server, *, log: str | None = None, standby: Standby | None = None, workers: int = 1) -> Iterator[Rig]:
     """A fresh pgnear and fresh proxies before `server`; at the end pgnear must stop as it should."""
     with tempfile.TemporaryDirectory(prefix="pgnear-chaos-") as directory:
-        made = Rig(server, Path(directory), log=log, standby=standby)
+        made = Rig(server, Path(directory), log=log, standby=standby, workers=workers)
         try:
             yield made
         except BaseException:

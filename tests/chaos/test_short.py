@@ -31,6 +31,12 @@ def test_the_books_are_right_after_the_primary_is_killed_and_its_standby_promote
     assert outcome.acknowledged
 
 
+def test_the_books_are_right_after_a_worker_is_killed(server: Server) -> None:
+    outcome = run_fault(server, "kill_worker", tellers=4)
+    assert not outcome.wrong
+    assert outcome.acknowledged
+
+
 def test_the_auditor_finds_what_is_wrong(server: Server) -> None:
     """A proof that cannot fail is none: books that were tampered with are found out."""
 
