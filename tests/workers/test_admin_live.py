@@ -71,7 +71,7 @@ def test_every_console_shows_the_clients_and_connections_of_all_workers(house: C
             assert (lists["databases"], lists["used_clients"]) == (1, len(connected) + len(asked))
 
 
-def test_the_workers_are_shown(two: Pgtwo) -> None:
+def test_the_workers_are_shown(two: Pgnear) -> None:
     with clients(two) as connected, consoles(two) as asked:
         for console in asked:
             rows = show(console, "workers")
@@ -88,14 +88,14 @@ def test_one_process_is_one_worker_and_its_tables_have_no_column_more(near: Pgne
         assert show(asked[0], "version") == [{"version": f"pgnear {__version__}"}]
 
 
-def test_the_whole_configuration_is_shown_and_not_a_workers_share_of_it(two: Pgtwo) -> None:
+def test_the_whole_configuration_is_shown_and_not_a_workers_share_of_it(two: Pgnear) -> None:
     with consoles(two) as asked:
         for console in asked:
             settings = {row["name"]: row["value"] for row in show(console, "config")}
             assert (settings["pool_size"], settings["workers"]) == ("7", "2")
 
 
-def test_a_pause_is_over_when_no_worker_has_a_connection_left(two: Pgtwo) -> None:
+def test_a_pause_is_over_when_no_worker_has_a_connection_left(two: Pgnear) -> None:
     with clients(two) as connected, consoles(two) as (watch, *asked):
         held = {worker_of(client): client for client in connected}
         for client in held.values():
@@ -127,6 +127,7 @@ def test_a_worker_that_takes_anothers_place_holds_what_is_held(house: Callable[.
         assert show(console, "pools")[0]["paused"] == "yes"
         assert show(console, "origins") == []
         console.execute("resume")
+        near.wait_for_log("pool_resumed", worker=other)  # which it says of one that was paused
         until(lambda: {row["worker"] for row in show(console, "origins")} == {0, 1})
 
 
@@ -149,9 +150,10 @@ def test_a_database_is_disabled_in_every_worker_and_its_clients_are_killed_in_ev
             assert [client.execute("select 1").fetchone() for client in others] == [(1,)] * len(others)
 
 
-def test_a_purge_says_how_many_answers_all_workers_have_dropped(two: Pgnear, table: str) -> None:
+def test_a_purge_says_how_many_answers_all_workers_have_dropped(house: Callable[..., Pgnear], table: str) -> None:
+    near = house()
     query = f"select v from {table} where id = 1".encode()
-    with clients(two) as connected, consoles(two) as asked:
+    with clients(near) as connected, consoles(near) as asked:
 
         def cached() -> bool:
             for client in connected:
@@ -169,11 +171,14 @@ def test_a_purge_says_how_many_answers_all_workers_have_dropped(two: Pgnear, tab
         explained = asked[1].execute(b"explain cache " + query).fetchall()
         entries = [row["value"] for row in explained if row["property"] == "entry"]
         assert sorted(entry.rpartition(", ")[2] for entry in entries) == ["worker 0", "worker 1"]
-        purged = asked[2].execute(f"purge table {table}")
-        assert purged.statusmessage == "PURGE 2"
+        assert asked[2].execute(f"purge table {table}").statusmessage == "PURGE 2"
+        for console in asked:
+            console.execute("purge all")
+            until(cached)
+            assert console.execute("purge namespace default").statusmessage == "PURGE 2"
 
 
-def test_a_command_that_fails_is_told_once(two: Pgtwo) -> None:
+def test_a_command_that_fails_is_told_once(two: Pgnear) -> None:
     with consoles(two) as asked:
         for console in asked:
             with pytest.raises(psycopg.errors.InvalidCatalogName) as caught:
