@@ -49,7 +49,7 @@ class Member:
       process, line: the present one's; line is None while there is none.
       listeners: the sockets that it accepts from, and that the next one in its place will. inbox, outbox: by which it
         is given clients that others have accepted.
-      started: it serves clients.
+      started: one has served clients in this place. serves: the present one does.
     """
 
     def __init__(self, index: int, listeners: list[socket.socket]) -> None:
@@ -59,6 +59,7 @@ class Member:
         self.process: trio.Process | None = None
         self.line: Line | None = None
         self.started = trio.Event()
+        self.serves = False
 
 
 class Parent:
@@ -85,7 +86,7 @@ class Parent:
     @property
     def alive(self) -> int:
         """How many workers serve clients."""
-        return sum(member.line is not None and member.started.is_set() for member in self.members)
+        return sum(member.serves for member in self.members)
 
     async def ask_all(self, what: str, data: Any = None, *, within: float = math.inf) -> list[Any]:
         """What each worker answers that is there and does so within so many seconds.
@@ -223,6 +224,7 @@ class Parent:
             return await process.wait()
         finally:
             member.line = member.process = None
+            member.serves = False
             process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
@@ -246,6 +248,7 @@ class Parent:
             }
         if what == "started":
             member.started.set()
+            member.serves = True
             return None
         if what == "one":
             return next(iter(await self._ask(data["what"], data["data"], [data["index"]])), None)
