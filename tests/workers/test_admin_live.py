@@ -190,10 +190,19 @@ def test_a_reload_says_each_setting_once(house: Callable[..., Pgnear], tmp_path:
     file = tmp_path / "pgnear.toml"
     file.write_text("query_timeout = 0\n")
     near = house("--config", str(file))
-    file.write_text('query_timeout = "50ms"\npool_size = 30\n')
+    file.write_text('query_timeout = "50ms"\npool_size = 30\ncache.max_bytes = "99MB"\n')
     with consoles(near) as asked:
         rows = asked[0].execute("reload").fetchall()
-        assert sorted(row["setting"] for row in rows) == ["pool_size", "query_timeout"]
+        assert {row["setting"]: row["outcome"] for row in rows} == {
+            "query_timeout": "changed",
+            "pool_size": "changed",
+            "cache.max_bytes": "needs a restart",
+        }
+        assert len(rows) == 3
+        for console in asked:
+            settings = {row["name"]: (row["value"], row["default"]) for row in show(console, "config")}
+            assert settings["pool_size"] == ("30", "20")
+            assert settings["cache.max_bytes"][0] == settings["cache.max_bytes"][1]
         (pool,) = show(asked[1], "pools")
         assert pool["size"] == 30
 
