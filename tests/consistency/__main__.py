@@ -44,6 +44,7 @@ class Plan:
     readers: int = 4
     measures: int = 2
     version: int = 18
+    workers: int = 1
 
 
 def perform(plan: Plan, seed: int) -> tuple[Observed, dict[str, int]]:
@@ -56,7 +57,8 @@ def perform(plan: Plan, seed: int) -> tuple[Observed, dict[str, int]]:
             connection.execute(SCHEMA.encode())
             if plan.stream:
                 connection.execute(b"create publication pgnear for all tables")
-        with running(server.url(), pool_size=plan.pool_size, cache=cache, pool_wait_timeout="5s") as near:
+        shape = {"workers": plan.workers, "pool_size": plan.pool_size, "pool_wait_timeout": "5s"}
+        with running(server.url(), cache=cache, **shape) as near:
             if plan.stream:
                 near.wait_for_log("cache_stream_connected")
             near.wait_until_it_caches()
@@ -99,14 +101,14 @@ def report(plan: Plan, seen: Observed, happened: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-def plans(seconds: float, pool_size: int, version: int) -> list[Plan]:
+def plans(seconds: float, pool_size: int, version: int, workers: int) -> list[Plan]:
     """The phases of a whole run, `seconds` together."""
     part = seconds / 5
-    heavy = {"version": version, "writers": 8, "readers": 8, "measures": 3}
+    heavy = {"version": version, "workers": workers, "writers": 8, "readers": 8, "measures": 3}
     return [
         Plan("with the stream", True, part, pool_size=pool_size, **heavy),
         Plan("with the stream, which is cut", True, part, ("walsender",), 1.0, pool_size, **heavy),
-        Plan("with lost connections and a pool of two", True, part, ("backend", "cancel"), 0.3, 2, **heavy),
+        Plan("with lost connections and a small pool", True, part, ("backend", "cancel"), 0.3, 2 * workers, **heavy),
         Plan("with an origin that dies", True, part, ("restart", "walsender"), 5.0, pool_size, **heavy),
         Plan("without a stream", False, part, ("backend",), 1.0, pool_size, **heavy),
     ]
@@ -118,13 +120,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="printed, random where not given")
     parser.add_argument("--pool-size", type=int, default=10, help="of the phases with a pool that suffices (10)")
     parser.add_argument("--postgres", type=int, choices=(16, 18), default=18, help="major version (18)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that are one pgnear (1)")
     parser.add_argument("--only", help="phases whose name has this in it")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(1 << 30)
     print(f"seed {seed}, faults: {', '.join(FAULTS)}", flush=True)
     begun = time.monotonic()
     own = others = violations = 0
-    for plan in plans(options.duration, options.pool_size, options.postgres):
+    for plan in plans(options.duration, options.pool_size, options.postgres, options.workers):
         if options.only and options.only not in plan.name:
             continue
         seen, happened = perform(plan, seed)
