@@ -45,7 +45,11 @@ async def reload(service: Service) -> list[tuple[str, str]]:
     async with service.reloading:
         supervisor.reloading()
         try:
-            return await _reload(service, await trio.to_thread.run_sync(service.load))
+            whole = service.peers.whole if service.peers is not None else None
+            wanted = await trio.to_thread.run_sync(service.load)
+            if service.peers is not None and whole is not None and service.peers.whole is not None:
+                service.peers.whole, _ = _what_can_change(whole, service.peers.whole)
+            return await _reload(service, wanted)
         except ConfigError as error:
             problems = [str(problem) for problem in error.problems]
             log.error("reload_failed", problems=problems)

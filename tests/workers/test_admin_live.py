@@ -127,6 +127,7 @@ def test_a_worker_that_takes_anothers_place_holds_what_is_held(house: Callable[.
         assert show(console, "pools")[0]["paused"] == "yes"
         assert show(console, "origins") == []
         console.execute("resume")
+        near.wait_for_log("pool_resumed", worker=other)  # which it says of one that was paused
         until(lambda: {row["worker"] for row in show(console, "origins")} == {0, 1})
 
 
@@ -149,9 +150,10 @@ def test_a_database_is_disabled_in_every_worker_and_its_clients_are_killed_in_ev
             assert [client.execute("select 1").fetchone() for client in others] == [(1,)] * len(others)
 
 
-def test_a_purge_says_how_many_answers_all_workers_have_dropped(two: Pgnear, table: str) -> None:
+def test_a_purge_says_how_many_answers_all_workers_have_dropped(house: Callable[..., Pgnear], table: str) -> None:
+    near = house()
     query = f"select v from {table} where id = 1".encode()
-    with clients(two) as connected, consoles(two) as asked:
+    with clients(near) as connected, consoles(near) as asked:
 
         def cached() -> bool:
             for client in connected:
@@ -169,8 +171,11 @@ def test_a_purge_says_how_many_answers_all_workers_have_dropped(two: Pgnear, tab
         explained = asked[1].execute(b"explain cache " + query).fetchall()
         entries = [row["value"] for row in explained if row["property"] == "entry"]
         assert sorted(entry.rpartition(", ")[2] for entry in entries) == ["worker 0", "worker 1"]
-        purged = asked[2].execute(f"purge table {table}")
-        assert purged.statusmessage == "PURGE 2"
+        assert asked[2].execute(f"purge table {table}").statusmessage == "PURGE 2"
+        for console in asked:
+            console.execute("purge all")
+            until(cached)
+            assert console.execute("purge namespace default").statusmessage == "PURGE 2"
 
 
 def test_a_command_that_fails_is_told_once(two: Pgnear) -> None:
@@ -185,10 +190,19 @@ def test_a_reload_says_each_setting_once(house: Callable[..., Pgnear], tmp_path:
     file = tmp_path / "pgnear.toml"
     file.write_text("query_timeout = 0\n")
     near = house("--config", str(file))
-    file.write_text('query_timeout = "50ms"\npool_size = 30\n')
+    file.write_text('query_timeout = "50ms"\npool_size = 30\ncache.max_bytes = "99MB"\n')
     with consoles(near) as asked:
         rows = asked[0].execute("reload").fetchall()
-        assert sorted(row["setting"] for row in rows) == ["pool_size", "query_timeout"]
+        assert {row["setting"]: row["outcome"] for row in rows} == {
+            "query_timeout": "changed",
+            "pool_size": "changed",
+            "cache.max_bytes": "needs a restart",
+        }
+        assert len(rows) == 3
+        for console in asked:
+            settings = {row["name"]: (row["value"], row["default"]) for row in show(console, "config")}
+            assert settings["pool_size"] == ("30", "20")
+            assert settings["cache.max_bytes"][0] == settings["cache.max_bytes"][1]
         (pool,) = show(asked[1], "pools")
         assert pool["size"] == 30
 

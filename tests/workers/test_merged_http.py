@@ -105,3 +105,17 @@ def test_a_stuck_worker_is_said_to_be_silent_and_costs_nobody_else_an_answer(pgn
     finally:
         os.kill(stuck, signal.SIGCONT)
     until(lambda: near.get("/readyz")[0] == 200)
+
+
+def test_what_a_worker_had_counted_is_not_lost_with_it(pgnear: Start) -> None:
+    near = pgnear(workers=2)
+    with clients(near) as connected:
+        for client in connected:
+            client.execute("select 1")
+        counted = near.metric("clients_accepted_total")
+        assert counted >= len(connected)
+        os.kill(processes(near)[0], signal.SIGKILL)
+        near.wait_for_log("worker_ended", worker=0)
+        assert near.metric("clients_accepted_total") == counted
+        until(lambda: (near.metric("worker_restarts_total"), near.metric("workers_alive")) == (1, 2))
+        assert near.metric("clients_accepted_total") >= counted
