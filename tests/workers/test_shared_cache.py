@@ -43,7 +43,9 @@ def one_of_each(near: Pgnear, **parameters: Any) -> Iterator[tuple[psycopg.Conne
 
 @pytest.fixture(scope="module")
 def near(origin: Server) -> Iterator[Pgnear]:
-    with running(origin.url(), workers=2, pool_size=8, http=None, cache={"ttl": "1h"}) as near:
+    with running(
+        origin.url(), workers=2, pool_size=8, http=None, cache={"ttl": "1h", "invalidation": "writes"}
+    ) as near:
         yield near
 
 
