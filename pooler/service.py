@@ -49,7 +49,7 @@ from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
 from pooler.ceremony.standing import follow_replicas
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
-from pooler.ceremony.unsure import follow
+from pooler.ceremony.unsure import follow, follow_orphans
 from pooler.ceremony.verifiers import Verifiers
 from pooler.defaults import as_settings
 from pooler.logs import get_logger
@@ -138,6 +138,7 @@ class Service:
         self.replica_pools = self._make_replicas(config)
         self.rotations = {name: Rotation(self, pool, sources.get(name)) for name, pool in self.pools.items()}
         self.sessions: set[Session] = set()
+        self._followed: set[tuple[str, int]] = set()  # (database, process id) of writes whose end nobody saw
         self.unfinished: dict[Session, int] = {}
         """Whose last batch has no Sync or Flush yet, and how much of it had come, for `ceremony.deadlines`."""
         self.console = Console(self)
@@ -324,7 +325,24 @@ class Service:
         """What `origin` worked on may still be committed, and nobody will see it."""
         if self.cache is not None:
             self.stats.writes_unsure += 1
-            self.nursery.start_soon(follow, origin.pool, origin.pid, partial(self.cache.invalidate, database, reach))
+            self.nursery.start_soon(self._follow_write, self.cache, origin, database, reach)
+
+    async def _follow_write(self, cache: Store, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
+        followed = database, origin.pid
+        self._followed.add(followed)
+        await follow(origin.pool, origin.pid, partial(cache.invalidate, database, reach))
+        self._followed.discard(followed)
+
+    def follow_orphans(self, pool: Pool, pids: list[int]) -> None:
+        """A worker has died; what it has sent to these of the origin's processes may still be committed."""
+        if self.cache is not None:
+            self.nursery.start_soon(follow_orphans, pool, pids, partial(self.cache.invalidate_database, pool.name))
+
+    def note_backends(self) -> None:
+        """Which of the origins' processes work for this worker, for the others to know if it dies."""
+        if self.board is not None:
+            here = [(pool.name, origin.pid) for pool in self.pools.values() for origin in pool.origins]
+            self.board.set_backends(here + list(self._followed))
 
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""
@@ -435,6 +453,7 @@ class Service:
             end_lingering(now)
             if self.board is not None:
                 self.board.hear()  # so that who does nothing does not fall behind
+                self.note_backends()
             if self.cache is not None:
                 self.cache.sweep(time.perf_counter(), 1000)
             if self.flights is not None:

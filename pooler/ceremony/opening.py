@@ -68,6 +68,7 @@ async def open_for(service: Service, pool: Pool) -> None:
         raise
     else:
         take_in(pool, connected, begun)
+        service.note_backends()
 
 
 async def probe_for(service: Service, pool: Pool) -> None:

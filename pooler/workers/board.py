@@ -42,6 +42,9 @@ and concerns prepared statements, too; all of that for every database."""
 CLIENTS, REPLICATION, LOAD = range(3)
 """What is counted beside sources."""
 
+BACKENDS: Final = 1024
+"""Origin connections of a worker that are remembered beyond its death."""
+
 _COUNTS: Final = 16 + SOURCES
 _FIRST_SOURCE: Final = 16
 _WORD: Final = 8
@@ -74,7 +77,7 @@ def number_of(database: str) -> int:
 
 def size_for(count: int) -> int:
     """Bytes that `count` workers and their parent need."""
-    return _rings_at(count) + (count + 1) * RING * _WORD + count * _COUNTS * 4
+    return _counts_at(count) + count * _COUNTS * 4
 
 
 def create(count: int) -> int:
@@ -105,10 +108,11 @@ class Board:
         self._memory = memory
         self._heads_end = (count + 1) * _WORD
         view = memoryview(memory)
-        rings_end = _rings_at(count) + (count + 1) * RING * _WORD
-        self._words = view[:rings_end].cast("Q")
-        self._counts = view[rings_end:].cast("i")
+        self._words = view[: _counts_at(count)].cast("Q")
+        self._counts = view[_counts_at(count) :].cast("i")
         self._first_ring = _rings_at(count) // _WORD
+        self._first_backend = _backends_at(count) // _WORD
+        self._backends: list[int] = []
         self._heard = memory[: self._heads_end]
         self._seen = [self._words[writer] for writer in range(count + 1)]
         self._head = self._seen[index]  # where who had this number before has ended
@@ -217,15 +221,44 @@ class Board:
         """One of its connections here is gone, or was not let in."""
         self._counts[self.index * _COUNTS + _slot_of(source)] -= 1
 
+    # ---- what a dead worker leaves behind ----------------------------------------------------------------------------
+
+    def set_backends(self, backends: Iterable[tuple[str, int]]) -> None:
+        """The origin's processes that work for this worker, each with its database: they may outlive it."""
+        words = [number_of(database) << _TABLE_BITS | pid for database, pid in backends][:BACKENDS]
+        if words == self._backends:
+            return
+        self._backends = words
+        start = self._first_backend + self.index * BACKENDS
+        for place, word in enumerate(words, start):
+            self._words[place] = word
+        if len(words) < BACKENDS:
+            self._words[start + len(words)] = 0
+
+    def _backends_of(self, index: int) -> list[tuple[int, int]]:
+        start = self._first_backend + index * BACKENDS
+        found = []
+        for word in self._words[start : start + BACKENDS]:
+            if not word:
+                break
+            found.append((word >> _TABLE_BITS, word & _MAX_TABLE))
+        return found
+
     def forget(self, index: int) -> None:
         """The worker `index` is gone, and all that it has counted."""
+        self._words[self._first_backend + index * BACKENDS] = 0
         start = index * _COUNTS
         self._counts[start : start + _COUNTS] = memoryview(bytes(_COUNTS * 4)).cast("i")
 
-    def worker_lost(self, index: int) -> None:
-        """For the parent: the worker `index` has died. What it had on its way to the board, nobody knows."""
+    def worker_lost(self, index: int) -> list[tuple[int, int]]:
+        """For the parent: the worker `index` has died. What it had on its way to the board, nobody knows.
+
+        Returns the origin's processes that may still work on what it has sent: (database's number, process id).
+        """
         self.put_everything()
+        backends = self._backends_of(index)
         self.forget(index)
+        return backends
 
     def _sum(self, slot: int) -> int:
         counts = self._counts
@@ -234,6 +267,14 @@ class Board:
 
 def _rings_at(count: int) -> int:
     return ((count + 1) * _WORD + 63) // 64 * 64
+
+
+def _backends_at(count: int) -> int:
+    return _rings_at(count) + (count + 1) * RING * _WORD
+
+
+def _counts_at(count: int) -> int:
+    return _backends_at(count) + count * BACKENDS * _WORD
 
 
 def _slot_of(source: str) -> int:

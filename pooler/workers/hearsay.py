@@ -175,3 +175,6 @@ async def _ears_changed(service: Service, data: Any) -> None:
 async def _worker_lost(service: Service, data: Any) -> None:
     if service.ears is not None:
         service.ears.worker_lost(data["index"])
+    for pool in service.pools.values():
+        if pids := [pid for database, pid in data["backends"] if database == number_of(pool.name)]:
+            service.follow_orphans(pool, pids)

@@ -183,16 +183,16 @@ class Parent:
         while True:
             began = trio.current_time()
             status = await self._live(member)
+            backends = self.board.worker_lost(member.index)
             if self.stopping.is_set():
                 return
             if not member.started.is_set():
                 raise CannotStart
             self.restarts += 1
-            self.board.worker_lost(member.index)
             log.error("worker_ended", worker=member.index, status=status, again_in=pause)
             for other in self.members:
                 if other.line is not None:
-                    other.line.tell("worker_lost", {"index": member.index})
+                    other.line.tell("worker_lost", {"index": member.index, "backends": backends})
             if trio.current_time() - began > LASTS_SECONDS:
                 pause = FIRST_PAUSE
             with trio.move_on_after(pause):

@@ -56,7 +56,7 @@ def relaying(high_water: int = 1 << 20) -> Iterator[tuple[Relay, socket.socket, 
     client, near_client = socket.socketpair()
     origin, near_origin = socket.socketpair()
     reactor = Reactor()
-    service: Any = SimpleNamespace(relays={}, cache=None, reactor=reactor)
+    service: Any = SimpleNamespace(relays={}, cache=None, reactor=reactor, count_relays=lambda: None)
     pool: Any = SimpleNamespace(name="shop", target=None, high_water=high_water)
     request = StartupMessage(3, 0, {"user": "app", "replication": "true"})
     relay = Relay(service, pool, Transport(near_client, reactor), request)

@@ -257,3 +257,16 @@ def test_without_memfd_there_is_a_file_that_has_no_name(monkeypatch: pytest.Monk
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
+
+
+def test_the_backends_of_a_dead_worker_are_known_once(fd: int) -> None:
+    one, other, parent = Board.open(fd, 0, 2), Board.open(fd, 1, 2), Board.open(fd, 2, 2)
+    one.set_backends([("shop", 100), ("shop", 4_194_304), ("blog", 7)])
+    one.set_backends([("shop", 100), ("blog", 7)])
+    other.set_backends([("shop", 8)])
+    assert parent.worker_lost(0) == [(SHOP, 100), (number_of("blog"), 7)]
+    assert parent.worker_lost(0) == []
+    one = Board.open(fd, 0, 2)
+    one.set_backends([("shop", pid) for pid in range(1, boards.BACKENDS + 10)])
+    assert len(parent.worker_lost(0)) == boards.BACKENDS
+    assert parent.worker_lost(1) == [(SHOP, 8)]

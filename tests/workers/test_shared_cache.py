@@ -43,7 +43,9 @@ def one_of_each(near: Pgnear, **parameters: Any) -> Iterator[tuple[psycopg.Conne
 
 @pytest.fixture(scope="module")
 def near(origin: Server) -> Iterator[Pgnear]:
-    with running(origin.url(), workers=2, pool_size=8, http=None) as near:
+    with running(
+        origin.url(), workers=2, pool_size=8, http=None, cache={"ttl": "1h", "invalidation": "writes"}
+    ) as near:
         yield near
 
 
@@ -219,6 +221,48 @@ def test_a_database_can_be_dropped_though_another_worker_has_connections_to_it(o
         one.execute(b"drop database leaving")
 
 
+def test_what_a_dead_worker_had_sent_and_is_committed_later_counts(near: Pgnear, origin: Server, table: str) -> None:
+    """Nobody is told of its end; the others look after its backends until they are gone."""
+    with one_of_each(near) as (one, other), origin.connect() as direct:
+        other.execute(f"create table {table}_two as select 1 as id, 10 as v".encode())
+        query = keep(origin, other, table)
+        direct.autocommit = False
+        direct.execute(f"select v from {table} where id = 1 for update".encode())
+        writer = threading.Thread(target=_until_it_is_lost, args=(one, f"update {table} set v = 5 where id = 1"))
+        writer.start()
+        waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like 'update %'"
+        until(lambda: origin.execute(waits) == [(1,)])
+        os.kill(process_of(near, worker_of(one)), signal.SIGKILL)
+        near.wait_for_log("writes_unsure")
+        writer.join()
+        keep(origin, other, f"{table}_two")  # the catalog has been read, so the next answer is kept
+        shown = value(other, query)
+        assert value(other, query) == shown
+        direct.commit()
+        until(lambda: value(other, query) == 5, within=10)
+        other.execute(f"drop table {table}_two".encode())
+    until(lambda: _has_both(near))
+
+
+def _until_it_is_lost(client: psycopg.Connection, text: str) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        client.execute(text.encode())
+
+
+def process_of(near: Pgnear, worker: int) -> int:
+    """The latest process of a worker."""
+    return next(
+        int(line["pid"])
+        for line in reversed(near.log_lines)
+        if line.get("event") == "worker_started" and line["worker"] == worker
+    )
+
+
+def _has_both(near: Pgnear) -> bool:
+    with one_of_each(near):
+        return True
+
+
 # ---- the stream ------------------------------------------------------------------------------------------------------
 
 
@@ -242,12 +286,7 @@ def test_one_worker_hears_the_stream_for_all_and_another_takes_its_place(logical
                 value(other, query)
                 logical.execute(f"update heard set v = {number} where id = 1")
                 until(lambda number=number: value(other, query) == number)  # type: ignore[misc]
-            first = next(
-                line["pid"]
-                for line in reversed(near.log_lines)
-                if line.get("event") == "worker_started" and line["worker"] == 0
-            )
-            os.kill(first, signal.SIGKILL)
+            os.kill(process_of(near, 0), signal.SIGKILL)
             near.wait_for_log("cache_stream_connected", count=2)
             until(lambda: logical.execute(slots) == [(1,)])
             for number in range(100, 110):
@@ -285,7 +324,6 @@ def test_the_clients_of_a_dead_worker_count_no_more(pgnear: Start) -> None:
     with ExitStack() as stack:
         for _ in range(10):
             stack.callback(near.connect().close)
-        victim = next(line["pid"] for line in near.log_lines if line.get("event") == "worker_started")
-        os.kill(victim, signal.SIGKILL)
+        os.kill(process_of(near, 0), signal.SIGKILL)
         near.wait_for_log("worker_ended")
         until(lambda: _comes_in(near))
