@@ -7,6 +7,7 @@ here: what is asked (`parent`, `peers`). A message is its length, as four bytes,
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
@@ -41,7 +42,8 @@ class Line:
         self._handle = handle
         self._numbers = count(1)
         self._asked: dict[int, _Question] = {}
-        self._outbox, self._posted = trio.open_memory_channel[bytes](float("inf"))
+        self._outbox, self._posted = trio.open_memory_channel[bytes](math.inf)
+        self._tells, self._told = trio.open_memory_channel[dict[str, Any]](math.inf)
         self.lost = trio.Event()
 
     async def run(self) -> None:
@@ -49,11 +51,14 @@ class Line:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_all)
+                nursery.start_soon(self._hear_all)
                 async for message in self._messages():
-                    if "ask" in message:
+                    if "ask" not in message:
+                        self._settle(message)
+                    elif message["id"]:
                         nursery.start_soon(self._answer, message)
                     else:
-                        self._settle(message)
+                        self._tells.send_nowait(message)
                 nursery.cancel_scope.cancel()
         finally:
             self.lost.set()
@@ -84,7 +89,7 @@ class Line:
         return question.message["answer"]
 
     def tell(self, what: str, data: Any = None) -> None:
-        """Say something, in the order of calls, whose answer does not matter. Safe where nothing may wait."""
+        """Say something whose answer does not matter; what is told is heard in order. Safe where nothing may wait."""
         self._post({"ask": what, "id": 0, "data": data})
 
     def _post(self, message: dict[str, Any]) -> None:
@@ -119,18 +124,24 @@ class Line:
             question.message = message
             question.done.set()
 
+    async def _hear_all(self) -> None:
+        """What the other end tells, one after the other."""
+        async for message in self._told:
+            await self._answer(message)
+
     async def _answer(self, message: dict[str, Any]) -> None:
         what, number = message["ask"], message["id"]
-        answer: dict[str, Any]
         try:
-            answer = {"answer": await self._handle(what, message["data"])}
+            answer = await self._handle(what, message["data"])
+            if number:
+                self._post({"answer": answer, "id": number})
         except PgError as error:
-            answer = {"error": {name: getattr(error, name) for name in _ERROR_FIELDS}}
+            if number:
+                self._post({"error": {name: getattr(error, name) for name in _ERROR_FIELDS}, "id": number})
         except Exception as error:  # a bug costs one answer, not the worker
             log.exception("internal_error", where=f"line: {what}", error=str(error))
-            answer = {"answer": None}
-        if number:
-            self._post({**answer, "id": number})
+            if number:
+                self._post({"answer": None, "id": number})
 
 
 class _Question:

@@ -252,6 +252,11 @@ class Parent:
             return None
         if what == "one":
             return next(iter(await self._ask(data["what"], data["data"], [data["index"]])), None)
+        if what == "pass_on":
+            for other in self.members:
+                if other is not member and other.line is not None:
+                    other.line.tell(data["what"], data["data"])
+            return None
         if what == "others":
             others = [other.index for other in self.members if other is not member]
             return await self._ask(data["what"], data["data"], others)

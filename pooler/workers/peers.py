@@ -65,5 +65,5 @@ class Peers:
             return None
 
     def tell_others(self, what: str, data: Any = None) -> None:
-        """Tell all other workers, in the order of calls; safe where nothing may wait."""
-        self.line.tell("others", {"what": what, "data": data})
+        """Tell all other workers, who hear it in the order of calls; safe where nothing may wait."""
+        self.line.tell("pass_on", {"what": what, "data": data})
