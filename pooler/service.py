@@ -365,8 +365,9 @@ class Service:
             await trio.sleep(TICK_SECONDS)
 
     def catalog_changed(self, pool: Pool) -> None:
-        """DDL passed: nothing of `pool` is cached until its catalog has been read anew."""
+        """DDL passed: nothing of `pool` is cached until its catalog has been read anew, and any table may be new."""
         pool.catalog = None
+        pool.sequence_tables = None
         self.catalog_stale[pool.name].set()
 
     # ---- the end -----------------------------------------------------------------------------------------------------

@@ -404,6 +404,29 @@ def test_the_first_that_ever_asks_for_its_sequence_value_finds_it(pgnear: Start,
         assert client.one("select lastval()") == b"3"
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        ("create table numbered (id serial); insert into numbered values (default)",),
+        ("begin", "create table numbered (id serial)", "insert into numbered values (default)", "commit"),
+        ("create table numbered (id serial)", "insert into numbered values (default)"),
+    ],
+    ids=["in one text", "in one transaction", "one after the other"],
+)
+def test_a_value_drawn_by_a_table_that_was_made_a_moment_ago_is_found(
+    pgnear: Start, origin: Server, made: tuple[str, ...]
+) -> None:
+    """Nothing has told pgnear yet that its rows get values of a sequence. Doctrine's tests make tables, and insert."""
+    origin.execute("drop table if exists numbered")
+    origin.execute("create sequence if not exists drawn")
+    near = pgnear(pool_size=1)
+    near.wait_for_log("catalog_read")
+    with WireClient.logged_in(near.port) as other, WireClient.logged_in(near.port) as client:
+        other.one("select nextval('drawn')")
+        client.ask(*map(wire.query, made), syncs=len(made))  # in one piece: the catalog is not read in between
+        assert client.one("select lastval()") == b"1"
+
+
 @pytest.mark.parametrize("cached", ["true", "false"])
 def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, origin: Server, cached: str) -> None:
     """Others take other connections, since a client of the same application has asked once."""
