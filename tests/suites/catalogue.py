@@ -226,4 +226,46 @@ SUITES = (
         )
         for driver, package in (("psycopg", "psycopg[binary,pool]"), ("psycopg2", "psycopg2-binary"))
     ),
+    *(
+        Suite(
+            name=f"peewee-{driver}",
+            version="4.3.0",
+            driver="peewee",
+            repository="https://github.com/coleifer/peewee",  # its source distribution has no tests
+            members=("tests/",),
+            tests="tests",
+            needs=(package,),
+            setup=("CREATE EXTENSION hstore", "CREATE DATABASE peewee_test TEMPLATE postgres"),
+            databases=("peewee_test",),
+            options=("-o", "python_files=*.py"),
+            parts=("tests/__init__.py",),  # which has those of all the files that can be imported
+            environment={
+                "PEEWEE_TEST_BACKEND": backend,
+                "PEEWEE_PSQL_HOST": "127.0.0.1",
+                "PEEWEE_PSQL_PORT": "{port}",
+                "PEEWEE_PSQL_USER": "postgres",
+                "PEEWEE_PSQL_PASSWORD": "{password}",
+            },
+            on_demand=True,
+        )
+        for driver, backend, package in (
+            ("psycopg2", "postgresql", "psycopg2-binary"),
+            ("psycopg", "psycopg3", "psycopg[binary]"),
+        )
+    ),
+    *(
+        Suite(
+            name=f"tortoise-{driver}",
+            version="0.22.2",
+            driver="tortoise-orm",
+            repository="https://github.com/tortoise/tortoise-orm",
+            members=("tests/", "conftest.py", "examples/"),
+            tests="tests",
+            needs=(package, "pytest-asyncio", "pydantic", "tzdata"),
+            databases=("test_models", "test_default"),
+            environment={"TORTOISE_TEST_DB": f"{driver}://postgres:{{quoted}}@127.0.0.1:{{port}}/test_{{{{}}}}"},
+            on_demand=True,
+        )
+        for driver, package in (("asyncpg", "asyncpg"), ("psycopg", "psycopg[binary,pool]"))
+    ),
 )

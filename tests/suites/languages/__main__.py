@@ -19,8 +19,9 @@ from tests.suites.languages.cplusplus import CPLUSPLUS
 from tests.suites.languages.doctrine import DOCTRINE
 from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.java import JAVA
+from tests.suites.languages.knex import KNEX
 from tests.suites.languages.libpq import LIBPQ
-from tests.suites.languages.minitest import SEQUEL
+from tests.suites.languages.minitest import ACTIVE_RECORD, SEQUEL
 from tests.suites.languages.node import NODE
 from tests.suites.languages.odbc import ODBC
 from tests.suites.languages.perl import PERL
@@ -39,12 +40,14 @@ SUITES: tuple[Suite, ...] = (
     ODBC,
     NODE,
     POSTGRES_JS,
+    KNEX,
     GO_PQ,
     GO_PGX,
     PHP,
     DOCTRINE,
     RUBY,
     SEQUEL,
+    ACTIVE_RECORD,
     PERL,
     JAVA,
     PGJDBC,

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.suites import workplace
+from tests.suites import sources, workplace
 from tests.suites.compare import FAILED, Outcome
-from tests.suites.languages import Suite, Task, clone, execute
+from tests.suites.languages import Suite, Task, ToolsMissing, clone, execute
 from tests.support.postgres import PASSWORD
 
 _OUTCOMES = Path(__file__).with_name("minitest_outcomes.rb")
@@ -59,4 +59,47 @@ SEQUEL = Suite(
     run=_run_sequel,
     setup=("CREATE DATABASE sequel_test",),
     databases=("sequel_test",),
+)
+
+
+def _prepare_activerecord(home: Path) -> tuple[Path, str]:
+    version, tree = sources.source_package("rails", home.parent, "activerecord/test")
+    program = "require 'active_record'; print ActiveRecord.version"
+    installed = workplace.run(["ruby", "-e", program])
+    if installed != version.partition(":")[2].partition("+")[0]:
+        raise ToolsMissing(f"the sources of rails are those of {version}, installed is {installed}")
+    return tree, f"{installed}, ruby-pg {workplace.run(['ruby', '-r', 'pg', '-e', 'print PG::VERSION'])}"
+
+
+def _run_activerecord(task: Task) -> dict[str, Outcome]:
+    """All in one process, as `rake test:postgresql` does."""
+    tree = task.home / "rails"
+    shutil.copytree(task.tree / "activerecord/test", tree / "activerecord/test")
+    shutil.copytree(task.tree / "tools", tree / "tools")
+    (tree / "activerecord/test/byebug.rb").touch()  # a debugger, which nothing calls
+    return _tested(task, tree / "activerecord", ["-I", "test", "-e", _ALL_CASES, "--"], {"ARCONN": "postgresql"})
+
+
+_ALL_CASES = """
+files = Dir['test/cases/**/*_test.rb'].grep_v(%r{/adapters/(?!postgresql)}).sort
+files.each { |file| require File.expand_path(file) }
+"""
+
+ACTIVE_RECORD = Suite(
+    name="activerecord",
+    title="Ruby: ActiveRecord",
+    needs={
+        "ruby": "ruby",
+        "/usr/share/doc/ruby-pg": "ruby-pg",
+        "/usr/share/doc/ruby-activerecord": "ruby-activerecord",
+        "/usr/share/doc/ruby-mocha": "ruby-mocha",
+        "/usr/share/doc/ruby-bcrypt": "ruby-bcrypt",
+        "/usr/share/doc/ruby-rack": "ruby-rack",
+        "/usr/share/doc/ruby-activejob": "ruby-activejob",
+        "/usr/share/doc/ruby-sqlite3": "ruby-sqlite3",
+    },
+    prepare=_prepare_activerecord,
+    run=_run_activerecord,
+    setup=("CREATE DATABASE activerecord_unittest", "CREATE DATABASE activerecord_unittest2"),
+    databases=("activerecord_unittest", "activerecord_unittest2"),
 )
