@@ -15,8 +15,8 @@ from tests.support.postgres import PASSWORD
 _VERSION = "3.3.0"
 _DATABASE = "knex_test"
 _TOOLS = (
-    "pg@8.23.0", "pg-query-stream@4", "chai@4", "chai-as-promised@7", "chai-subset-in-order@3", "cli-testlab@3", "mocha@10",
-    "rimraf@5", "sinon@15", "sinon-chai@3", "source-map-support@0.5", "lodash@4",
+    "pg@8.23.0", "pg-query-stream@4", "chai@4", "chai-as-promised@7", "chai-subset-in-order@3", "cli-testlab@3",
+    "mocha@10", "rimraf@5", "sinon@15", "sinon-chai@3", "source-map-support@0.5", "lodash@4",
 )  # fmt: skip
 
 
