@@ -50,7 +50,7 @@ SUITES: tuple[Suite, ...] = (
     ACTIVE_RECORD,
     PERL,
     JAVA,
-    PGJDBC,
+    *PGJDBC,
     RUST,
 )
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from tests.suites import workplace
@@ -29,7 +30,6 @@ _CLASSPATH = ":".join((_DRIVER, *(f"/usr/share/java/{jar}.jar" for jar in _JARS)
 _LACKING = re.compile(r"^import (uk\.org\.webcompere|se\.jiderhamn|org\.osgi)", re.MULTILINE)
 _NULLNESS = re.compile(r"^import org\.checkerframework\..*|@(Nullable|NonNull|MonotonicNonNull)\b", re.MULTILINE)
 _TEST_SECONDS = 60
-_MODES = ("extended", "simple")
 
 
 def _prepare(home: Path) -> tuple[Path, str]:
@@ -78,18 +78,11 @@ def _compile(sources: Iterable[Path], target: Path) -> None:
     workplace.run(["javac", "-nowarn", "-encoding", "UTF-8", "-cp", _CLASSPATH, "-d", target, *sources])
 
 
-def _run(task: Task) -> dict[str, Outcome]:
-    outcomes = {}
-    for mode in _MODES:
-        outcomes |= {f"{name} ({mode})": outcome for name, outcome in _in_mode(task, mode).items()}
-    return outcomes
-
-
-def _in_mode(task: Task, mode: str) -> dict[str, Outcome]:
+def _run(task: Task, mode: str) -> dict[str, Outcome]:
     """Again without what was run, where a test hung."""
-    home = task.home / mode
-    (home / "pgjdbc").mkdir(parents=True)
-    ended_tests, end = home / "ended", time.monotonic() + task.within / len(_MODES)
+    home = task.home
+    (home / "pgjdbc").mkdir()
+    ended_tests, end = home / "ended", time.monotonic() + task.within
     ended_tests.touch()
     properties = {
         "server": "127.0.0.1", "port": task.rig.port, "privilegedPassword": PASSWORD, "preferQueryMode": mode,
@@ -120,23 +113,27 @@ def _in_mode(task: Task, mode: str) -> dict[str, Outcome]:
     return outcomes or {"JUnit": Outcome(FAILED, ended.output)}
 
 
-PGJDBC = Suite(
-    name="pgjdbc-junit",
-    title="Java: pgjdbc's own tests",
-    needs={
-        "javac": "default-jdk-headless",
-        "git": "git",
-        _DRIVER: _PACKAGE,
-        "/usr/share/java/junit-jupiter-engine.jar": "junit5",
-        "/usr/share/java/junit4.jar": "junit4",
-        "/usr/share/java/hamcrest-all.jar": "libhamcrest-java",
-    },
-    prepare=_prepare,
-    run=_run,
-    setup=(
-        "CREATE ROLE test LOGIN REPLICATION PASSWORD 'test'",
-        "CREATE DATABASE test OWNER test",
-    ),
-    databases=("test",),
-    users={"test": "test"},
-)
+def _suite(mode: str) -> Suite:
+    return Suite(
+        name=f"pgjdbc-{mode}",
+        title=f"Java: pgjdbc's own tests, preferQueryMode={mode}",
+        needs={
+            "javac": "default-jdk-headless",
+            "git": "git",
+            _DRIVER: _PACKAGE,
+            "/usr/share/java/junit-jupiter-engine.jar": "junit5",
+            "/usr/share/java/junit4.jar": "junit4",
+            "/usr/share/java/hamcrest-all.jar": "libhamcrest-java",
+        },
+        prepare=_prepare,
+        run=partial(_run, mode=mode),
+        setup=(
+            "CREATE ROLE test LOGIN REPLICATION PASSWORD 'test'",
+            "CREATE DATABASE test OWNER test",
+        ),
+        databases=("test",),
+        users={"test": "test"},
+    )
+
+
+PGJDBC = tuple(_suite(mode) for mode in ("extended", "simple"))
