@@ -582,6 +582,32 @@ def test_deallocate_of_a_protocol_level_statement_works_in_a_transaction(one: Pg
 
 
 @pytest.mark.parametrize("how", ["simple", "extended"])
+def test_a_statement_whose_table_is_gone_can_be_deallocated_on_any_connection(
+    pgnear: Start, origin: Server, how: str
+) -> None:
+    """In a transaction as well, which it leaves intact: ActiveRecord deallocates all that it has before a migration."""
+    origin.execute("drop table if exists going; create table going (v int)")
+    near = pgnear(pool_size=2, min_pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        until(lambda: near.metric("pool_idle") == 2)
+        for name in ("one", "two"):
+            client.ask(wire.parse("select * from going", name), wire.SYNC)
+        client.query("drop table going")
+        other.query("begin; select 1")  # takes the connection that has them
+        client.query("begin")
+        if how == "simple":
+            assert tags(client.query("deallocate one; deallocate two")) == ["DEALLOCATE", "DEALLOCATE"]
+        else:
+            for name in ("one", "two"):
+                assert tags(client.ask(*extended(f"deallocate {name}"))) == ["DEALLOCATE"]
+        assert client.one("select 1") == b"1"
+        client.query("rollback")
+        for name in ("one", "two"):
+            frames = client.ask(wire.bind(name), wire.execute(), wire.SYNC)
+            assert wire.error_fields(dict(frames)["E"])["M"] == f'prepared statement "{name}" does not exist'
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
 def test_sql_speaks_of_protocol_level_statements_by_the_clients_names(one: Pgnear, how: str) -> None:
     with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
 

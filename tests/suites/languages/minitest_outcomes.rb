@@ -28,7 +28,7 @@ class Outcomes < Minitest::AbstractReporter
     @begun = nil
     status = result.skipped? ? 'skipped' : result.passed? ? 'passed' : 'failed'
     why = result.failure ? "#{result.failure.message}\n#{result.failure.backtrace&.join("\n")}" : ''
-    said = result.failure ? result.failure.message.scrub.split(/\s+/).join(' ') : ''
+    said = result.failure ? result.failure.message.scrub.sub(/\n +\S+:\d+:in `.*/m, '').split(/\s+/).join(' ') : ''
     tell "#{result.klass} #{result.name}", status, "#{why.scrub}\n#{said}".strip
   end
 
