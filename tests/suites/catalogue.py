@@ -253,20 +253,4 @@ SUITES = (
             ("psycopg", "psycopg3", "psycopg[binary]"),
         )
     ),
-    *(
-        Suite(
-            name=f"tortoise-{driver}",
-            version="0.22.2",
-            driver="tortoise-orm",
-            repository="https://github.com/tortoise/tortoise-orm",
-            members=("tests/", "conftest.py", "examples/"),
-            tests="tests",
-            needs=("asyncpg", "psycopg[binary,pool]", "aiomysql", "asyncodbc", "pytest-asyncio", "pydantic", "tzdata"),
-            databases=("test_models", "test_default"),
-            environment={"TORTOISE_TEST_DB": f"{driver}://postgres:{{quoted}}@127.0.0.1:{{port}}/test_{{{{}}}}"},
-            excluded={"tests/contrib/test_fastapi.py": "tests a web framework"},
-            on_demand=True,
-        )
-        for driver in ("asyncpg", "psycopg")
-    ),
 )
