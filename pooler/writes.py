@@ -64,6 +64,10 @@ def schema_changed(session: Session) -> None:
     if session.service.cache is not None:
         session.service.cache.invalidate_database(session.namespace)
     session.service.catalog_changed(session.pool)
+    for pool in session.service.every_pool:
+        for origin in pool.origins:  # a role that was made anew is not the one that a connection was made before
+            if not origin.settings.plain_user and origin is not session.origin:
+                origin.settings = origin.settings.doubted()
 
 
 def invalidate(session: Session) -> None:

@@ -499,6 +499,30 @@ def test_a_value_drawn_on_another_connection_before_is_not_taken_for_the_last(pg
             other.query("commit")
 
 
+@pytest.mark.parametrize("setting", ["session authorization", "role"])
+def test_a_role_that_was_made_anew_is_the_new_one_on_every_connection(
+    pgnear: Start, origin: Server, setting: str
+) -> None:
+    """A connection that was that role before it was dropped is some other role's than the one that has its name now."""
+    origin.execute("drop role if exists passing")
+    near = pgnear(pool_size=2, min_pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        until(lambda: near.metric("pool_idle") == 2)
+        client.query("create role passing")
+        with WireClient.logged_in(near.port) as gone:
+            gone.query(f"set {setting} passing; begin")
+            client.query(f"set {setting} passing")
+            gone.query("commit")  # both connections are passing now
+        client.query(f"reset {setting}")
+        client.query("drop role passing; create role passing")
+        client.query(f"set {setting} passing")
+        assert client.one("select current_user, random()") == b"passing"
+        other.query("begin; select 1")
+        assert client.one("select current_user, random()") == b"passing"
+        other.query("commit")
+        client.query(f"reset {setting}; drop role passing")
+
+
 # ---- prepared statements ---------------------------------------------------------------------------------------------
 
 
