@@ -42,7 +42,7 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
     if statement.sequences and session.origin is not None:
         draw(session, session.origin)
         recallers = session.service.recallers
-        session.origin.asked_again = bool(recallers.kinds) and draws(statement, session.pool.sequence_tables)
+        session.origin.asked_again = bool(recallers.kinds) and draws(statement, _sequenced(session))
     if statement.changes_schema:
         session.schema_changes = True
     if (statement.changes_schema or statement.looks) and _is_temporary_first(session):
@@ -174,7 +174,12 @@ def restore_startup(session: Session, unit: Unit) -> bytes:
 def must_keep(session: Session, statement: Statement) -> bool:
     """Whether `statement` draws values that somebody, once anybody has done so, may ask for."""
     recallers = session.service.recallers
-    return (recallers.early or bool(recallers.kinds)) and draws(statement, session.pool.sequence_tables)
+    return (recallers.early or bool(recallers.kinds)) and draws(statement, _sequenced(session))
+
+
+def _sequenced(session: Session) -> frozenset[str] | None:
+    """The tables whose rows get values of sequences by themselves, if that is known."""
+    return None if session.schema_changes else session.pool.sequence_tables
 
 
 def may_ask(session: Session) -> bool:

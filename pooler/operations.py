@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pooler import views
+from pooler.caching import NO_PARAMETERS
 from pooler.sql.names import renaming
-from pooler.sql.statement import Statement
-from pooler.statements import Prepared
+from pooler.sql.statement import Part, Statement
+from pooler.statements import Prepared, Scope
 
 if TYPE_CHECKING:
     from pooler.session import Session
 
 _PARSE, _BIND, _EXECUTE = b"PBE"
 _NOTHING = Statement()
+_ANYWHERE = Scope("", 0, ())
 
 MAX_REMEMBERED_PARSE = 2048
 """Longer Parse messages, in bytes, are read each time."""
@@ -82,11 +84,26 @@ def _about_another(session: Session, text: bytes, types: bytes, statement: State
     """SQL that speaks of a statement made by Parse (EXECUTE, PREPARE, DEALLOCATE), with pgnear's name for that."""
     named = statement.parts[0].named
     assert named is not None
-    target = session.statements[named]
+    target = spoken_of(session, statement.parts[0])
     edits = renaming(text, 0, len(text), {named: target.name})
     prepared = session.service.prepared.intern_edited(text, edits, types, statement, session.scope)
     prepared.needs = target
     return prepared
+
+
+def spoken_of(session: Session, part: Part) -> Prepared:
+    """What `part` is about on a connection, where it names a statement that its client made by Parse."""
+    assert part.named is not None
+    return session.statements[part.named] if part.deallocates is None else stand_in(session, part.named)
+
+
+def stand_in(session: Session, name: bytes) -> Prepared:
+    """What is deallocated on a connection in the place of the session's statement `name`: a text of nothing.
+
+    That statement is not this client's alone, and where the connection lacks it, its tables may be gone.
+    """
+    text = b"--" + name.hex().encode()
+    return session.service.prepared.intern(text, NO_PARAMETERS, _NOTHING, _ANYWHERE)
 
 
 def statement_of(session: Session, operation: Operation) -> Statement:

@@ -119,7 +119,7 @@ class Pool:
         self._released_at = 0.0
         self._aside_until = 0.0
         self.defaults = Defaults()
-        self.sequence_tables: frozenset[str] = frozenset()  # whose rows get values of sequences by themselves
+        self.sequence_tables: frozenset[str] | None = None  # whose rows get values by themselves; None: not known
         self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()

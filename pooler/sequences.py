@@ -61,7 +61,15 @@ class Recallers:
         return True
 
 
-def draws(statement: Statement, tables: frozenset[str]) -> bool:
-    """Whether `statement` draws values, as far as shows; `tables` are those whose rows get values by themselves."""
+def draws(statement: Statement, tables: frozenset[str] | None) -> bool:
+    """Whether `statement` draws values, as far as shows.
+
+    Args:
+      tables: whose rows get values by themselves; None: it is not known, since tables may just have been made.
+    """
+    if statement.draws:
+        return True
     inserted = (name for (_, name), change in statement.writes if change is Change.INSERT)
-    return statement.draws or any(name in tables for name in inserted)
+    if tables is None or statement.changes_schema:
+        return any(True for _ in inserted)
+    return any(name in tables for name in inserted)

@@ -460,8 +460,16 @@ class Service:
                 self.flights.expire(time.perf_counter())
             await trio.sleep(TICK_SECONDS)
 
+    def doubt_roles(self, but: Origin | None = None) -> None:
+        """DDL passed: a role that was made anew is not the one that a connection was made before; `but` has noticed."""
+        for pool in self.every_pool:
+            for origin in pool.origins:
+                if not origin.settings.plain_user and origin is not but:
+                    origin.settings = origin.settings.doubted()
+
     def catalog_changed(self, pool: Pool) -> None:
-        """DDL passed: nothing of `pool` is cached, by any worker, until its catalog has been read anew."""
+        """DDL passed: nothing of `pool` is cached, by any worker, until its catalog has been read anew, and any table may
+        be new."""
         if self.board is not None:
             self.board.put_catalog(pool.name)
         self.forget_catalog(pool)
@@ -469,6 +477,7 @@ class Service:
     def forget_catalog(self, pool: Pool) -> None:
         """The same for this worker alone."""
         pool.catalog = None
+        pool.sequence_tables = None
         self.catalog_stale[pool.name].set()
 
     # ---- the end -----------------------------------------------------------------------------------------------------

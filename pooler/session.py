@@ -27,6 +27,7 @@ from pooler.cache.flight import Flight
 from pooler.cache.ready import View
 from pooler.caching import keep
 from pooler.link import attach
+from pooler.operations import stand_in
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
@@ -244,7 +245,7 @@ class Session:
             if part.deallocates:
                 prepared = self.statements.pop(part.deallocates, None)
                 if prepared is not None and origin is not None:
-                    origin.prepared.pop(prepared, None)
+                    origin.prepared.pop(stand_in(self, part.deallocates), None)
             else:
                 unnamed = self.statements.get(b"")  # it is no part of DEALLOCATE ALL
                 self.statements.clear()

@@ -64,6 +64,10 @@ class Settings:
     def get(self, name: str) -> str | None:
         return dict(self.items).get(name)
 
+    def doubted(self) -> Settings:
+        """These on a connection whose role may not be the one any more that has its name: to be taken again."""
+        return Settings.of({name: "" if name in _IDENTITY else sql for name, sql in self.items})
+
     def difference_to(self, wanted: Settings) -> bytes:
         """The Query frame that turns a connection with these settings into one with the `wanted` ones."""
         frame = self._differences.get(wanted)

@@ -29,6 +29,7 @@ from pooler.consequences import (
     restore_startup,
 )
 from pooler.link import link
+from pooler.operations import spoken_of
 from pooler.replicas import begins_reading
 from pooler.settings import DEFAULTS
 from pooler.sql.names import renaming
@@ -156,7 +157,7 @@ def _followed(session: Session, unit: Unit, statement: Statement, text: bytes, *
 def _renaming(session: Session, part: Part, text: bytes) -> list[Edit]:
     """The edit of a statement that names one made by Parse; the linked connection has that then by pgnear's name."""
     assert part.named is not None
-    prepared = session.statements[part.named]
+    prepared = spoken_of(session, part)
     _have(session, prepared)
     return renaming(text, part.start, part.end, {part.named: prepared.name})
 

@@ -66,6 +66,7 @@ def schema_changed(session: Session) -> None:
     if session.service.cache is not None:
         session.service.cache.invalidate_database(session.namespace)
     session.service.catalog_changed(session.pool)
+    session.service.doubt_roles(session.origin)
 
 
 def invalidate(session: Session) -> None:

@@ -99,10 +99,11 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
             pool.defaults.read(defaults, configured)
         else:
             service.keep_defaults(pool, kept)  # what was read is from before
-    pool.sequence_tables = frozenset(name for (name,) in sequenced)
+    if not service.catalog_stale[pool.name].is_set():  # otherwise DDL has passed since, and it is read again
+        pool.sequence_tables = frozenset(name for (name,) in sequenced)
     service.classifier.found_functions(pool.name, frozenset(name for (name,) in found))
     if frames is not None:
         safe = service.config.cache.safe_functions or ()
         catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
-        if not service.catalog_stale[pool.name].is_set():  # otherwise DDL has passed since, and it is read again
+        if not service.catalog_stale[pool.name].is_set():  # as above
             pool.catalog = catalog

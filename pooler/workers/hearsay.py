@@ -95,6 +95,7 @@ def _schema_changed(service: Service, pool: Pool) -> None:
     pool.schema_epoch += 1
     _written(service, pool, None)
     service.forget_catalog(pool)
+    service.doubt_roles()
 
 
 # ---- by line ---------------------------------------------------------------------------------------------------------

@@ -404,6 +404,29 @@ def test_the_first_that_ever_asks_for_its_sequence_value_finds_it(pgnear: Start,
         assert client.one("select lastval()") == b"3"
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        ("create table numbered (id serial); insert into numbered values (default)",),
+        ("begin", "create table numbered (id serial)", "insert into numbered values (default)", "commit"),
+        ("create table numbered (id serial)", "insert into numbered values (default)"),
+    ],
+    ids=["in one text", "in one transaction", "one after the other"],
+)
+def test_a_value_drawn_by_a_table_that_was_made_a_moment_ago_is_found(
+    pgnear: Start, origin: Server, made: tuple[str, ...]
+) -> None:
+    """Nothing has told pgnear yet that its rows get values of a sequence. Doctrine's tests make tables, and insert."""
+    origin.execute("drop table if exists numbered")
+    origin.execute("create sequence if not exists drawn")
+    near = pgnear(pool_size=1)
+    near.wait_for_log("catalog_read")
+    with WireClient.logged_in(near.port) as other, WireClient.logged_in(near.port) as client:
+        other.one("select nextval('drawn')")
+        client.ask(*map(wire.query, made), syncs=len(made))  # in one piece: the catalog is not read in between
+        assert client.one("select lastval()") == b"1"
+
+
 @pytest.mark.parametrize("cached", ["true", "false"])
 def test_who_is_likely_to_ask_for_its_sequence_values_finds_them(pgnear: Start, origin: Server, cached: str) -> None:
     """Others take other connections, since a client of the same application has asked once."""
@@ -474,6 +497,30 @@ def test_a_value_drawn_on_another_connection_before_is_not_taken_for_the_last(pg
             other.query("begin")
             assert "E" in dict(client.query("select lastval()"))
             other.query("commit")
+
+
+@pytest.mark.parametrize("setting", ["session authorization", "role"])
+def test_a_role_that_was_made_anew_is_the_new_one_on_every_connection(
+    pgnear: Start, origin: Server, setting: str
+) -> None:
+    """A connection that was that role before it was dropped is some other role's than the one that has its name now."""
+    origin.execute("drop role if exists passing")
+    near = pgnear(pool_size=2, min_pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        until(lambda: near.metric("pool_idle") == 2)
+        client.query("create role passing")
+        with WireClient.logged_in(near.port) as gone:
+            gone.query(f"set {setting} passing; begin")
+            client.query(f"set {setting} passing")
+            gone.query("commit")  # both connections are passing now
+        client.query(f"reset {setting}")
+        client.query("drop role passing; create role passing")
+        client.query(f"set {setting} passing")
+        assert client.one("select current_user, random()") == b"passing"
+        other.query("begin; select 1")
+        assert client.one("select current_user, random()") == b"passing"
+        other.query("commit")
+        client.query(f"reset {setting}; drop role passing")
 
 
 # ---- prepared statements ---------------------------------------------------------------------------------------------
@@ -556,6 +603,32 @@ def test_deallocate_of_a_protocol_level_statement_works_in_a_transaction(one: Pg
         assert wire.error_fields(dict(frames)["E"])["M"] == 'prepared statement "s" does not exist'
         frames = client.ask(wire.parse("select 1", "s"), wire.bind("s"), wire.execute(), wire.SYNC)
         assert wire.rows(frames) == [[b"1"]]
+
+
+@pytest.mark.parametrize("how", ["simple", "extended"])
+def test_a_statement_whose_table_is_gone_can_be_deallocated_on_any_connection(
+    pgnear: Start, origin: Server, how: str
+) -> None:
+    """In a transaction as well, which it leaves intact: ActiveRecord deallocates all that it has before a migration."""
+    origin.execute("drop table if exists going; create table going (v int)")
+    near = pgnear(pool_size=2, min_pool_size=2)
+    with WireClient.logged_in(near.port) as client, WireClient.logged_in(near.port) as other:
+        until(lambda: near.metric("pool_idle") == 2)
+        for name in ("one", "two"):
+            client.ask(wire.parse("select * from going", name), wire.SYNC)
+        client.query("drop table going")
+        other.query("begin; select 1")  # takes the connection that has them
+        client.query("begin")
+        if how == "simple":
+            assert tags(client.query("deallocate one; deallocate two")) == ["DEALLOCATE", "DEALLOCATE"]
+        else:
+            for name in ("one", "two"):
+                assert tags(client.ask(*extended(f"deallocate {name}"))) == ["DEALLOCATE"]
+        assert client.one("select 1") == b"1"
+        client.query("rollback")
+        for name in ("one", "two"):
+            frames = client.ask(wire.bind(name), wire.execute(), wire.SYNC)
+            assert wire.error_fields(dict(frames)["E"])["M"] == f'prepared statement "{name}" does not exist'
 
 
 @pytest.mark.parametrize("how", ["simple", "extended"])

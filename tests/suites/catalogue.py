@@ -226,4 +226,31 @@ SUITES = (
         )
         for driver, package in (("psycopg", "psycopg[binary,pool]"), ("psycopg2", "psycopg2-binary"))
     ),
+    *(
+        Suite(
+            name=f"peewee-{driver}",
+            version="4.3.0",
+            driver="peewee",
+            repository="https://github.com/coleifer/peewee",  # its source distribution has no tests
+            members=("tests/",),
+            tests="tests",
+            needs=(package,),
+            setup=("CREATE EXTENSION hstore", "CREATE DATABASE peewee_test TEMPLATE postgres"),
+            databases=("peewee_test",),
+            options=("-o", "python_files=*.py"),
+            parts=("tests/__init__.py",),  # which has those of all the files that can be imported
+            environment={
+                "PEEWEE_TEST_BACKEND": backend,
+                "PEEWEE_PSQL_HOST": "127.0.0.1",
+                "PEEWEE_PSQL_PORT": "{port}",
+                "PEEWEE_PSQL_USER": "postgres",
+                "PEEWEE_PSQL_PASSWORD": "{password}",
+            },
+            on_demand=True,
+        )
+        for driver, backend, package in (
+            ("psycopg2", "postgresql", "psycopg2-binary"),
+            ("psycopg", "psycopg3", "psycopg[binary]"),
+        )
+    ),
 )

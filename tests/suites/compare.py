@@ -100,7 +100,9 @@ def counts(outcomes: Mapping[str, Outcome]) -> str:
 def table(found: Iterable[Difference]) -> str:
     """Markdown."""
     rows = [
-        f"| `{one.test}` | {one.direct.status} | {one.pooled.status} | {one.reason or '**unknown**'} |" for one in found
+        f"| `{name}` | {one.direct.status} | {one.pooled.status} | {one.reason or '**unknown**'} |"
+        for one in found
+        for name in [one.test.replace("|", "\\|")]
     ]
     if not rows:
         return "No difference.\n"

@@ -16,12 +16,16 @@ from tests.suites import compare, report, rigs, workplace
 from tests.suites.compare import FAILED, Difference, Outcome
 from tests.suites.languages import Suite, Task, ToolsMissing
 from tests.suites.languages.cplusplus import CPLUSPLUS
+from tests.suites.languages.doctrine import DOCTRINE
 from tests.suites.languages.go import GO_PGX, GO_PQ
 from tests.suites.languages.java import JAVA
+from tests.suites.languages.knex import KNEX
 from tests.suites.languages.libpq import LIBPQ
+from tests.suites.languages.minitest import ACTIVE_RECORD, SEQUEL
 from tests.suites.languages.node import NODE
 from tests.suites.languages.odbc import ODBC
 from tests.suites.languages.perl import PERL
+from tests.suites.languages.pgjdbc import PGJDBC
 from tests.suites.languages.php import PHP
 from tests.suites.languages.postgres_js import POSTGRES_JS
 from tests.suites.languages.ruby import RUBY
@@ -30,7 +34,25 @@ from tests.suites.workplace import DOCS, SuiteFailed, note
 from tests.support.postgres import system_installation
 
 REASONS = Path(__file__).with_name("known.toml")
-SUITES: tuple[Suite, ...] = (LIBPQ, CPLUSPLUS, ODBC, NODE, POSTGRES_JS, GO_PQ, GO_PGX, PHP, RUBY, PERL, JAVA, RUST)
+SUITES: tuple[Suite, ...] = (
+    LIBPQ,
+    CPLUSPLUS,
+    ODBC,
+    NODE,
+    POSTGRES_JS,
+    KNEX,
+    GO_PQ,
+    GO_PGX,
+    PHP,
+    DOCTRINE,
+    RUBY,
+    SEQUEL,
+    ACTIVE_RECORD,
+    PERL,
+    JAVA,
+    *PGJDBC,
+    RUST,
+)
 
 
 def main() -> int:

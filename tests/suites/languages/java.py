@@ -1,6 +1,6 @@
 """Java: pgjdbc. A program of our own, which does in each of its query modes what programs do with it.
 
-Its own tests are not here: they are built with Gradle and plugins that no package source has.
+Its own tests are in `pgjdbc`.
 """
 
 from __future__ import annotations

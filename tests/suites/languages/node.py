@@ -74,11 +74,16 @@ def _mocha(package: str, task: Task, environment: dict[str, str]) -> dict[str, O
     ended = execute(
         ["mocha", *options, *files], cwd=directory, environment=environment, within=task.within,
     )  # fmt: skip
+    return told_by_mocha(report, ended.output, package)
+
+
+def told_by_mocha(report: Path, output: str, what: str) -> dict[str, Outcome]:
+    """What its reporter `json` has written in `report`; without that, what its `output` says is the only outcome."""
     if not report.exists():
-        return {f"{package}: mocha": Outcome(FAILED, ended.output)}
+        return {f"{what}: mocha": Outcome(FAILED, output)}
     told: dict[str, Any] = json.loads(report.read_text())
     return {
-        f"{package}: {one['fullTitle']}": outcome
+        f"{what}: {one['fullTitle']}": outcome
         for kind, outcome_of in (
             ("passes", lambda one: Outcome(PASSED)),
             ("pending", lambda one: Outcome(SKIPPED)),
