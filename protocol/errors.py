@@ -15,12 +15,13 @@ from protocol.responses import FrameError, MalformedMessage, NotAStartup, PgErro
 
 
 @example(pool="shop", waited_seconds=5.0, size=20)
-def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
+@example(pool="shop", waited_seconds=10.0, size=20, absence="the origin cannot be reached: Connection refused")
+def pool_timeout(pool: str, waited_seconds: float, size: int, absence: str | None = None) -> PgError:
     """A client waited `pool_wait_timeout` for a free origin connection."""
     return PgError(
         "53300",
         f'no origin connection of pool "{pool}" became free within {waited_seconds:g} s',
-        detail=f"All {size} connections are in use.",
+        detail=f"There is none: {absence}." if absence else f"All {size} connections are in use.",
         hint="Shorten transactions, or raise pool_size or pool_wait_timeout.",
     )
 

@@ -121,6 +121,42 @@ def test_pool_wait_timeout_does_not_count_during_a_pause_and_pause_timeout_does(
         assert connection.execute("select 1").fetchone() == (1,)
 
 
+def test_resume_before_the_origin_is_back_costs_no_client_its_query(pgnear: Start, own: Server) -> None:
+    near = pgnear(url=own.url(), cache={"enabled": False}, breaker={"failures": 2, "retry_after": "300ms"})
+    with near.connect() as early, near.connect() as late:
+        console(near, "pause")
+        own.crash()
+        try:
+            waits = Background(lambda: early.execute("select 'early'").fetchone())
+            until(lambda: near.metric("pool_waiting") == 1)
+            console(near, "resume")
+            near.wait_for_log("origin_breaker_open")
+            comes = Background(lambda: late.execute("select 'late'").fetchone())
+            until(lambda: near.metric("pool_waiting") == 2)
+        finally:
+            own.restart()
+        assert waits.result() == ("early",)
+        assert comes.result() == ("late",)
+
+
+def test_an_origin_that_stays_away_after_resume_is_waited_for_as_long_as_for_a_connection(
+    pgnear: Start, own: Server
+) -> None:
+    near = pgnear(url=own.url(), cache={"enabled": False}, pool_wait_timeout="700ms", breaker={"failures": 2})
+    with near.connect() as connection:
+        console(near, "pause")
+        own.crash()
+        try:
+            waits = Background(lambda: connection.execute("select 1"))
+            until(lambda: near.metric("pool_waiting") == 1)
+            console(near, "resume")
+            with pytest.raises(psycopg.errors.CannotConnectNow, match="Connection refused"):
+                waits.result()
+            near.wait_for_log("origin_not_back", waiting=1)
+        finally:
+            own.restart()
+
+
 def test_suspend_is_done_at_once_and_a_running_transaction_goes_on(near: Pgnear) -> None:
     with near.connect() as inside:
         inside.execute("begin")
