@@ -124,6 +124,8 @@ class Service:
         self.sessions: set[Session] = set()
         self.unfinished: dict[Session, int] = {}
         """Whose last batch has no Sync or Flush yet, and how much of it had come, for `ceremony.deadlines`."""
+        self.crowded: dict[Session, None] = {}
+        """Who waits with more input than is read, and may have left behind it, for `ceremony.deadlines`."""
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
@@ -180,6 +182,7 @@ class Service:
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
         self.unfinished.pop(session, None)
+        self.crowded.pop(session, None)
         self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
 

@@ -198,7 +198,7 @@ class Session:
         if data is None:
             return
         if not data:
-            ending.end(self, abrupt=True)
+            ending.hung_up(self)
             return
         self.stirred = True
         clear = not (  # what comes now is a new request, with nothing before it that is incomplete, waits or is skipped
@@ -398,7 +398,7 @@ class Session:
         parts.clear()
         self.walk_from = -1
         if origin.transport.pending > self.pool.high_water:
-            self.transport.pause()
+            self.transport.pause(heed_end=not self.leaving)
         if origin.units and origin.units[0].steps:
             origin.flush_made_up()
 
