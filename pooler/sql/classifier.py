@@ -8,38 +8,13 @@ matter.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pooler.sql.screen import may_affect_session, may_affect_session_folded
 from pooler.sql.shape import counts_only, separates, shape, shortened, template
-from pooler.sql.statement import UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, Statement, classify
+from pooler.sql.statement import NO_FUNCTIONS, UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, PinKind, Statement, classify
 from pooler.sql.traces import looks
-
-_SCREEN = re.compile(
-    rb"""(?: ^ | ; | \*/ | \n ) [ \t\r\f\v]*+
-         (?: set | reset | listen | unlisten | declare | close | prepare | execute | deallocate | discard | load
-             | create | alter | drop | comment | grant | revoke | import | reassign | security | do | call
-             | begin | start | commit | end | rollback | abort | savepoint | release ) \b
-       | \b (?: temp | temporary | pg_settings | pg_prepared_statements
-              | set_config | currval | lastval | setseed | set_limit | pg_replication_origin_session_setup ) \b
-       | \b (?: dblink | pgv_ | dbms_ | plvlex | plvdate )
-       | advisory | pg_temp | u&\"
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-
-"""Each line of blanks is looked at once: a newline begins anew."""
-
-_BEGINS = re.compile(_SCREEN.pattern.partition(b"| \\b")[0], re.VERBOSE)
-_BEGINS_WITHIN = re.compile(_BEGINS.pattern.replace(b"^ |", b"", 1), re.VERBOSE)
-_WORDS = [
-    re.compile(pattern)
-    for pattern in (
-        rb"temp(?<!\wtemp)(?:orary)?\b", rb"pg_settings\b", rb"pg_prepared_statements\b", rb"set_config\b",
-        rb"currval\b", rb"lastval\b", rb"setseed\b", rb"set_limit\b", rb"pg_replication_origin_session_setup\b",
-        rb"dblink", rb"pgv_", rb"dbms_", rb"plvlex", rb"plvdate", rb"advisory", rb"pg_temp", rb'u&"',
-    )
-]  # fmt: skip
-"""`_SCREEN` for long texts in lower case: patterns that begin with a literal are looked for some ten times faster."""
 
 _MAY_DRAW = re.compile(rb"\b(?:insert|merge|copy|nextval|setval)\b", re.IGNORECASE)
 
@@ -64,7 +39,7 @@ class Classifier:
     ) -> None:
         self._parse_always = parse_always
         self._max_entries = max_entries
-        self._configured = session_functions
+        self._configured = dict.fromkeys(session_functions, PinKind.HIDDEN)
         self.recalls_seen = False
         """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self.looks_seen = False
@@ -73,21 +48,21 @@ class Classifier:
         """What texts mean that were asked for before, for those who cannot wait for an answer."""
         self._by_shape: dict[bytes, Statement | None] = {}  # None: its texts differ in what they mean
         self._by_template: dict[bytes, Statement] = {}  # of texts in which only numbers may differ
-        self._session_functions: frozenset[str] = frozenset()
-        self._found: dict[str, frozenset[str]] = {}
+        self._session_functions: Mapping[str, PinKind] = NO_FUNCTIONS
+        self._found: dict[str, Mapping[str, PinKind]] = {}
         self._suspects: re.Pattern[bytes] | None = None
-        self._look_for(session_functions)
+        self._look_for(self._configured)
 
-    def found_functions(self, database: str, found: frozenset[str]) -> None:
+    def found_functions(self, database: str, found: Mapping[str, PinKind]) -> None:
         """The catalog of `database` shows these functions to have effects on the session: they, and no others."""
         self._found[database] = found
-        self._look_for(self._configured.union(*self._found.values()))
+        self._look_for(_worst(self._configured, *self._found.values()))
 
-    def add_functions(self, made: frozenset[str]) -> None:
+    def add_functions(self, made: Iterable[tuple[str, PinKind]]) -> None:
         """Somebody is making such functions; the catalog is read again later."""
-        self._look_for(self._session_functions | made)
+        self._look_for(_worst(self._session_functions, dict(made)))
 
-    def _look_for(self, names: frozenset[str]) -> None:
+    def _look_for(self, names: Mapping[str, PinKind]) -> None:
         if names == self._session_functions:
             return
         self._session_functions = names
@@ -132,11 +107,8 @@ class Classifier:
         """A text that is not remembered. Where its length is that of its lists, one of their elements says as much."""
         form = shape(text) if len(text) <= self.LONGEST_TAKEN_APART else None
         folded = (text if form is None else form).lower()
-        screened = (
-            _BEGINS.match(folded) is not None
-            or _BEGINS_WITHIN.search(folded) is not None
-            or any(word.search(folded) is not None for word in _WORDS)
-            or any(name.lower().encode() in folded for name in self._session_functions)
+        screened = may_affect_session_folded(folded) or any(
+            name.lower().encode() in folded for name in self._session_functions
         )
         if form is not None and separates(form):
             short = shortened(form)
@@ -159,9 +131,7 @@ class Classifier:
         return known
 
     def _may_affect_session(self, text: bytes) -> bool:
-        return _SCREEN.search(text) is not None or (
-            self._suspects is not None and self._suspects.search(text) is not None
-        )
+        return may_affect_session(text) or (self._suspects is not None and self._suspects.search(text) is not None)
 
     def _examine(self, text: bytes, *, screened: bool) -> Statement:
         if screened:
@@ -169,6 +139,14 @@ class Classifier:
         if self._parse_always or len(text) > self.LONGEST_TAKEN_APART:
             return classify(text, suspicious=False)
         return _unexamined(text)
+
+
+def _worst(*found: Mapping[str, PinKind]) -> dict[str, PinKind]:
+    """All of them; of a name that is there twice, what lasts longer."""
+    both: dict[str, PinKind] = {}
+    for each in found:
+        both |= {name: kind for name, kind in each.items() if both.get(name) is not PinKind.LASTING}
+    return both
 
 
 def _unexamined(text: bytes) -> Statement:

@@ -315,6 +315,45 @@ def test_a_function_whose_body_changes_the_session_pins_its_caller(one: Pgnear, 
         assert other.one("show work_mem") == b"4MB"
 
 
+@pytest.mark.parametrize(
+    ("take", "look"),
+    [
+        (
+            "select pg_create_physical_replication_slot('passing', true, true)",
+            "select count(*) from pg_replication_slots",
+        ),
+        ("select pg_backup_start('passing')", "select count(*) from pg_ls_dir('.') where false"),
+        ("select keeps_seed()", "select 0"),
+    ],
+)
+def test_what_outlives_discard_all_keeps_its_connection_and_ends_with_it(
+    one: Pgnear, origin: Server, take: str, look: str
+) -> None:
+    origin.execute("create or replace function keeps_seed() returns void language sql as 'select setseed(0.5)'")
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        until(lambda: client.query(take) and one.metric("clients_pinned") == 1, what="pinned")
+        pid = client.one("select pg_backend_pid()")
+        client.query("discard all")
+        assert client.one("select pg_backend_pid()") == pid
+        other.send(wire.query("select pg_backend_pid()"))
+        until(lambda: one.metric("clients_waiting") == 1)
+        client.terminate()
+        assert wire.rows(other.receive_until()) != [[pid]]
+        until(lambda: origin.execute(look) == [(0,)])
+
+
+def test_a_text_that_a_function_runs_pins_as_if_it_had_been_sent(one: Pgnear) -> None:
+    hidden = "select ts_rewrite('a'::tsquery, 'select ''a''::tsquery, set_config(''a.b'', ''leak'', false)::tsquery')"
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        client.query(hidden)
+        assert one.metric("clients_pinned") == 1
+        assert client.one("select current_setting('a.b', true)") == b"leak"
+        client.query("discard all")
+        assert other.one("select current_setting('a.b', true)") != b"leak"
+        client.query("select ts_rewrite('a'::tsquery, 'select ''a''::tsquery, ''b''::tsquery')")
+        assert one.metric("clients_pinned") == 0
+
+
 def test_news_that_comes_while_a_connection_is_being_reset_do_no_harm(one: Pgnear, origin: Server) -> None:
     """A notification between the client's end and DISCARD ALL began a second reset of the connection: pgnear ended."""
     with origin.connect() as direct:
