@@ -28,7 +28,11 @@ ORIGIN_PREFIX = b"pgnear_"
 
 
 MAX_PARSES = 5000
-"""Parse messages that a scope remembers; then it forgets them all."""
+PARSES_BYTES = 4 << 20
+"""Parse messages that a scope remembers, and what they may take; then it forgets them all."""
+
+LIGHT_TEXT = 1024
+"""Of a text of so many bytes nobody counts what is known about it."""
 
 
 def same_rows(one: bytes, other: bytes) -> bool:
@@ -58,19 +62,23 @@ class Scope:
         their hash.
     """
 
-    __slots__ = ("__weakref__", "asked", "database", "epoch", "label", "parses", "queries")
+    __slots__ = ("__weakref__", "_parses_bytes", "asked", "database", "epoch", "label", "parses", "queries")
 
     def __init__(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> None:
         self.database = database
         self.epoch = epoch
         self.label = label
         self.parses: dict[bytes, Prepared] = {}
+        self._parses_bytes = 0
         self.queries: dict[bytes, Repeated] = {}
         self.asked: dict[int, int] = {}
 
     def remember(self, frame: bytes, prepared: Prepared) -> None:
-        if len(self.parses) >= MAX_PARSES:
+        size = len(frame) + prepared.weight
+        if len(self.parses) >= MAX_PARSES or self._parses_bytes + size > PARSES_BYTES:
             self.parses.clear()
+            self._parses_bytes = 0
+        self._parses_bytes += size
         self.parses[frame] = prepared
 
 
@@ -90,11 +98,12 @@ class Prepared:
       asked: (catalog, reports, user, policy, tables) of the last cacheable read of it: `caching.ask` remembers it here.
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
       parses: how often a client has sent it without a name; what comes again is worth keeping on a connection.
+      weight: bytes that it and what is known about it take, about.
     """
 
     __slots__ = (
         "__weakref__", "_fingerprint", "asked", "edits", "epoch", "name", "needs", "parameter_description", "parses",
-        "proven", "row_description", "said", "statement", "text", "types",
+        "proven", "row_description", "said", "statement", "text", "types", "weight",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -111,6 +120,7 @@ class Prepared:
         self.proven: object = None
         self.asked: Any = None
         self.parses = 0
+        self.weight = len(text) + (statement.weight if len(text) > LIGHT_TEXT else 0)
         self._fingerprint: str | None = None
 
     @property

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from pooler.sql.memory import Memory
 from pooler.sql.screen import may_affect_session, may_affect_session_folded
 from pooler.sql.shape import counts_only, separates, shape, shortened, template
 from pooler.sql.statement import NO_FUNCTIONS, UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, PinKind, Statement, classify
@@ -26,7 +26,8 @@ class Classifier:
       parse_always: everything is classified, because a cache must know; otherwise only texts that may have session
         effects are.
       session_functions: names of functions that have effects on the session which their call does not show.
-      max_entries: how many texts, and how many shapes, are remembered.
+      max_entries: how many texts, and how many shapes, are remembered. max_bytes: what they may take, all together;
+        what texts share is counted for each of them.
     """
 
     LONGEST_REMEMBERED = 8192
@@ -35,19 +36,26 @@ class Classifier:
     """Of longer ones nobody looks at the shape."""
 
     def __init__(
-        self, *, parse_always: bool, session_functions: frozenset[str] = frozenset(), max_entries: int = 20000
+        self,
+        *,
+        parse_always: bool,
+        session_functions: frozenset[str] = frozenset(),
+        max_entries: int = 20000,
+        max_bytes: int = 128 << 20,
     ) -> None:
         self._parse_always = parse_always
-        self._max_entries = max_entries
         self._configured = dict.fromkeys(session_functions, PinKind.HIDDEN)
         self.recalls_seen = False
         """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self.looks_seen = False
         """Whether anybody has ever looked at what may be another client's trace: the same."""
-        self.remembered: dict[bytes, Statement] = {}
+        self._texts: Memory[Statement] = Memory(max_entries, max_bytes // 2)
+        self.remembered = self._texts.known
         """What texts mean that were asked for before, for those who cannot wait for an answer."""
-        self._by_shape: dict[bytes, Statement | None] = {}  # None: its texts differ in what they mean
-        self._by_template: dict[bytes, Statement] = {}  # of texts in which only numbers may differ
+        self._by_shape: Memory[Statement | None] = Memory(max_entries, max_bytes // 4)
+        """None: its texts differ in what they mean."""
+        self._by_template: Memory[Statement] = Memory(max_entries, max_bytes // 4)
+        """Of texts in which only numbers may differ."""
         self._session_functions: Mapping[str, PinKind] = NO_FUNCTIONS
         self._found: dict[str, Mapping[str, PinKind]] = {}
         self._suspects: re.Pattern[bytes] | None = None
@@ -68,7 +76,7 @@ class Classifier:
         self._session_functions = names
         words = b"|".join(re.escape(name.encode()) for name in sorted(names))
         self._suspects = re.compile(rb"(?:" + words + rb")", re.IGNORECASE) if names else None
-        self.remembered.clear()
+        self._texts.clear()
         self._by_shape.clear()
         self._by_template.clear()
 
@@ -80,27 +88,25 @@ class Classifier:
         self.recalls_seen = self.recalls_seen or statement.recalls_sequences
         self.looks_seen = self.looks_seen or statement.looks
         if len(text) <= self.LONGEST_REMEMBERED:
-            if len(self.remembered) >= self._max_entries:
-                _make_room(self.remembered, self._max_entries)
-            self.remembered[text] = statement
+            self._texts.keep(text, statement, statement.weight)
         return statement
 
     def _classify(self, text: bytes) -> Statement:
         if len(text) > self.LONGEST_REMEMBERED:
             return self._classify_long(text)
         pattern = template(text)
-        known = self._by_template.get(pattern)
+        known = self._by_template.known.get(pattern)
         if known is not None:
             return known
         form = shape(text)
         if form is None:
             return self._examine(text, screened=self._may_affect_session(text))
-        known = self._by_shape[form] if form in self._by_shape else self._learn(form, text)
+        shapes = self._by_shape.known
+        known = shapes[form] if form in shapes else self._learn(form, text)
         if known is None:
             return self._examine(text, screened=self._may_affect_session(form))
         if counts_only(text):
-            _make_room(self._by_template, self._max_entries)
-            self._by_template[pattern] = known
+            self._by_template.keep(pattern, known, known.weight)
         return known
 
     def _classify_long(self, text: bytes) -> Statement:
@@ -113,12 +119,11 @@ class Classifier:
         if form is not None and separates(form):
             short = shortened(form)
             if len(short) <= self.LONGEST_REMEMBERED:
-                meaning = self._by_shape.get(short)
+                meaning = self._by_shape.known.get(short)
                 if meaning is None:
                     meaning = self._examine(short, screened=screened)
                 if not (meaning.parts or meaning.shows):  # which stand somewhere in the text
-                    _make_room(self._by_shape, self._max_entries)
-                    self._by_shape[short] = meaning
+                    self._by_shape.keep(short, meaning, meaning.weight)
                     return meaning
         return self._examine(text, screened=screened)
 
@@ -126,8 +131,7 @@ class Classifier:
         """Classify the first text of a shape, and remember it for the others where their literals cannot matter."""
         screened = self._may_affect_session(form)
         known = None if screened or not separates(form) else self._examine(text, screened=False)
-        _make_room(self._by_shape, self._max_entries)
-        self._by_shape[form] = known
+        self._by_shape.keep(form, known, known.weight if known is not None else 0)
         return known
 
     def _may_affect_session(self, text: bytes) -> bool:
@@ -154,10 +158,3 @@ def _unexamined(text: bytes) -> Statement:
     if _MAY_DRAW.search(text) is not None:
         return UNKNOWN_DRAWING
     return UNKNOWN if looks(text) is None else UNKNOWN_LOOKING
-
-
-def _make_room(memory: dict[Any, Any], limit: int) -> None:
-    """Forget the oldest tenth of a full memory."""
-    if len(memory) >= limit:
-        for key in list(memory)[: max(1, limit // 10)]:
-            del memory[key]

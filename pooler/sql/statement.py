@@ -243,6 +243,16 @@ class Statement:
         object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
 
     @property
+    def weight(self) -> int:
+        """Bytes that it takes in memory, about."""
+        names = (
+            self.relations, self.functions, self.columns, self.operators, self.shadowed, self.calls, self.types,
+            self.writes, self.shows, self.databases, self.leaves,
+        )  # fmt: skip
+        said = sum(len(change.apply_sql or "") for part in self.parts for change in part.changes)
+        return 800 + 140 * sum(map(len, names)) + 500 * len(self.parts) + 2 * said
+
+    @property
     def writes_to(self) -> frozenset[Name]:
         """The relations that it writes by itself."""
         return frozenset(name for name, _ in self.writes)
