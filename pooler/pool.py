@@ -453,6 +453,10 @@ class Pool:
         self.greetings = Greetings()
         self._close_idle()
 
+    def has_outdated(self) -> bool:
+        """Whether a connection from before the last `renew` is still there."""
+        return any(origin.created < self._renewed_at for origin in self.origins)
+
     def _close_idle(self) -> None:
         for origin in (*self.idle, *self.reserve_idle):
             origin.close()

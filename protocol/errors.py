@@ -250,6 +250,12 @@ def console_not_allowed(user: str) -> PgError:
     return PgError("42501", f'user "{user}" may not use the console of pgnear', hint="Name the user in admin_users.")
 
 
+@example(pid="4194304")
+def unknown_client(pid: str) -> PgError:
+    """KILL_CLIENT was given what is no client's process id."""
+    return PgError("42704", f'there is no client with the process id "{pid}"', hint="SHOW CLIENTS has them.")
+
+
 @example(beginning="select 1")
 def unknown_command(beginning: str) -> PgError:
     """The console was told something that is none of its commands."""

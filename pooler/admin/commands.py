@@ -111,7 +111,9 @@ _EXPLAIN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PURGE = re.compile(r"purge\s+(.+)", re.IGNORECASE)
-_CONTROL = re.compile(rf"(?P<word>{'|'.join(CONTROLS)})(?:\s+(?P<database>{PART}))?", re.IGNORECASE)
+_CONTROL = re.compile(
+    rf"(?P<word>{'|'.join(sorted(CONTROLS, key=len, reverse=True))})(?:\s+(?P<database>{PART}))?", re.IGNORECASE
+)
 _EXPLAINED = (Column("property"), Column("value"))
 
 
@@ -209,7 +211,7 @@ def _client_state(session: Session) -> str:
 def _origins(service: Service) -> Iterator[Row]:
     now = time.monotonic()
     for pool in service.every_pool:
-        idle = set(pool.idle)
+        idle = {*pool.idle, *pool.reserve_idle}
         for origin in pool.origins:
             session = origin.session
             yield (
@@ -368,6 +370,10 @@ TABLES = {
     "DATABASES": Table(
         "databases and their limits, by PgBouncer's names", _columns(familiar.DATABASE_COLUMNS), familiar.databases
     ),
+    "USERS": Table(
+        "users and their clients, by PgBouncer's names", _columns("name pool_mode current_connections#"), familiar.users
+    ),
+    "STATE": Table("whether all is paused, by PgBouncer's names", _columns("key value"), familiar.state),
     "LISTS": Table("how many there are of what, by PgBouncer's names", _columns("list items#"), familiar.lists),
     "STATS_TOTALS": Table(
         "what is counted by database, by PgBouncer's names", _columns("database xact_count#"), familiar.totals

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hmac import compare_digest
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,14 @@ class Console:
             if not conversation.lingers:
                 conversation.transport.close()
 
+    def cancel(self, pid: int, secret: bytes) -> bool:
+        """Whether a cancel request with this key was for one of them: what it waits for is given up."""
+        for conversation in self.conversations:
+            if conversation.key[0] == pid and compare_digest(conversation.key[1], secret):
+                conversation.waiting.cancel()
+                return True
+        return False
+
     def shutdown(self) -> None:
         """The process ends."""
         for conversation in self.conversations:
@@ -112,6 +121,8 @@ class Conversation:
         self.transport = transport
         self.asker = Asker(parameters["user"], parameters.get("application_name", ""))
         self.scope = trio.CancelScope()
+        self.key = new_key(request.minor)
+        self.waiting = trio.CancelScope()  # of the command that is being carried out
         self.lingers = False  # it was told why it ends, and is given time to read that
         self._service = service
         self._request = request
@@ -125,7 +136,7 @@ class Conversation:
         log.info("console_connected", client=transport.peer, user=self.asker.user)
         try:
             with self.scope:
-                await transport.send_all(first_words(self._request, self._reports(), new_key(self._request.minor)))
+                await transport.send_all(first_words(self._request, self._reports(), self.key))
                 await self._answer_all(received)
             if self.scope.cancelled_caught:
                 raise errors.admin_shutdown()
@@ -216,11 +227,17 @@ class Conversation:
             command = self._read(text)
             if command is None:
                 return _EMPTY
-            rows, tag = await command.run()
+            rows, tag = await self._carry_out(command)
         except PgError as error:
             return error.response()
         described = _row_description(command.columns, ()) if command.columns else b""
         return described + _data_rows(command.columns, rows, ()) + command_complete(tag.encode())
+
+    async def _carry_out(self, command: Command) -> tuple[list[Row], str]:
+        """What `command` answers. A PAUSE that is cancelled has been begun, and stays."""
+        with trio.CancelScope() as self.waiting:
+            return await command.run()
+        raise errors.query_canceled()
 
     def _read(self, text: str) -> Command | None:
         return read_command(self._service, self.asker, text)
@@ -279,7 +296,7 @@ class Conversation:
         if command is None:
             return _EMPTY
         if portal.rows is None:
-            portal.rows, portal.tag = await command.run()
+            portal.rows, portal.tag = await self._carry_out(command)
         rows = portal.rows
         if 0 < limit < len(rows):
             sent, portal.rows = rows[:limit], rows[limit:]

@@ -39,6 +39,8 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     if relay is not None and relay.connected:
         await _ask_to_cancel(service, relay.pool, relay.target, relay.origin_pid, relay.origin_secret)
         return
+    if service.console.cancel(pid, secret):
+        return
     session = service.session_by_key(pid, secret)
     if session is None or session.cancel_waiting():
         return

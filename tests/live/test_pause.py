@@ -206,6 +206,43 @@ def test_killed_clients_hear_why_and_those_who_come_wait_for_resume(near: Pgnear
         assert waits.result() == (1,)
 
 
+def test_an_operator_who_gives_up_waiting_for_pause_gets_the_console_back(near: Pgnear) -> None:
+    with near.connect() as inside, near.connect(dsn={"dbname": "pgnear"}) as operator:
+        inside.execute("begin")
+        pausing = Background(lambda: operator.execute("pause"))
+        until(lambda: paused(near))
+        operator.cancel()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            pausing.result()
+        assert operator.execute("show state").fetchall() == [("active", "no"), ("paused", "yes"), ("suspended", "no")]
+        operator.execute("resume")
+        inside.execute("commit")
+
+
+def test_wait_close_waits_for_what_reconnect_replaces(near: Pgnear) -> None:
+    with near.connect() as inside:
+        before = inside.execute("begin; select pg_backend_pid()")
+        console(near, "reconnect")
+        waiting = Background(lambda: console(near, "wait_close postgres"))
+        until(lambda: before and waiting.running)
+        assert waiting.running
+        inside.execute("commit")
+        waiting.result()
+        assert console(near, "wait_close") == []
+
+
+def test_one_client_is_killed_by_its_process_id_and_others_stay(near: Pgnear) -> None:
+    with near.connect() as one, near.connect() as other:
+        console(near, f"kill_client {one.info.backend_pid}")
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            one.execute("select 1")
+        assert other.execute("select 1").fetchone() == (1,)
+        with pytest.raises(psycopg.Error, match="no client with the process id"):
+            console(near, f"kill_client {one.info.backend_pid}")
+        (row,) = console(near, "show users")
+        assert row[0] == "postgres"
+
+
 def test_what_is_no_database_or_lacks_one_is_refused(near: Pgnear) -> None:
     with pytest.raises(psycopg.Error, match="does not exist"):
         console(near, "pause shpo")
