@@ -51,7 +51,7 @@ def effects_of(body: str, language: str = "") -> PinKind | None:
 
 
 def _matches(pattern: str, *, operator: str = "~*") -> str:
-    return f"p.prosrc OPERATOR(pg_catalog.{operator}) $pattern${pattern.replace('{b}', _POSTGRES_BOUNDARY)}$pattern$"
+    return f"b.body OPERATOR(pg_catalog.{operator}) $pattern${pattern.replace('{b}', _POSTGRES_BOUNDARY)}$pattern$"
 
 
 _KEEPS = " OR ".join(
@@ -64,16 +64,32 @@ _IN_C = " OR ".join(
     for library, functions in LIBRARIES_WITH_SESSIONS.items()
 )
 
-SESSION_FUNCTIONS_QUERY = f"""
-SELECT proname, pg_catalog.bool_or(lasting) FROM (
-  SELECT p.proname, is_text AND {_matches(_HIDDEN)} AS hidden,
+SESSION_FUNCTIONS_QUERY = rf"""
+WITH RECURSIVE functions AS MATERIALIZED (
+  SELECT p.proname, b.body, is_text AND {_matches(_HIDDEN)} AS hidden,
          is_text AND ({_matches(_LASTING)} OR {_KEEPS}) OR l.lanname OPERATOR(pg_catalog.=) 'c' AND ({_IN_C}) AS lasting
     FROM pg_catalog.pg_proc p
     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
     JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang,
-         LATERAL (SELECT l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['c', 'internal']::pg_catalog.name[]) AS is_text) t
+         LATERAL (SELECT l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['c', 'internal']::pg_catalog.name[])
+                      AS is_text) t,
+         LATERAL (SELECT CASE WHEN p.prosrc OPERATOR(pg_catalog.=) '' AND l.lanname OPERATOR(pg_catalog.=) 'sql'
+                              THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END AS body) b
    WHERE n.nspname OPERATOR(pg_catalog.!~) '^pg_' AND n.nspname OPERATOR(pg_catalog.<>) 'information_schema'
-  ) AS f
- WHERE hidden OR lasting GROUP BY proname
+     AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])
+), themselves AS MATERIALIZED (
+  SELECT DISTINCT proname, lasting FROM functions WHERE hidden OR lasting
+), calls AS MATERIALIZED (
+  SELECT DISTINCT f.proname, pg_catalog.lower(said[1]) AS called
+    FROM functions f, LATERAL pg_catalog.regexp_matches(f.body, '(\w+)"?\s*\(', 'g') AS said
+   WHERE EXISTS (SELECT FROM themselves)
+), found(proname, lasting) AS (
+  SELECT proname, lasting FROM themselves
+   UNION
+  SELECT c.proname, g.lasting FROM found g JOIN calls c ON c.called OPERATOR(pg_catalog.=) pg_catalog.lower(g.proname)
+)
+SELECT proname, pg_catalog.bool_or(lasting) FROM found GROUP BY proname
 """
-"""Names of functions and procedures with effects on the session, and whether those outlive DISCARD ALL (t or f)."""
+"""Names of functions and procedures with effects on the session, of those that call them, and whether the effects
+outlive DISCARD ALL (t or f).
+"""

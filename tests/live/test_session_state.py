@@ -316,6 +316,45 @@ def test_a_function_whose_body_changes_the_session_pins_its_caller(one: Pgnear, 
 
 
 @pytest.mark.parametrize(
+    ("functions", "call"),
+    [
+        (
+            """create function deep() returns void language plpgsql as
+               $$ begin perform set_config('a.deep', 'x', false); end $$;
+            create function middle() returns void language plpgsql as $$ begin perform public.deep(); end $$;
+            create function "Outer"() returns int language sql as $$ select 1 from middle() $$""",
+            'select "Outer"()',
+        ),
+        (
+            "create function atomic() returns text begin atomic select set_config('a.deep', 'x', false); end",
+            "select atomic()",
+        ),
+    ],
+    ids=["through others", "SQL-standard body"],
+)
+def test_a_function_that_changes_the_session_by_another_pins_its_caller(
+    pgnear: Start, origin: Server, functions: str, call: str
+) -> None:
+    """A setting that it made was the next client's."""
+    origin.execute("create database nested")
+    try:
+        with origin.connect(dbname="nested") as direct:
+            direct.execute(functions.encode())
+        near = pgnear(url=origin.url("nested"), pool_size=1)
+        near.wait_for_log("catalog_read")
+        dsn = {"dbname": "nested"}
+        with near.connect(dsn=dsn) as client, near.connect(dsn=dsn) as other:
+            client.execute(call.encode())
+            assert near.metric("clients_pinned") == 1
+            assert client.execute("select current_setting('a.deep')").fetchone() == ("x",)
+            client.execute("discard all")
+            assert other.execute("select current_setting('a.deep', true)").fetchone() != ("x",)
+        near.stop()
+    finally:
+        origin.execute("drop database nested with (force)")
+
+
+@pytest.mark.parametrize(
     ("take", "look"),
     [
         (
