@@ -489,6 +489,8 @@ def run(config: Config, load: Callable[[], Config] | None = None) -> int:
                             nursery.start_soon(reload_all)
                             continue
                         if stop.is_set():
+                            for service in running:
+                                drain.send_away(service)
                             nursery.cancel_scope.cancel()
                         log.info("stopping", signal=signal.Signals(number).name)
                         stop.set()
