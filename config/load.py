@@ -227,6 +227,8 @@ def _problems(error: ValidationError, sources: dict[Place, str]) -> list[Problem
         elif item["type"] == "too_short":
             if not any(other["loc"][:-1] == item["loc"] for other in items):  # what is in it was not even counted
                 problems.append(Problem(_where(path, sources), "is empty"))
+        elif item["type"] == "tuple_type":
+            problems.append(Problem(_where(path, sources), 'is a list of texts, like ["one", "two"]'))
         elif item["type"] == "missing":
             problems.append(Problem(_where(path, sources), "is missing"))
         else:

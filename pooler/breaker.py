@@ -77,6 +77,11 @@ class Breaker:
         if self.state is State.OPEN:
             self.state = State.HALF_OPEN
 
+    def hurry(self, now: float) -> None:
+        """Somebody knows that the origin is there, or will be soon: it may be tried at once, then as at first."""
+        self.retry_at = min(self.retry_at, now)
+        self._wait = self._retry_after
+
     def succeeded(self) -> bool:
         """An attempt succeeded; whether that closes the breaker. One begun before it opened closes it, too."""
         was_closed = self.closed

@@ -12,6 +12,7 @@ from pooler.boarding import drop_pending, leave
 from pooler.logs import get_logger
 from pooler.writes import end_unsure
 from protocol import errors
+from protocol.framing import TERMINATE_FRAME, length_at
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -74,6 +75,30 @@ def depart(session: Session) -> None:
 def shutdown(session: Session, error: PgError | None = None) -> None:
     """The process ends."""
     fatal(session, error or errors.admin_shutdown())
+
+
+def hung_up(session: Session) -> None:
+    """Nothing more comes from the client. One that has said Terminate has not vanished: what it sent before that is
+    carried out, also where it still waits for its turn, as on a private connection.
+    """
+    if session.leaving or _says_goodbye(session):
+        session.transport.pause()
+    else:
+        end(session, abrupt=True)
+
+
+def _says_goodbye(session: Session) -> bool:
+    """Whether what is kept of the client's input ends with Terminate: it has left, and wants all of it carried out."""
+    inbox = session.inbox
+    if session.stream_left or not inbox.endswith(TERMINATE_FRAME):
+        return False
+    position, last = 0, len(inbox) - len(TERMINATE_FRAME)
+    while position < last:
+        length = length_at(inbox, position + 1)[0]
+        if length < 4:
+            return False
+        position += 1 + length
+    return position == last
 
 
 def end(session: Session, *, abrupt: bool, linger: bool = False) -> None:

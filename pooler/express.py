@@ -340,4 +340,4 @@ def _send(session: Session, origin: Origin, data: bytes, message: bytes) -> None
         return
     session.walk_from = -1
     if pending > session.pool.high_water:
-        session.transport.pause()
+        session.transport.pause(heed_end=True)

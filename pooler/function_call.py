@@ -47,6 +47,11 @@ _PARTS: Final = {
     **dict.fromkeys((2884, 2885, 2890, 2891, 2892), _part(releases=frozenset({PinKind.ADVISORY}))),  # unlock
     1599: _part(PinKind.SEED),
     6006: _part(PinKind.REPLICATION),  # pg_replication_origin_session_setup
+    # pg_create_ and pg_copy_(physical|logical)_replication_slot, which may be a temporary one
+    **dict.fromkeys((3779, 3786, 4220, 4221, 4222, 4223, 4224), _part(PinKind.REPLICATION)),
+    2172: _part(PinKind.LASTING),  # pg_backup_start
+    # query_to_xml, query_to_xmlschema, query_to_xml_and_xmlschema, ts_rewrite, ts_stat: they run a text
+    **dict.fromkeys((2924, 2927, 2930, 3684, 3685, 3689, 3690), _UNKNOWN),
     _CURRVAL: _SEQUENCE,
     _LASTVAL: _SEQUENCE,
 }

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from pooler.settings import Reports, Settings
 
-MOST_SETTINGS = 1000
-"""How many sets of startup settings a pool remembers the values of."""
+MOST_SETTINGS, SETTINGS_BYTES = 1000, 4096
+"""How many sets of startup settings a pool remembers the values of, and of what size at most."""
 
 MOST_PACKETS, PACKET_BYTES = 256, 1024
 """How many startup packets it remembers the outcome of, and of what size at most. Clients that are made by the same
@@ -41,6 +41,8 @@ class Greetings:
         return self._reports.get(settings)
 
     def add_reports(self, settings: Settings, reports: Reports) -> None:
+        if settings.size > SETTINGS_BYTES:
+            return
         while len(self._reports) >= MOST_SETTINGS:
             self._reports.pop(next(iter(self._reports)))
         self._reports[settings] = reports

@@ -21,14 +21,46 @@ log = get_logger(__name__)
 
 
 def paused(pool: Pool, now: float) -> bool:
-    """Whether no connection can become free for anybody, and the breaker lets none be opened now."""
+    """Whether no connection can become free for anybody, and the breaker lets none be opened now, nor soon enough."""
     breaker = pool.breaker
-    return not breaker.closed and (pool.pulse.frozen or not usable(pool)) and not breaker.may_try(now)
+    return (
+        not breaker.closed
+        and (pool.pulse.frozen or not usable(pool))
+        and not breaker.may_try(now)
+        and now >= pool.awaited_until
+    )
 
 
 def usable(pool: Pool) -> bool:
     """Whether there is a connection that may become free for somebody."""
     return any(not origin.retired for origin in pool.origins)
+
+
+# ---- an origin that is to be back ------------------------------------------------------------------------------------
+
+
+def expect(pool: Pool, now: float) -> None:
+    """An operator says that the origin is there, or will be any moment: who waits does so for as long as ever."""
+    pool.awaited_until = now + max([waiter.patience for _, waiter in pool.waiting] or [pool.limits.pool_wait_timeout])
+    pool.breaker.hurry(now)
+
+
+def awaited(pool: Pool, now: float) -> bool:
+    """Whether the origin is to be waited for though it cannot be reached. Once that is over, who waits hears so."""
+    if not pool.awaited_until:
+        return False
+    if now < pool.awaited_until:
+        return True
+    pool.awaited_until = 0.0
+    reason = why_not(pool)
+    if reason is not None:
+        log.warning("origin_not_back", pool=pool.name, waiting=len(pool.waiting), reason=reason)
+    return False
+
+
+def why_not(pool: Pool) -> str | None:
+    """Why there is no connection at all, where that is known."""
+    return pool.last_failure.message if pool.last_failure is not None and not usable(pool) else None
 
 
 # ---- attempts to connect ---------------------------------------------------------------------------------------------
@@ -38,6 +70,7 @@ def reached(pool: Pool, now: float) -> None:
     """The origin let a connection in, or said something on one that it has."""
     pool.ready = True
     pool.last_failure = None
+    pool.awaited_until = 0.0
     pool.pulse.alive(now)
     if pool.breaker.succeeded():
         log.warning("origin_breaker_closed", pool=pool.name)

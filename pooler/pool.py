@@ -117,6 +117,9 @@ class Pool:
         self.disabled = False  # it takes no new clients
         self.held_since: float | None = None  # an operator holds its clients back (monotonic seconds)
         self._released_at = 0.0
+        self.awaited_until = (
+            0.0  # an operator said that the origin is back; until then who waits puts up with its absence
+        )
         self._aside_until = 0.0
         self.defaults = Defaults()
         self.sequence_tables: frozenset[str] | None = None  # whose rows get values by themselves; None: not known
@@ -313,11 +316,14 @@ class Pool:
         self.release(origin)
         self.grow()
 
-    def connect_failed(self, error: PgError, *, begun: float, timed_out: bool = False, at_once: bool = False) -> None:
+    def connect_failed(
+        self, error: PgError, *, begun: float, absent: bool = False, timed_out: bool = False, at_once: bool = False
+    ) -> None:
         """A new connection could not be made, which was `begun` at that time (monotonic seconds).
 
         With no other left that could serve them, who waited then hears it; who came later gets an attempt of its own.
-        Otherwise they all wait on, and `tick` tries again as the breaker allows.
+        Otherwise, and where the origin is `absent` and to be waited for, they all wait on, and `tick` tries again as
+        the breaker allows.
         """
         self.connecting_count -= 1
         self._reserve_connecting = min(self._reserve_connecting, self.connecting_count)
@@ -330,6 +336,9 @@ class Pool:
             outage.not_reached(self, error, monotonic(), timed_out=timed_out, at_once=at_once, again=again)
         if not self.connecting_count and not outage.usable(self) and self.held_since is None:
             self.ready = False
+            if absent and outage.awaited(self, monotonic()):
+                return
+            self.awaited_until = 0.0
             refusals.those_from_before(self, begun, error)
             self.grow()
 
@@ -444,6 +453,10 @@ class Pool:
         self.greetings = Greetings()
         self._close_idle()
 
+    def has_outdated(self) -> bool:
+        """Whether a connection from before the last `renew` is still there."""
+        return any(origin.created < self._renewed_at for origin in self.origins)
+
     def _close_idle(self) -> None:
         for origin in (*self.idle, *self.reserve_idle):
             origin.close()
@@ -453,6 +466,8 @@ class Pool:
         if self.held_since is not None:
             refusals.held(self, now, self.held_since)
         else:
+            if self.awaited_until and not outage.awaited(self, now):
+                self.grow()
             if self.oldest_wait_seconds(now) > self.shortest_wait:
                 refusals.overdue(self, now, self._released_at)
             if self.waiting.users and self.origins:
@@ -486,6 +501,7 @@ class Pool:
         self.held_since = None
         self._released_at = monotonic()
         self.waiting.start_over(self._released_at)
+        outage.expect(self, self._released_at)
         self.grow()
 
     def step_aside(self) -> None:

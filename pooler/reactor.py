@@ -50,6 +50,7 @@ class _Epoll:
 
     READ = 1
     WRITE = 4
+    END = 0x2000  # EPOLLRDHUP: the peer sends no more, though what it has sent is not read yet
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -66,6 +67,7 @@ class _Kqueue:
 
     READ = 1
     WRITE = 4
+    END = 0  # it cannot be asked for alone
 
     def __init__(self) -> None:
         self._kqueue = select.kqueue()  # type: ignore[attr-defined,unused-ignore]
@@ -129,10 +131,13 @@ class Reactor:
         """`fd` is about to be closed, which ends the kernel's interest in it without being told."""
         self._handlers.pop(fd, None)
 
-    def interest(self, fd: int, read: bool, write: bool) -> None:
-        """Wait for `fd` to be readable and/or writable from now on; an unregistered `fd` is left alone."""
+    def interest(self, fd: int, read: bool, write: bool, end: bool = False) -> None:
+        """Wait for `fd` to be readable and/or writable from now on; an unregistered `fd` is left alone.
+
+        `end`: to be read once its peer sends no more; all that it has sent before is then read, too.
+        """
         if fd in self._handlers:
-            self._poller.modify(fd, (1 if read else 0) | (4 if write else 0))
+            self._poller.modify(fd, (1 if read else 0) | (4 if write else 0) | (self._poller.END if end else 0))
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Run `function` in the reactor's next turn: for work that must not run inside its caller's frame."""

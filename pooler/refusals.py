@@ -125,7 +125,7 @@ def overdue(pool: Pool, now: float, free_since: float) -> None:
         pool.stats.pool_timeouts += 1
         pool.stats.expired("pool_wait_timeout")
         log.warning("pool_wait_timeout", pool=pool.name, size=pool.size, waiting=len(pool.waiting) + 1)
-        waiter.refused(errors.pool_timeout(pool.name, waiter.patience, pool.size))
+        waiter.refused(errors.pool_timeout(pool.name, waiter.patience, pool.size, outage.why_not(pool)))
 
 
 def held(pool: Pool, now: float, held_since: float) -> None:

@@ -60,7 +60,7 @@ from pooler.replicas import Replica, Replicas
 from pooler.sequences import Kind, Recallers
 from pooler.session import Session
 from pooler.sql.classifier import Classifier
-from pooler.sql.statement import DefaultChange
+from pooler.sql.statement import DefaultChange, PinKind
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats, certificate_reloads
 from pooler.transport import end_lingering
@@ -141,6 +141,8 @@ class Service:
         self._followed: set[tuple[str, int]] = set()  # (database, process id) of writes whose end nobody saw
         self.unfinished: dict[Session, int] = {}
         """Whose last batch has no Sync or Flush yet, and how much of it had come, for `ceremony.deadlines`."""
+        self.crowded: dict[Session, None] = {}
+        """Who waits with more input than is read, and may have left behind it, for `ceremony.deadlines`."""
         self.console = Console(self)
         self.relays: dict[int, Relay] = {}
         """Replication connections, by the process id that the client was given; those being made, too."""
@@ -208,6 +210,7 @@ class Service:
     def forget(self, session: Session) -> None:
         self.sessions.discard(session)
         self.unfinished.pop(session, None)
+        self.crowded.pop(session, None)
         self.stays_until.pop(session, None)
         self._by_pid.pop(session.key[0], None)
         if self.board is not None:
@@ -262,7 +265,7 @@ class Service:
             hearsay.tell_of_recaller(self.peers, kind)
         return is_new
 
-    def found_functions(self, names: frozenset[str]) -> None:
+    def found_functions(self, names: frozenset[tuple[str, PinKind]]) -> None:
         """A client makes functions that change their session."""
         if self.peers is not None:
             hearsay.tell_of_functions(self.peers, names)
@@ -468,8 +471,7 @@ class Service:
                     origin.settings = origin.settings.doubted()
 
     def catalog_changed(self, pool: Pool) -> None:
-        """DDL passed: nothing of `pool` is cached, by any worker, until its catalog has been read anew, and any table may
-        be new."""
+        """DDL passed: until its catalog has been read anew no worker caches anything of `pool`; any table may be new."""
         if self.board is not None:
             self.board.put_catalog(pool.name)
         self.forget_catalog(pool)
@@ -613,6 +615,8 @@ async def serve_until_stopped(
                         nursery.start_soon(reload_all)
                         continue
                     if stop.is_set():
+                        for service in running:
+                            drain.send_away(service)
                         nursery.cancel_scope.cancel()
                     log.info("stopping", signal=signal.Signals(number).name)
                     stop.set()

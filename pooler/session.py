@@ -36,7 +36,7 @@ from pooler.sql.statement import DefaultChange, Part, PinKind
 from pooler.sql.traces import TEMPORARY_SCHEMA, is_full, with_traces
 from pooler.sql.views import Edit
 from pooler.state import SessionState
-from pooler.statements import Prepared, Scope
+from pooler.statements import LIGHT_TEXT, Prepared, Scope
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Unit
 from pooler.walk import PARTIAL_BATCH_BYTES, take, walk
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
 _IN_FAILED_TRANSACTION = b"\0C25P02\0"
 _NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883|25P01|25001)\0")
 """SQLSTATEs of a statement that, as a rule, was not even begun."""
-
-LARGE_STATEMENT = 65536
-"""Bytes of a text from which on it counts how much a client's prepared statements are together."""
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -201,7 +198,7 @@ class Session:
         if data is None:
             return
         if not data:
-            ending.end(self, abrupt=True)
+            ending.hung_up(self)
             return
         self.stirred = True
         if self.service.board is not None:
@@ -290,9 +287,9 @@ class Session:
         statements, config = self.statements, self.service.config
         if name not in statements and len(statements) >= config.max_client_statements:
             raise errors.too_many_statements(config.max_client_statements)
-        if len(prepared.text) > LARGE_STATEMENT and name:
-            others = sum(len(each.text) for known, each in statements.items() if known != name)
-            if others + len(prepared.text) > config.max_message_bytes:
+        if prepared.weight > LIGHT_TEXT and name:
+            others = sum(each.weight for known, each in statements.items() if known != name)
+            if others + prepared.weight > config.max_message_bytes:
                 raise errors.statements_too_large(config.max_message_bytes)
         statements[name] = prepared
 
@@ -407,7 +404,7 @@ class Session:
         parts.clear()
         self.walk_from = -1
         if origin.transport.pending > self.pool.high_water:
-            self.transport.pause()
+            self.transport.pause(heed_end=not self.leaving)
         if origin.units and origin.units[0].steps:
             origin.flush_made_up()
 

@@ -54,7 +54,7 @@ says that they are gone and that their schema is left."""
 
 _MAY_MAKE_SCHEMAS = frozenset({PinKind.TEMPORARY, PinKind.HIDDEN, PinKind.UNPARSABLE})
 
-TAINTS = frozenset({PinKind.LOAD, PinKind.SEED, PinKind.REPLICATION})
+TAINTS = frozenset({PinKind.LASTING, PinKind.LOAD, PinKind.SEED, PinKind.REPLICATION})
 """What not even DISCARD ALL takes back: the connection is closed, not reused."""
 
 

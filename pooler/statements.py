@@ -28,7 +28,11 @@ ORIGIN_PREFIX = b"pgnear_"
 
 
 MAX_PARSES = 5000
-"""Parse messages that a scope remembers; then it forgets them all."""
+PARSES_BYTES = 4 << 20
+"""Parse messages that a scope remembers, and what they may take; then it forgets them all."""
+
+LIGHT_TEXT = 1024
+"""Of a text of so many bytes nobody counts what is known about it."""
 
 
 def same_rows(one: bytes, other: bytes) -> bool:
@@ -59,7 +63,9 @@ class Scope:
         their hash.
     """
 
-    __slots__ = ("__weakref__", "asked", "database", "epoch", "has_string_syntax", "label", "parses", "queries")
+    __slots__ = (
+        "__weakref__", "_parses_bytes", "asked", "database", "epoch", "has_string_syntax", "label", "parses", "queries",
+    )  # fmt: skip
 
     def __init__(self, database: str, epoch: int, label: tuple[tuple[str, str], ...]) -> None:
         self.database = database
@@ -67,12 +73,16 @@ class Scope:
         self.label = label
         self.has_string_syntax = any(name == "standard_conforming_strings" for name, _ in label)
         self.parses: dict[bytes, Prepared] = {}
+        self._parses_bytes = 0
         self.queries: dict[bytes, Repeated] = {}
         self.asked: dict[int, int] = {}
 
     def remember(self, frame: bytes, prepared: Prepared) -> None:
-        if len(self.parses) >= MAX_PARSES:
+        size = len(frame) + prepared.weight
+        if len(self.parses) >= MAX_PARSES or self._parses_bytes + size > PARSES_BYTES:
             self.parses.clear()
+            self._parses_bytes = 0
+        self._parses_bytes += size
         self.parses[frame] = prepared
 
 
@@ -93,11 +103,12 @@ class Prepared:
       epoch: the schema epoch that clients prepared it in; after DDL a Parse of the same text makes another one.
       parses: how often a client has sent it without a name; what comes again is worth keeping on a connection.
       warns: the parser may have a warning for its client, at each Parse.
+      weight: bytes that it and what is known about it take, about.
     """
 
     __slots__ = (
         "__weakref__", "_fingerprint", "asked", "edits", "epoch", "name", "needs", "parameter_description", "parses",
-        "proven", "row_description", "said", "statement", "text", "types", "warns",
+        "proven", "row_description", "said", "statement", "text", "types", "warns", "weight",
     )  # fmt: skip
 
     def __init__(self, text: bytes, types: bytes, statement: Statement, epoch: int) -> None:
@@ -115,6 +126,7 @@ class Prepared:
         self.asked: Any = None
         self.parses = 0
         self.warns = False
+        self.weight = len(text) + (statement.weight if len(text) > LIGHT_TEXT else 0)
         self._fingerprint: str | None = None
 
     @property

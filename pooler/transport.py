@@ -75,7 +75,7 @@ class Transport:
       tuned: the socket has its options (`keep_alive`) already.
 
     Attributes:
-      reading: not paused.
+      reading: not paused. heeds_end: paused as it is, it is read once its peer has ended.
     """
 
     __slots__ = (
@@ -89,6 +89,7 @@ class Transport:
         "_shaking",
         "closed",
         "fd",
+        "heeds_end",
         "on_close",
         "peer",
         "reactor",
@@ -113,6 +114,7 @@ class Transport:
         self._primed = False  # there may be news inside TLS that the socket does not tell of
         self._handler: Handler | None = None
         self.reading = True
+        self.heeds_end = False
         self._registered = False
         self._awaited = False  # trio has been asked about the socket
         self.closed = False
@@ -129,6 +131,7 @@ class Transport:
         self._handler = handler
         self._registered = True
         self.reading = True
+        self.heeds_end = False
         if self._out:
             self.reactor.interest(self.fd, True, True)
         if self._primed:
@@ -215,7 +218,7 @@ class Transport:
         if sent == len(data):
             return 0
         self._out += memoryview(data)[sent:]
-        self.reactor.interest(self.fd, self.reading, True)
+        self.reactor.interest(self.fd, self.reading, True, self.heeds_end)
         return len(self._out)
 
     def _encrypt(self, data: bytes) -> bytes:
@@ -307,17 +310,24 @@ class Transport:
                 raise TransportClosed(error.strerror or str(error)) from None
             del self._out[:sent]
         if not self._out:
-            self.reactor.interest(self.fd, self.reading, False)
+            self.reactor.interest(self.fd, self.reading, False, self.heeds_end)
 
-    def pause(self) -> None:
-        """Stop reading: the other side of this stream is full."""
-        if self.reading:
+    def pause(self, *, heed_end: bool = False) -> None:
+        """Stop reading: the other side of this stream is full.
+
+        Args:
+          heed_end: once the peer has ended, what it has sent is read all the same, up to that end. It cannot be more
+            than the kernel has taken in.
+        """
+        if self.reading or heed_end is not self.heeds_end:
             self.reading = False
-            self.reactor.interest(self.fd, False, bool(self._out))
+            self.heeds_end = heed_end
+            self.reactor.interest(self.fd, False, bool(self._out), heed_end)
 
     def resume(self) -> None:
         if not self.reading:
             self.reading = True
+            self.heeds_end = False
             self.reactor.interest(self.fd, True, bool(self._out))
 
     def close(self, *, farewell: bool = True) -> None:

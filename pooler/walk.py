@@ -64,7 +64,8 @@ def _keep(session: Session, data: bytes) -> None:
         session.service.reactor.call_soon(lambda: ending.shutdown(session))
         return
     if len(data) > session.pool.high_water:
-        session.transport.pause()
+        session.transport.pause(heed_end=not session.leaving)
+        session.service.crowded[session] = None
 
 
 def held_bytes(session: Session) -> int:

@@ -19,7 +19,8 @@ from cryptography import x509
 from scramp import ScramClient, ScramException, ScramMechanism
 from scramp.utils import saslprep
 
-from protocol.errors import auth_failed, channel_binding_downgraded, origin_unreachable, protocol_violation
+from protocol.errors import auth_failed, malformed_scram, origin_unreachable, protocol_violation
+from protocol.scram_grammar import check_final, check_first
 
 SCRAM = "SCRAM-SHA-256"
 SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
@@ -139,6 +140,7 @@ class ScramServer:
         self._user = user
         self._channel_binding = channel_binding
         self._servers: list[Any] = []
+        self._flag = self._nonce = b""  # what the client's first message began with, and the nonce of both
 
     def start(self) -> bytes:
         """The AuthenticationSASL frame: the mechanisms on offer."""
@@ -158,28 +160,31 @@ class ScramServer:
     def _first(self, payload: bytes) -> bytes:
         name, separator, rest = payload.partition(b"\0")
         mechanism = name.decode("ascii", errors="replace")
-        length = int.from_bytes(rest[:4], "big")
-        if not separator or len(rest) < 4 or length != len(rest) - 4:
-            raise protocol_violation("malformed SASLInitialResponse")
+        if not separator:
+            raise protocol_violation("invalid string in message")
         if mechanism not in _MECHANISMS or (mechanism == SCRAM_PLUS and self._channel_binding is None):
             raise protocol_violation("client selected an invalid SASL authentication mechanism")
-        message = self._text(rest[4:])
-        if mechanism == SCRAM_PLUS and not message.startswith("p="):
-            raise protocol_violation("SCRAM-SHA-256-PLUS was selected without channel binding")
-        if mechanism == SCRAM and message.startswith("p="):
-            raise protocol_violation("SCRAM-SHA-256 was selected with channel binding")
-        if message.startswith("y") and self._channel_binding is not None:
-            # The client could bind and thinks the server cannot: somebody has taken -PLUS out of the offer.
-            raise channel_binding_downgraded()
+        length = int.from_bytes(rest[:4], "big", signed=True)
+        if length == -1 and len(rest) == 4:
+            raise protocol_violation("a SASLInitialResponse without SCRAM's first message")
+        if len(rest) < 4 or not 0 <= length <= len(rest) - 4:
+            raise protocol_violation("insufficient data left in message")
+        if length < len(rest) - 4:
+            raise protocol_violation("invalid message format")
+        raw = rest[4:]
+        check_first(raw, plus=mechanism == SCRAM_PLUS, can_bind=self._channel_binding is not None)
+        message = self._text(raw)
+        self._flag = raw[:1]
         nonce = _nonce()  # the client is told of one, and all of them must know it
         self._servers = [self._server(mechanism, verifier, nonce) for verifier in self._verifiers]
         try:
             for server in self._servers:
                 self._set_client_first(server, message)
                 first = server.get_server_first()
-            return _authentication(_SASL_CONTINUE, first.encode())
         except ScramException as error:
-            raise protocol_violation(f"malformed SCRAM message: {error}") from None
+            raise malformed_scram(str(error)) from None
+        self._nonce = first.removeprefix("r=").partition(",")[0].encode()
+        return _authentication(_SASL_CONTINUE, first.encode())
 
     def _server(self, mechanism: str, verifier: ScramVerifier, nonce: str) -> Any:
         return _MECHANISMS[mechanism].make_server(
@@ -203,6 +208,7 @@ class ScramServer:
         server.client_first_bare = f"n=,{bare}"
 
     def _final(self, payload: bytes) -> bytes:
+        check_final(payload, flag=self._flag, nonce=self._nonce)
         message = self._text(payload)
         final = ""
         for server in self._servers:  # each of them, whichever fits
@@ -220,7 +226,7 @@ class ScramServer:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            raise protocol_violation("malformed SCRAM message: not UTF-8") from None
+            raise malformed_scram("It is not UTF-8.") from None
 
 
 def _bearable(server_first: str) -> None:

@@ -15,12 +15,13 @@ from protocol.responses import FrameError, MalformedMessage, NotAStartup, PgErro
 
 
 @example(pool="shop", waited_seconds=5.0, size=20)
-def pool_timeout(pool: str, waited_seconds: float, size: int) -> PgError:
+@example(pool="shop", waited_seconds=10.0, size=20, absence="the origin cannot be reached: Connection refused")
+def pool_timeout(pool: str, waited_seconds: float, size: int, absence: str | None = None) -> PgError:
     """A client waited `pool_wait_timeout` for a free origin connection."""
     return PgError(
         "53300",
         f'no origin connection of pool "{pool}" became free within {waited_seconds:g} s',
-        detail=f"All {size} connections are in use.",
+        detail=f"There is none: {absence}." if absence else f"All {size} connections are in use.",
         hint="Shorten transactions, or raise pool_size or pool_wait_timeout.",
     )
 
@@ -213,13 +214,46 @@ def auth_failed(user: str) -> PgError:
 @example()
 def channel_binding_downgraded() -> PgError:
     """The client could bind SCRAM to the TLS channel and was told that pgnear cannot: somebody changed the offer."""
-    return PgError("28000", "the client supports SCRAM channel binding but thinks the server does not")
+    return PgError(
+        "28000",
+        "SCRAM channel binding negotiation error",
+        detail="The client supports SCRAM channel binding but thinks the server does not.  "
+        "However, this server does support channel binding.",
+    )
+
+
+@example(detail='Expected attribute "n" but found "\'x\'".')
+def malformed_scram(detail: str) -> PgError:
+    """A client's SCRAM message cannot be read; the words are PostgreSQL's."""
+    return PgError("08P01", "malformed SCRAM message", detail=detail)
+
+
+@example()
+def scram_nonce_mismatch() -> PgError:
+    """A client's second SCRAM message is not of the exchange that its first one began."""
+    return PgError("08P01", "invalid SCRAM response", detail="Nonce does not match.")
+
+
+@examples(
+    "message",
+    "client uses authorization identity, but it is not supported",
+    "client requires an unsupported SCRAM extension",
+)
+def scram_unsupported(message: str) -> PgError:
+    """A client's SCRAM message asks for what PostgreSQL does not do either."""
+    return PgError("0A000", message)
 
 
 @example(user="reporting")
 def console_not_allowed(user: str) -> PgError:
     """A client asked for the database pgnear, and `admin_users` does not name it."""
     return PgError("42501", f'user "{user}" may not use the console of pgnear', hint="Name the user in admin_users.")
+
+
+@example(pid="4194304")
+def unknown_client(pid: str) -> PgError:
+    """KILL_CLIENT was given what is no client's process id."""
+    return PgError("42704", f'there is no client with the process id "{pid}"', hint="SHOW CLIENTS has them.")
 
 
 @example(beginning="select 1")
@@ -352,14 +386,17 @@ def tls_required() -> PgError:
     "too many encryption requests",
     "not a startup packet; TLS cannot be traced: use sslmode=disable",
     "expected a SASL response, got message type 'Q'",
-    "malformed SASLInitialResponse",
-    "malformed SCRAM message: not UTF-8",
+    "invalid string in message",
+    "insufficient data left in message",
+    "invalid message format",
+    "a SASLInitialResponse without SCRAM's first message",
     "client selected an invalid SASL authentication mechanism",
-    "SCRAM-SHA-256-PLUS was selected without channel binding",
-    "SCRAM-SHA-256 was selected with channel binding",
     "invalid frontend message type 33",
     "a message ended before its last field",
     "messages were sent behind an unfinished COPY",
+    "non-printable characters in SCRAM nonce",
+    "unexpected SCRAM channel-binding attribute in client-final-message",
+    'unsupported SCRAM channel-binding type "tls-unique"',
     "the console takes no parameters",
     "the console does not take messages of type 'd'",
 )

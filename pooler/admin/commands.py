@@ -106,4 +106,6 @@ _EXPLAIN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PURGE = re.compile(r"purge\s+(.+)", re.IGNORECASE)
-_CONTROL = re.compile(rf"(?P<word>{'|'.join(CONTROLS)})(?:\s+(?P<database>{PART}))?", re.IGNORECASE)
+_CONTROL = re.compile(
+    rf"(?P<word>{'|'.join(sorted(CONTROLS, key=len, reverse=True))})(?:\s+(?P<database>{PART}))?", re.IGNORECASE
+)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hmac import compare_digest
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,14 @@ class Console:
             if not conversation.lingers:
                 conversation.transport.close()
 
+    def cancel(self, pid: int, secret: bytes) -> bool:
+        """Whether a cancel request with this key was for one of them: what it waits for is given up."""
+        for conversation in self.conversations:
+            if conversation.key[0] == pid and compare_digest(conversation.key[1], secret):
+                conversation.waiting.cancel()
+                return True
+        return False
+
     def shutdown(self) -> None:
         """The process ends."""
         for conversation in self.conversations:
@@ -115,6 +124,8 @@ class Conversation:
         self.transport = transport
         self.asker = Asker(parameters["user"], parameters.get("application_name", ""))
         self.scope = trio.CancelScope()
+        self.key = new_key(request.minor)
+        self.waiting = trio.CancelScope()  # of the command that is being carried out
         self.lingers = False  # it was told why it ends, and is given time to read that
         self._service = service
         self._request = request
@@ -128,7 +139,7 @@ class Conversation:
         log.info("console_connected", client=transport.peer, user=self.asker.user)
         try:
             with self.scope:
-                await transport.send_all(first_words(self._request, self._reports(), new_key(self._request.minor)))
+                await transport.send_all(first_words(self._request, self._reports(), self.key))
                 await self._answer_all(received)
             if self.scope.cancelled_caught:
                 raise errors.admin_shutdown()
@@ -219,12 +230,18 @@ class Conversation:
             command = self._read(text)
             if command is None:
                 return _EMPTY
-            answer = await command.run()
+            answer = await self._carry_out(command)
         except PgError as error:
             return error.response()
         described = _row_description(command.columns, ()) if command.columns else b""
         shown = described + _data_rows(command.columns, answer.rows, ())
         return _warning(answer) + shown + command_complete(answer.tag.encode())
+
+    async def _carry_out(self, command: Command) -> Answer:
+        """What `command` answers. A PAUSE that is cancelled has been begun, and stays."""
+        with trio.CancelScope() as self.waiting:
+            return await command.run()
+        raise errors.query_canceled()
 
     def _read(self, text: str) -> Command | None:
         return read_command(self._service, self.asker, text)
@@ -284,7 +301,7 @@ class Conversation:
             return _EMPTY
         warning = b""
         if portal.rows is None:
-            answer = await command.run()
+            answer = await self._carry_out(command)
             portal.rows, portal.tag, warning = answer.rows, answer.tag, _warning(answer)
         rows = portal.rows
         if 0 < limit < len(rows):

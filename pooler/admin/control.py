@@ -13,6 +13,7 @@ import trio
 
 from pooler import ending
 from pooler.admin.everybody import ANSWER_SECONDS, ask_everybody
+from pooler.ceremony.greeting import worker_of
 from pooler.ceremony.reload import reload
 from pooler.logs import get_logger
 from pooler.workers.peers import answers
@@ -30,17 +31,19 @@ Rows: TypeAlias = Iterable[tuple[str, ...]]
 
 
 class Control(NamedTuple):
-    """A command; `database` says whether it is given one, `waits` whether it takes as long as clients or origins do."""
+    """A command; `database` says whether it is given one (or what `of` says), `waits` whether it takes as long as
+    clients or origins do."""
 
     help: str
     database: Literal["none", "optional", "required"]
     run: Callable[[Service, str | None], Awaitable[Rows]]
     columns: tuple[str, ...] = ()
     waits: bool = False
+    of: str = "database"
 
     @property
     def argument(self) -> str:
-        return {"none": "", "optional": " [database]", "required": " database"}[self.database]
+        return {"none": "", "optional": f" [{self.of}]", "required": f" {self.of}"}[self.database]
 
 
 def _pools(service: Service, database: str | None) -> list[Pool]:
@@ -93,6 +96,30 @@ async def _reconnect(service: Service, database: str | None) -> Rows:
     return ()
 
 
+async def _wait_close(service: Service, database: str | None) -> Rows:
+    """Returns when every connection from before the last RECONNECT, or the last change of what they are, is closed."""
+    for pool in _pools(service, database):
+        while pool.has_outdated():  # noqa: ASYNC110 (no tasks)
+            await trio.sleep(LOOK_SECONDS)
+    return ()
+
+
+async def _kill_client(service: Service, pid: str | None) -> Rows:
+    session = next((each for each in service.sessions if str(each.key[0]) == pid), None)
+    if (
+        session is None
+        and service.peers is not None
+        and str(pid).isdigit()
+        and worker_of(int(str(pid))) != service.peers.index
+    ):
+        return ()
+    if session is None:
+        raise errors.unknown_client(str(pid))
+    log.warning("client_killed", user=session.user, database=session.database, client=session.transport.peer)
+    ending.shutdown(session)
+    return ()
+
+
 async def _kill(service: Service, database: str | None) -> Rows:
     (pool,) = await _hold(service, database)
     for session in [session for session in service.sessions if session.pool is pool]:
@@ -125,6 +152,8 @@ CONTROLS = {
     "SUSPEND": Control("the same, but done at once", "optional", _suspend),
     "RESUME": Control("let clients go on", "optional", _resume),
     "RECONNECT": Control("replace the origin's connections as they become idle", "optional", _reconnect),
+    "WAIT_CLOSE": Control("wait until what RECONNECT replaces is closed", "optional", _wait_close, waits=True),
+    "KILL_CLIENT": Control("disconnect one client, by its pid in SHOW CLIENTS", "required", _kill_client, of="pid"),
     "KILL": Control("disconnect a database's clients, and let those who come wait for RESUME", "required", _kill),
     "DISABLE": Control("turn new clients of a database away", "required", _disable),
     "ENABLE": Control("let them in again", "required", _enable),

@@ -1,7 +1,8 @@
 """What those ask for who come from PgBouncer, and the exporters that were written for it, by the names that it has.
 
-Lives here: SHOW DATABASES, LISTS and STATS_TOTALS, and the columns of SHOW POOLS that exporters look for. What pgnear
-has no counterpart of is left out, not made up. Source: PgBouncer's documentation, "Admin console"; pgbouncer_exporter.
+Lives here: SHOW DATABASES, USERS, STATE, LISTS and STATS_TOTALS, and the columns of SHOW POOLS that exporters look for.
+What pgnear has no counterpart of is left out, not made up. Source: PgBouncer's documentation, "Admin console";
+pgbouncer_exporter.
 """
 
 from __future__ import annotations
@@ -65,6 +66,25 @@ def lists(service: Service) -> Iterator[Row]:
     yield "login_clients", service.stats.unauthenticated
     yield "free_servers", idle
     yield "used_servers", sum(len(pool.origins) for pool in pools) - idle
+
+
+def users(service: Service) -> Iterator[Row]:
+    """Who may log in, with a pooling mode of his own where he has one, and how many clients each has."""
+    config = service.config
+    clients = Counter(session.user for session in service.sessions)
+    for name in sorted(
+        {*config.users, *clients, *(() if config.users else (pool.target.user for pool in service.every_pool))}
+    ):
+        own = config.users.get(name)
+        yield name, own.pooling if own is not None else None, clients[name]
+
+
+def state(service: Service) -> Iterator[Row]:
+    """SUSPEND is a PAUSE that is not waited for."""
+    paused = all(pool.held_since is not None for pool in service.pools.values())
+    yield "active", "no" if paused else "yes"
+    yield "paused", "yes" if paused else "no"
+    yield "suspended", "no"
 
 
 def totals(service: Service) -> Iterator[Row]:

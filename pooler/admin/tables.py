@@ -138,7 +138,7 @@ def _client_state(session: Session) -> str:
 def _origins(service: Service) -> Iterator[Row]:
     now = time.monotonic()
     for pool in service.every_pool:
-        idle = set(pool.idle)
+        idle = {*pool.idle, *pool.reserve_idle}
         for origin in pool.origins:
             session = origin.session
             yield (
@@ -332,6 +332,13 @@ TABLES = {
         familiar.databases,
         Added("name", largest=("port", "paused", "disabled")),
     ),
+    "USERS": Table(
+        "users and their clients, by PgBouncer's names",
+        columns("name pool_mode current_connections#"),
+        familiar.users,
+        Added("name"),
+    ),
+    "STATE": Table("whether all is paused, by PgBouncer's names", columns("key value"), familiar.state, None),
     "LISTS": Table(
         "how many there are of what, by PgBouncer's names",
         columns("list items#"),

@@ -15,7 +15,7 @@ from config import Target
 from pooler.ceremony.connect import open_transport
 from pooler.ceremony.greeting import worker_of
 from pooler.logs import get_logger
-from pooler.transport import TransportClosed
+from pooler.transport import Transport, TransportClosed
 from protocol import startup
 from protocol.framing import TERMINATE_FRAME
 from protocol.responses import PgError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 CANCEL_AGAIN_SECONDS = 0.5
+CALM_SECONDS = 0.02
 MOST_CANCELS = 8
 """Requests on their way to one origin connection at once; more would tell it nothing new."""
 
@@ -41,6 +42,8 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     relay = service.relay_by_key(pid, secret)
     if relay is not None and relay.connected:
         await _ask_to_cancel(service, relay.pool, relay.target, relay.origin_pid, relay.origin_secret)
+        return
+    if service.console.cancel(pid, secret):
         return
     session = service.session_by_key(pid, secret)
     if session is None or session.cancel_waiting():
@@ -83,21 +86,39 @@ async def end_abandoned(service: Service, origin: Origin, within_message: bool) 
     """Stop what `origin` does for a client that vanished, and close it; nobody else is given it meanwhile.
 
     A cancel that arrives before its query has begun is lost, and a backend at work does not see that its connection is
-    closed: it would work on, with all its locks. So the cancel is repeated until the backend has gone.
+    closed: it would work on, with all its locks, and then on what was pipelined behind. So the cancel is repeated, for
+    each answer that comes and while none does, until the backend has gone. Where it has not been given all of a
+    message, nothing more can be said to it, and it learns of the end by reading on.
     """
     transport = origin.transport
+    mute = within_message or transport.pending > 0
+    told = False
     try:
         with trio.move_on_after(origin.pool.limits.cancel_wait_timeout):
             while not origin.closed:
                 await cancel_origin(service, origin)
-                if within_message or transport.pending:  # in the middle of a message it learns of the end by reading on
+                if within_message:
                     break
-                with trio.move_on_after(CANCEL_AGAIN_SECONDS):
-                    await transport.send_all(TERMINATE_FRAME)
-                    while await transport.receive_some():
-                        pass
+                with trio.move_on_after(CANCEL_AGAIN_SECONDS) as silence:
+                    if not (mute or told):
+                        told = True
+                        await transport.send_all(TERMINATE_FRAME)
+                    if not await _hear(transport):
+                        break
+                if mute and silence.cancelled_caught:
                     break
     except TransportClosed:
         pass
     finally:
         origin.close()
+
+
+async def _hear(transport: Transport) -> bool:
+    """Wait until something has come, and then nothing for a moment; False at the end."""
+    if not await transport.receive_some():
+        return False
+    with trio.move_on_after(CALM_SECONDS):
+        while await transport.receive_some():
+            pass
+        return False
+    return True

@@ -1,8 +1,9 @@
 """Who takes too long: queries, transactions, clients that say nothing inside a transaction or outside.
 
 Lives here: the look at every linked origin connection, several times a second, and now and then at every client; what
-each expiry does; who has sent a part of a batch and no more. Not here: waiting for a connection (`Pool.tick`), logins
-(`Doors.look`, called from here), and the deadlines of ceremonies, which are cancel scopes where they wait.
+each expiry does; who has sent a part of a batch and no more; who may have left behind what is not read. Not here:
+waiting for a connection (`Pool.tick`), logins (`Doors.look`, called from here), and the deadlines of ceremonies, which
+are cancel scopes where they wait.
 
 Traffic sets no timers. It notes when a ReadyForQuery was read (`Origin.ready_at`), when a transaction began
 (`Origin.block_since`), and that something came from a client (`Session.stirred`); everything else is seen from here. A
@@ -21,6 +22,7 @@ from config.deadlines import Deadlines
 from pooler import ending
 from pooler.logs import get_logger
 from pooler.origin import IDLE, Origin
+from pooler.transport import CHUNK_BYTES
 from pooler.walk import held_bytes, hurry
 from protocol import errors
 from protocol.responses import PgError
@@ -35,6 +37,9 @@ LOOK_SECONDS = 0.1
 """Between two looks at the origin connections; a tenth of the shortest deadline where that is less."""
 
 SHORTEST_LOOK_SECONDS = 0.01
+
+MOST_CROWDED = 16
+"""Of those who wait with more input than is read, a little of so many is, in one look."""
 
 
 class DeadlineTable:
@@ -72,6 +77,8 @@ async def watch_deadlines(service: Service) -> None:
         await trio.sleep(service.deadlines.look_seconds)
         service.doors.look()
         unfinished = _look_at_unfinished(service, unfinished)
+        if service.crowded:
+            _look_at_crowded(service)
         now = perf_counter()
         for pool in service.every_pool:
             for origin in list(pool.origins):
@@ -95,6 +102,24 @@ def _look_at_unfinished(service: Service, before: dict[Session, int]) -> dict[Se
         elif held:
             now[session] = held
     return now
+
+
+def _look_at_crowded(service: Service) -> None:
+    """Read on, slowly, where a client waits that has sent more than `buffer_high_water`: it may have left, and the end
+    of its connection is behind what its kernel has not yet got rid of. All together keep no more than one message may
+    have.
+    """
+    crowded = service.crowded
+    for session in [each for each in crowded if each.closed or each.transport.reading]:
+        del crowded[session]
+    kept = sum(len(session.inbox) for session in crowded)
+    for session in list(crowded)[:MOST_CROWDED]:
+        del crowded[session]  # whose turn comes again behind the others
+        if kept <= service.config.max_message_bytes and (session.waiting or session.holding):
+            kept += CHUNK_BYTES
+            session.readable()
+        if not session.closed and session.transport.heeds_end:
+            crowded[session] = None
 
 
 def _look_at(service: Service, origin: Origin, session: Session, now: float) -> None:

@@ -91,6 +91,12 @@ async def drain(service: Service) -> None:
         relay.end("pgnear is shutting down")
 
 
+def send_away(service: Service) -> None:
+    """The process ends now: every client hears so, whatever it is doing."""
+    for session in list(service.sessions):
+        ending.shutdown(session)
+
+
 def _dismiss_idle(service: Service) -> bool:
     """Tell clients that do nothing to go, a moment after they were found so; whether any are left."""
     now = trio.current_time()

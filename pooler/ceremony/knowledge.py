@@ -18,6 +18,7 @@ from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY
 from pooler.logs import get_logger
 from pooler.sequences import SEQUENCE_TABLES_QUERY
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
+from pooler.sql.statement import PinKind
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
             configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY), 3)
             defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY), 3)
             sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY), 1)
-            found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY), 1)
+            found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY), 2)
             frames = await ask_origin(origin, CATALOG_QUERY) if tables else None
     pool.reads_committed = isolation == [("read committed",)]
     if changes == pool.defaults.changes:  # with more of them, made by clients meanwhile, it is read again anyway
@@ -101,7 +102,9 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
             service.keep_defaults(pool, kept)  # what was read is from before
     if not service.catalog_stale[pool.name].is_set():  # otherwise DDL has passed since, and it is read again
         pool.sequence_tables = frozenset(name for (name,) in sequenced)
-    service.classifier.found_functions(pool.name, frozenset(name for (name,) in found))
+    service.classifier.found_functions(
+        pool.name, {name: PinKind.LASTING if lasting == "t" else PinKind.HIDDEN for name, lasting in found}
+    )
     if frames is not None:
         safe = service.config.cache.safe_functions or ()
         catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)

@@ -57,12 +57,10 @@ async def open_for(service: Service, pool: Pool) -> None:
         connected = await _attempt(service, pool)
     except PgError as error:
         _log_failure(pool, error)
-        at_once = (
-            error.sqlstate in (UNREACHABLE, STARTING)
-            and not isinstance(error, LoginRefused)
-            and time.monotonic() - begun < AT_ONCE * pool.config.breaker.retry_after
-        )
-        pool.connect_failed(error, begun=begun, timed_out=isinstance(error, NoAnswer), at_once=at_once)
+        absent = error.sqlstate in (UNREACHABLE, STARTING) and not isinstance(error, LoginRefused)
+        at_once = absent and time.monotonic() - begun < AT_ONCE * pool.config.breaker.retry_after
+        timed_out = isinstance(error, NoAnswer)
+        pool.connect_failed(error, begun=begun, absent=absent, timed_out=timed_out, at_once=at_once)
     except BaseException:
         pool.connecting_count -= 1
         raise

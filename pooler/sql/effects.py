@@ -5,12 +5,14 @@ Lives here: reading one parsed statement into a `Part`. Not here: what the sessi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pooler.sql.bodies import hides_effects
-from pooler.sql.functions import BUILT_IN_PINS, PIN_PREFIXES
+from pooler.sql.bodies import effects_of
+from pooler.sql.functions import BUILT_IN_PINS, PIN_PREFIXES, RUNS_TEXT, SLOT_MAKERS
 from pooler.sql.purity import Facts, enum_name, names
-from pooler.sql.statement import Part, PinKind, SetConfig, SettingChange, Transact
+from pooler.sql.screen import may_affect_session
+from pooler.sql.statement import NO_FUNCTIONS, Part, PinKind, SetConfig, SettingChange, Transact
 
 _LOCAL_NAMES = frozenset({"transaction", "transaction snapshot", "transaction_isolation", "transaction_read_only"})
 _LISTS = frozenset(
@@ -44,18 +46,18 @@ _DISCARDED = {
     "DISCARD_SEQUENCES": frozenset({PinKind.SEQUENCE}),
     "DISCARD_PLANS": frozenset[PinKind](),
 }  # fmt: skip
-_NOT_TRANSACTIONAL = frozenset({PinKind.ADVISORY, PinKind.SEED, PinKind.REPLICATION, PinKind.HIDDEN})
+_NOT_TRANSACTIONAL = frozenset({PinKind.ADVISORY, PinKind.SEED, PinKind.REPLICATION, PinKind.HIDDEN, PinKind.LASTING})
 _HOLD = 0x0020
 
 
 def part_of(
-    raw: Any, facts: Facts, text: bytes, start: int, end: int, session_functions: frozenset[str] = frozenset()
+    raw: Any, facts: Facts, text: bytes, start: int, end: int, session_functions: Mapping[str, PinKind] = NO_FUNCTIONS
 ) -> Part:
     """The `Part` of one statement.
 
     Args:
       raw: its `Node`. text: what it stands in, from byte `start` to byte `end`.
-      session_functions: names of functions with hidden effects on the session.
+      session_functions: functions with hidden effects on the session, by name.
     """
     statement, name = facts.node, facts.name
     own = text[start:end].decode().strip().rstrip("; \t\r\n")
@@ -68,9 +70,10 @@ def part_of(
         changes, pinned = _read_set(statement, own)
         pins |= pinned
     elif name == "DoStmt":
-        if any(hides_effects(option.def_elem.arg.string.sval) for option in statement.args):
-            pins.add(PinKind.HIDDEN)
-            survives.add(PinKind.HIDDEN)  # it may commit half-way
+        kind = _of_bodies(statement.args)
+        if kind is not None:
+            pins.add(kind)
+            survives.add(kind)  # it may commit half-way
     elif name == "UpdateStmt" and any(relation == "pg_settings" for _, relation in facts.relations):
         pins.add(PinKind.HIDDEN)  # SET by another name
     elif name == "DeclareCursorStmt" and statement.options & _HOLD:
@@ -111,16 +114,26 @@ def part_of(
     )
 
 
-def hidden_in(facts: Facts) -> str:
-    """The name of the function that a CREATE FUNCTION makes, where its body has effects on the session; else ""."""
+def hidden_in(facts: Facts) -> tuple[str, PinKind] | None:
+    """The function that a CREATE FUNCTION makes, and what its body leaves on the session, if it does."""
     if facts.name != "CreateFunctionStmt":
-        return ""
-    for option in facts.node.options:
-        if option.def_elem.defname == "as":
-            bodies = [item.string.sval for item in option.def_elem.arg.list.items]
-            if any(hides_effects(body) for body in bodies):
-                return names(facts.node.funcname)[-1]
-    return ""
+        return None
+    kind = _of_bodies(facts.node.options)
+    return (names(facts.node.funcname)[-1], kind) if kind is not None else None
+
+
+def _of_bodies(options: Any) -> PinKind | None:
+    """What the bodies among the options of a DO or a CREATE FUNCTION leave on the session."""
+    language, bodies = "", []
+    for option in options:
+        argument = option.def_elem.arg
+        if option.def_elem.defname == "language":
+            language = argument.string.sval.lower()
+        elif option.def_elem.defname == "as":
+            found = [item.string.sval for item in argument.list.items]
+            bodies += found or [argument.string.sval]
+    kinds = {effects_of(body, language) for body in bodies}
+    return PinKind.LASTING if PinKind.LASTING in kinds else PinKind.HIDDEN if PinKind.HIDDEN in kinds else None
 
 
 # ---- SET and RESET ---------------------------------------------------------------------------------------------------
@@ -180,14 +193,16 @@ def quote_literal(value: str) -> str:
 # ---- function calls --------------------------------------------------------------------------------------------------
 
 
-def _calls(facts: Facts, session_functions: frozenset[str]) -> tuple[set[PinKind], set[PinKind], list[SetConfig]]:
+def _calls(
+    facts: Facts, session_functions: Mapping[str, PinKind]
+) -> tuple[set[PinKind], set[PinKind], list[SetConfig]]:
     """(pins, releases, calls of set_config that can follow) of a statement's function calls."""
     pins: set[PinKind] = set()
     releases: set[PinKind] = set()
     configs: list[SetConfig] = []
     columns = _columns(facts)
     for call in facts.calls:
-        name = names(call.funcname)[-1]
+        schema, name = ["", *names(call.funcname)][-2:]
         if name == "set_config":
             config = _set_config(call) if _said(call) in columns else None
             if config is not None:
@@ -195,22 +210,49 @@ def _calls(facts: Facts, session_functions: frozenset[str]) -> tuple[set[PinKind
             elif _constant(call.args[-1] if call.args else None) not in _TRUE:
                 pins.add(PinKind.SETTING)
         elif name in session_functions:
-            pins.add(PinKind.HIDDEN)
+            pins.add(session_functions[name])
         elif name.startswith("pg_advisory_unlock"):
             releases.add(PinKind.ADVISORY)
         elif (kind := BUILT_IN_PINS.get(name)) is not None:
             pins.add(PinKind[kind])
-        elif name.startswith(PIN_PREFIXES):
+        elif name in SLOT_MAKERS:
+            if _is_temporary(call):
+                pins.add(PinKind.REPLICATION)
+        elif name in RUNS_TEXT:
+            if not _runs_harmless(call, session_functions) and not (name == "ts_rewrite" and len(call.args) == 3):
+                pins.add(PinKind.HIDDEN)
+        elif name.startswith(PIN_PREFIXES) or schema.startswith(PIN_PREFIXES):
             pins.add(PinKind.HIDDEN)
     return pins, releases, configs
 
 
-def _surviving(pins: set[PinKind], facts: Facts, session_functions: frozenset[str]) -> set[PinKind]:
+def _is_temporary(call: Any) -> bool:
+    """Whether the replication slot that is made may be a temporary one."""
+    named = [each.named_arg_expr for each in call.args if each.WhichOneof("node") == "named_arg_expr"]
+    third = [each.arg for each in named if each.name == "temporary"] or list(call.args[2 : len(call.args) - len(named)])
+    said = _constant(third[0]) if third else "false"
+    return not isinstance(said, str) or said in _TRUE
+
+
+def _runs_harmless(call: Any, session_functions: Mapping[str, PinKind]) -> bool:
+    """Whether all that a function is given to run is there to be read, and has no effects on the session."""
+    for argument in call.args:
+        kind = argument.WhichOneof("node")
+        text = _constant(argument.named_arg_expr.arg if kind == "named_arg_expr" else argument)
+        if isinstance(text, int) or (text is None and kind != "a_const"):
+            return False
+        folded = (text or "").lower()
+        if may_affect_session(folded.encode()) or any(name.lower() in folded for name in session_functions):
+            return False
+    return True
+
+
+def _surviving(pins: set[PinKind], facts: Facts, session_functions: Mapping[str, PinKind]) -> set[PinKind]:
     """Those of a statement's `pins` that hold although it failed: PostgreSQL does not take their state back."""
     survives = pins & _NOT_TRANSACTIONAL
     if PinKind.HIDDEN in pins and facts.name != "CallStmt":
         called = {names(call.funcname)[-1] for call in facts.calls}
-        if called & session_functions:  # a function cannot commit, but it may lock
+        if called & session_functions.keys():  # a function cannot commit, but it may lock
             survives.add(PinKind.ADVISORY)
             if not any(name.startswith(PIN_PREFIXES) or name in BUILT_IN_PINS for name in called):
                 survives.discard(PinKind.HIDDEN)

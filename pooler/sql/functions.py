@@ -107,9 +107,40 @@ BUILT_IN_PINS = {
     "pg_try_advisory_lock": "ADVISORY",
     "pg_try_advisory_lock_shared": "ADVISORY",
     "pg_replication_origin_session_setup": "REPLICATION",
+    "pg_backup_start": "LASTING",
+    "pg_start_backup": "LASTING",
+    "dblink_connect": "LASTING",
+    "dblink_connect_u": "LASTING",
     "set_limit": "HIDDEN",
 }
 """Functions that leave state on the connection, and which kind (`PinKind`)."""
 
-PIN_PREFIXES = ("dblink", "pgv_", "dbms_", "plvlex", "plvdate")
-"""Beginnings of the names of well-known extensions' functions that keep state in the session."""
+SLOT_MAKERS = frozenset(
+    "pg_create_logical_replication_slot pg_create_physical_replication_slot pg_copy_logical_replication_slot "
+    "pg_copy_physical_replication_slot".split()
+)
+"""Their third argument, `temporary`, says that what they make ends with the connection."""
+
+RUNS_TEXT = frozenset(
+    "query_to_xml query_to_xmlschema query_to_xml_and_xmlschema ts_stat ts_rewrite crosstab crosstab2 crosstab3 "
+    "crosstab4 crosstab_hash connectby xpath_table".split()
+)
+"""They run what their arguments say, or make of them, as a query: it may do what any other may."""
+
+PIN_PREFIXES = ("dblink", "pgv_", "dbms_", "utl_file", "plvlex", "plvdate")
+"""Beginnings of the names, or of the schemas' names, of well-known extensions' functions that keep state in the
+session.
+"""
+
+LIBRARIES_WITH_SESSIONS = {
+    "set_user": "(re)?set_(user(_u)?|session_auth)",
+    "hypopg": "hypopg.*",
+    "temporal_tables": "set_system_time",
+    "plprofiler": "pl_profiler_.*",
+    "plugin_debugger": "pldbg_.*",
+    "plpgsql_check": "plpgsql_check_(profiler|tracer)",
+    "pg_session_jwt": ".*jwt_session_init|init",
+}
+"""Of well-known libraries in C, the functions that leave in the session what not even DISCARD ALL takes back: patterns,
+for the origin to look for.
+"""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pooler.sql import parser
@@ -53,11 +55,15 @@ class PinKind(enum.Enum):
     SETTING = "setting that cannot follow"
     TOO_MUCH = "more settings than are kept"
     HIDDEN = "function or block with session effects"
+    LASTING = "function whose effects outlive DISCARD ALL"
     LOAD = "LOAD"
     SEED = "random seed"
     REPLICATION = "replication"
     UNPARSABLE = "unparsable"
     SESSION = "session pooling"
+
+
+NO_FUNCTIONS: Mapping[str, PinKind] = MappingProxyType({})
 
 
 class Transact(enum.Enum):
@@ -177,7 +183,7 @@ class Statement:
       sequences: it may give out a sequence's values, which currval and lastval remember.
       draws: it calls nextval or setval, or nobody has looked and it may insert.
       recalls_sequences: it asks for such a value (currval, lastval).
-      session_functions: names of functions that it makes, with effects on the session that a call will not show.
+      session_functions: functions that it makes, with effects on the session that a call will not show.
       leaves: traces that its parts leave, whatever their parameters. looks: it may look at such traces.
       shows: where it refers to system views that would show it the connection instead of its session.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
@@ -206,7 +212,7 @@ class Statement:
     sequences: bool = False
     draws: bool = False
     recalls_sequences: bool = False
-    session_functions: frozenset[str] = frozenset()
+    session_functions: frozenset[tuple[str, PinKind]] = frozenset()
     leaves: frozenset[str] = frozenset()
     looks: bool = False
     shows: tuple[Reference, ...] = ()
@@ -237,6 +243,16 @@ class Statement:
         object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
 
     @property
+    def weight(self) -> int:
+        """Bytes that it takes in memory, about."""
+        names = (
+            self.relations, self.functions, self.columns, self.operators, self.shadowed, self.calls, self.types,
+            self.writes, self.shows, self.databases, self.leaves,
+        )  # fmt: skip
+        said = sum(len(change.apply_sql or "") for part in self.parts for change in part.changes)
+        return 800 + 140 * sum(map(len, names)) + 500 * len(self.parts) + 2 * said
+
+    @property
     def writes_to(self) -> frozenset[Name]:
         """The relations that it writes by itself."""
         return frozenset(name for name, _ in self.writes)
@@ -257,11 +273,13 @@ UNKNOWN_LOOKING = replace(UNKNOWN, looks=True)
 """The same of one that may look at what others have left on its connection."""
 
 
-def classify(text: bytes, *, session_functions: frozenset[str] = frozenset(), suspicious: bool = True) -> Statement:
+def classify(
+    text: bytes, *, session_functions: Mapping[str, PinKind] = NO_FUNCTIONS, suspicious: bool = True
+) -> Statement:
     """The exact meaning of `text`. Never raises.
 
     Args:
-      session_functions: names of functions that have effects on the session which their call does not show.
+      session_functions: functions that have effects on the session which their call does not show, by name.
       suspicious: whether an unparsable text may have session effects.
     """
     from pooler.sql import effects, purity, traces, views  # they speak this module's vocabulary

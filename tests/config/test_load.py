@@ -361,3 +361,11 @@ def test_policies_are_json_in_the_environment() -> None:
     ]
     (problem,) = problems(environ={"PGNEAR_CACHE__POLICY": "[{"}, flags={"origin": URL})
     assert problem.startswith("environment PGNEAR_CACHE__POLICY: cache.policy: is no JSON: ")
+
+
+def test_a_value_where_a_list_belongs_is_told_so_in_the_words_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "pgnear.toml"
+    file.write_text('origin = "postgresql://app:x@127.0.0.1/shop"\n[[override]]\nuser = 3\nquery_timeout = "1s"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file=file)
+    assert "line 3: override.0.user: is a list of texts" in str(caught.value)

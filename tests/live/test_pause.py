@@ -121,6 +121,42 @@ def test_pool_wait_timeout_does_not_count_during_a_pause_and_pause_timeout_does(
         assert connection.execute("select 1").fetchone() == (1,)
 
 
+def test_resume_before_the_origin_is_back_costs_no_client_its_query(pgnear: Start, own: Server) -> None:
+    near = pgnear(url=own.url(), cache={"enabled": False}, breaker={"failures": 2, "retry_after": "300ms"})
+    with near.connect() as early, near.connect() as late:
+        console(near, "pause")
+        own.crash()
+        try:
+            waits = Background(lambda: early.execute("select 'early'").fetchone())
+            until(lambda: near.metric("pool_waiting") == 1)
+            console(near, "resume")
+            near.wait_for_log("origin_breaker_open")
+            comes = Background(lambda: late.execute("select 'late'").fetchone())
+            until(lambda: near.metric("pool_waiting") == 2)
+        finally:
+            own.restart()
+        assert waits.result() == ("early",)
+        assert comes.result() == ("late",)
+
+
+def test_an_origin_that_stays_away_after_resume_is_waited_for_as_long_as_for_a_connection(
+    pgnear: Start, own: Server
+) -> None:
+    near = pgnear(url=own.url(), cache={"enabled": False}, pool_wait_timeout="700ms", breaker={"failures": 2})
+    with near.connect() as connection:
+        console(near, "pause")
+        own.crash()
+        try:
+            waits = Background(lambda: connection.execute("select 1"))
+            until(lambda: near.metric("pool_waiting") == 1)
+            console(near, "resume")
+            with pytest.raises(psycopg.errors.CannotConnectNow, match="Connection refused"):
+                waits.result()
+            near.wait_for_log("origin_not_back", waiting=1)
+        finally:
+            own.restart()
+
+
 def test_suspend_is_done_at_once_and_a_running_transaction_goes_on(near: Pgnear) -> None:
     with near.connect() as inside:
         inside.execute("begin")
@@ -168,6 +204,43 @@ def test_killed_clients_hear_why_and_those_who_come_wait_for_resume(near: Pgnear
         until(lambda: near.metric("pool_waiting") == 1)
         console(near, "resume")
         assert waits.result() == (1,)
+
+
+def test_an_operator_who_gives_up_waiting_for_pause_gets_the_console_back(near: Pgnear) -> None:
+    with near.connect() as inside, near.connect(dsn={"dbname": "pgnear"}) as operator:
+        inside.execute("begin")
+        pausing = Background(lambda: operator.execute("pause"))
+        until(lambda: paused(near))
+        operator.cancel()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            pausing.result()
+        assert operator.execute("show state").fetchall() == [("active", "no"), ("paused", "yes"), ("suspended", "no")]
+        operator.execute("resume")
+        inside.execute("commit")
+
+
+def test_wait_close_waits_for_what_reconnect_replaces(near: Pgnear) -> None:
+    with near.connect() as inside:
+        before = inside.execute("begin; select pg_backend_pid()")
+        console(near, "reconnect")
+        waiting = Background(lambda: console(near, "wait_close postgres"))
+        until(lambda: before and waiting.running)
+        assert waiting.running
+        inside.execute("commit")
+        waiting.result()
+        assert console(near, "wait_close") == []
+
+
+def test_one_client_is_killed_by_its_process_id_and_others_stay(near: Pgnear) -> None:
+    with near.connect() as one, near.connect() as other:
+        console(near, f"kill_client {one.info.backend_pid}")
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            one.execute("select 1")
+        assert other.execute("select 1").fetchone() == (1,)
+        with pytest.raises(psycopg.Error, match="no client with the process id"):
+            console(near, f"kill_client {one.info.backend_pid}")
+        (row,) = console(near, "show users")
+        assert row[0] == "postgres"
 
 
 def test_what_is_no_database_or_lacks_one_is_refused(near: Pgnear) -> None:

@@ -166,6 +166,22 @@ def test_who_waits_in_its_login_while_the_origin_is_paused_is_told_of_the_end(pg
     assert near.process.wait(20) == 0
 
 
+def test_who_is_cut_off_by_a_second_signal_is_told_of_the_end(pgnear: Start) -> None:
+    near = pgnear(drain_timeout=60)
+    with near.connect() as inside, near.connect() as waiting:
+        inside.execute("begin")
+        query = Background(lambda: waiting.execute("select pg_sleep(60)"))
+        until(lambda: near.metric("pool_busy") == 2)
+        near.process.send_signal(signal.SIGTERM)
+        near.wait_for_log("stopping")
+        near.process.send_signal(signal.SIGTERM)
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            query.result()
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            inside.execute("select 1")
+        assert near.process.wait(40) == 0
+
+
 def test_a_transaction_that_does_not_finish_is_cut_off_after_drain_timeout(pgnear: Start) -> None:
     near = pgnear(drain_timeout="300ms")
     client = near.connect()

@@ -315,6 +315,84 @@ def test_a_function_whose_body_changes_the_session_pins_its_caller(one: Pgnear, 
         assert other.one("show work_mem") == b"4MB"
 
 
+@pytest.mark.parametrize(
+    ("functions", "call"),
+    [
+        (
+            """create function deep() returns void language plpgsql as
+               $$ begin perform set_config('a.deep', 'x', false); end $$;
+            create function middle() returns void language plpgsql as $$ begin perform public.deep(); end $$;
+            create function "Outer"() returns int language sql as $$ select 1 from middle() $$""",
+            'select "Outer"()',
+        ),
+        (
+            "create function atomic() returns text begin atomic select set_config('a.deep', 'x', false); end",
+            "select atomic()",
+        ),
+    ],
+    ids=["through others", "SQL-standard body"],
+)
+def test_a_function_that_changes_the_session_by_another_pins_its_caller(
+    pgnear: Start, origin: Server, functions: str, call: str
+) -> None:
+    """A setting that it made was the next client's."""
+    origin.execute("create database nested")
+    try:
+        with origin.connect(dbname="nested") as direct:
+            direct.execute(functions.encode())
+        near = pgnear(url=origin.url("nested"), pool_size=1)
+        near.wait_for_log("catalog_read")
+        dsn = {"dbname": "nested"}
+        with near.connect(dsn=dsn) as client, near.connect(dsn=dsn) as other:
+            client.execute(call.encode())
+            assert near.metric("clients_pinned") == 1
+            assert client.execute("select current_setting('a.deep')").fetchone() == ("x",)
+            client.execute("discard all")
+            assert other.execute("select current_setting('a.deep', true)").fetchone() != ("x",)
+        near.stop()
+    finally:
+        origin.execute("drop database nested with (force)")
+
+
+@pytest.mark.parametrize(
+    ("take", "look"),
+    [
+        (
+            "select pg_create_physical_replication_slot('passing', true, true)",
+            "select count(*) from pg_replication_slots",
+        ),
+        ("select pg_backup_start('passing')", "select count(*) from pg_ls_dir('.') where false"),
+        ("select keeps_seed()", "select 0"),
+    ],
+)
+def test_what_outlives_discard_all_keeps_its_connection_and_ends_with_it(
+    one: Pgnear, origin: Server, take: str, look: str
+) -> None:
+    origin.execute("create or replace function keeps_seed() returns void language sql as 'select setseed(0.5)'")
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        until(lambda: client.query(take) and one.metric("clients_pinned") == 1, what="pinned")
+        pid = client.one("select pg_backend_pid()")
+        client.query("discard all")
+        assert client.one("select pg_backend_pid()") == pid
+        other.send(wire.query("select pg_backend_pid()"))
+        until(lambda: one.metric("clients_waiting") == 1)
+        client.terminate()
+        assert wire.rows(other.receive_until()) != [[pid]]
+        until(lambda: origin.execute(look) == [(0,)])
+
+
+def test_a_text_that_a_function_runs_pins_as_if_it_had_been_sent(one: Pgnear) -> None:
+    hidden = "select ts_rewrite('a'::tsquery, 'select ''a''::tsquery, set_config(''a.b'', ''leak'', false)::tsquery')"
+    with WireClient.logged_in(one.port) as client, WireClient.logged_in(one.port) as other:
+        client.query(hidden)
+        assert one.metric("clients_pinned") == 1
+        assert client.one("select current_setting('a.b', true)") == b"leak"
+        client.query("discard all")
+        assert other.one("select current_setting('a.b', true)") != b"leak"
+        client.query("select ts_rewrite('a'::tsquery, 'select ''a''::tsquery, ''b''::tsquery')")
+        assert one.metric("clients_pinned") == 0
+
+
 def test_news_that_comes_while_a_connection_is_being_reset_do_no_harm(one: Pgnear, origin: Server) -> None:
     """A notification between the client's end and DISCARD ALL began a second reset of the connection: pgnear ended."""
     with origin.connect() as direct:

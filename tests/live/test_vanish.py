@@ -218,3 +218,75 @@ def test_one_that_vanishes_from_the_queue_is_not_waited_for(
     second.terminate()
     is_free_again(near, origin)
     all_are_clean(witnesses)  # the query of the one that vanished was never carried out
+
+
+@pytest.mark.parametrize("size", [300_000, 3_000_000], ids=["in one kernel", "in both kernels"])
+@pytest.mark.parametrize("vanish", [hang_up, reset, half_close])
+def test_one_that_vanishes_from_the_queue_behind_more_than_is_read_is_not_waited_for(
+    near: Pgnear, origin: Server, witnesses: list[WireClient], vanish: Callable[[WireClient], None], size: int
+) -> None:
+    """Its end is behind what it has sent, and of that pgnear reads no more than buffer_high_water while it waits."""
+    for holder in witnesses:
+        holder.query("begin")
+    client = logged_in(WireClient(near.port))
+    client.send(query("insert into vanished values (1)") * (size // 37))
+    until(lambda: near.metric("pool_waiting") == 1)
+    vanish(client)
+    until(lambda: near.metric("pool_waiting") == 0, within=CANCEL_WAIT_SECONDS + SLACK_SECONDS)
+    assert near.metric("deadlines_exceeded_total", deadline="pool_wait_timeout") == 0
+    for holder in witnesses:
+        holder.query("rollback")
+    client.hang_up()
+    is_free_again(near, origin)
+    all_are_clean(witnesses)
+
+
+@pytest.mark.parametrize("before", [0, 300_000], ids=["nothing", "more than is read"])
+def test_what_was_said_before_terminate_is_carried_out_though_its_client_has_left_the_queue(
+    near: Pgnear, origin: Server, witnesses: list[WireClient], before: int
+) -> None:
+    """As by a private connection, which reads what it was sent before it reads the end."""
+    for holder in witnesses:
+        holder.query("begin")
+    client = logged_in(WireClient(near.port))
+    filler = frame("Q", b"--" + b" " * before + b"\0") if before else b""
+    client.send(filler, query("insert into vanished values (2)"), frame("X"))
+    client.hang_up()
+    until(lambda: near.metric("pool_waiting") == 1)
+    for holder in witnesses:
+        holder.query("rollback")
+    until(lambda: origin.execute("delete from vanished where a = 2 returning a") == [(2,)])
+    is_free_again(near, origin)
+    all_are_clean(witnesses)
+
+
+def test_a_long_pipeline_before_terminate_is_carried_out_though_the_origin_takes_it_slowly(
+    near: Pgnear, origin: Server, witnesses: list[WireClient]
+) -> None:
+    client = logged_in(WireClient(near.port))
+    text = "insert into vanished values (3) -- " + "x" * 10_000
+    with origin.connect() as locker:
+        locker.execute("begin; lock table vanished")
+        client.send(query(text) * 100, frame("X"))
+        client.socket.shutdown(socket.SHUT_WR)
+        until(lambda: at_work(origin, "insert into vanished"))
+        locker.execute("rollback")
+    until(lambda: origin.execute("select count(*) from vanished where a = 3") == [(100,)])
+    origin.execute("delete from vanished")
+    client.hang_up()
+    is_free_again(near, origin)
+    all_are_clean(witnesses)
+
+
+def test_one_that_vanishes_behind_more_than_the_origin_takes_does_not_keep_it_at_work(
+    near: Pgnear, origin: Server, witnesses: list[WireClient]
+) -> None:
+    client = logged_in(WireClient(near.port))
+    with origin.connect() as locker:
+        locker.execute("begin; lock table vanished")
+        client.send(query("insert into vanished values (4) -- " + "x" * 10_000) * 40)
+        until(lambda: at_work(origin, "insert into vanished"))
+        client.socket.shutdown(socket.SHUT_WR)
+        until(lambda: not held(near, origin), within=CANCEL_WAIT_SECONDS + SLACK_SECONDS)
+    client.hang_up()
+    all_are_clean(witnesses)

@@ -9,7 +9,7 @@ import pytest
 
 from pooler import function_call
 from pooler.function_call import FIRST_USER_OID
-from pooler.sql.functions import BUILT_IN_PINS
+from pooler.sql.functions import BUILT_IN_PINS, RUNS_TEXT, SLOT_MAKERS
 from pooler.sql.statement import Part, PinKind
 from pooler.sql.traces import UNKNOWN
 from tests.support.postgres import Server
@@ -34,11 +34,15 @@ def test_the_functions_known_by_their_oids_are_those_that_statements_are_known_b
     """One missing would leave its effects to the next client of the connection."""
     known = function_call._PARTS
     calls = "select oid::int, proname from pg_proc where oid < 16384 and (proname = any (%s) or oid = any (%s))"
-    found = dict(cast(Any, origin.execute(calls, list(BUILT_IN_PINS), list(known))))
+    found = dict(cast(Any, origin.execute(calls, [*BUILT_IN_PINS, *SLOT_MAKERS, *RUNS_TEXT], list(known))))
     assert {oid: name for oid, name in found.items() if oid not in known} == {}
     for oid, name in found.items():
         if name in BUILT_IN_PINS:
             assert known[oid].pins == {PinKind[BUILT_IN_PINS[name]]}, name
+        elif name in SLOT_MAKERS:
+            assert known[oid].pins == {PinKind.REPLICATION}, name
+        elif name in RUNS_TEXT:
+            assert known[oid].pins == {PinKind.HIDDEN}, name
         else:
             assert name.startswith("pg_advisory_unlock"), name
             assert (known[oid].pins, known[oid].releases) == (frozenset(), {PinKind.ADVISORY})

@@ -82,9 +82,9 @@ class Bench:
         self.pool.connected(origin)
         return origin
 
-    def fail(self, times: int = 1) -> None:
+    def fail(self, times: int = 1, *, absent: bool = True) -> None:
         for _ in range(times):
-            self.pool.connect_failed(UNREACHABLE, begun=self.began.pop(0))
+            self.pool.connect_failed(UNREACHABLE, begun=self.began.pop(0), absent=absent)
         self.settle()
 
     def ask(self, user: str = "app") -> Client:
@@ -232,6 +232,71 @@ def test_open_it_keeps_no_connection_that_works_from_working() -> None:
     assert holder.origin is origin
     bench.pool.release(origin)
     assert waiter.origin is origin
+
+
+# ---- an origin that is not back yet when its pause is over -----------------------------------------------------------
+
+
+def resumed_too_early() -> tuple[Bench, Client]:
+    """The origin went, the breaker opened, and somebody has asked during the pause and waits."""
+    bench = Bench(pool_size=1, **{"breaker.failures": 1})
+    bench.ask()
+    bench.fail()
+    bench.pool.hold()
+    waiter = bench.ask()
+    Bench.now += 30
+    bench.tick()
+    bench.pool.let_go()
+    bench.settle()
+    assert bench.began  # tried at once, whenever the breaker had meant to
+    bench.fail()
+    assert not bench.pool.breaker.closed
+    return bench, waiter
+
+
+def test_who_waited_through_a_pause_waits_until_the_origin_is_back_and_so_does_who_comes_then() -> None:
+    bench, waiter = resumed_too_early()
+    late = bench.ask()
+    attempts = bench.attempts
+    Bench.now += 0.5
+    bench.tick()
+    assert bench.attempts == attempts  # no sooner than the breaker says
+    Bench.now += 5
+    bench.tick()
+    assert bench.attempts == attempts + 1
+    assert (waiter.error, late.error) == (None, None)
+    made = bench.succeed()
+    assert waiter.origin is made
+    bench.pool.release(made)
+    assert late.origin is made
+    made.close()
+    bench.tick()
+    assert bench.ask().error is None
+    bench.fail()
+    assert bench.ask().error is not None  # the origin was back; what happens from then on is an outage like any other
+
+
+def test_an_origin_that_stays_away_is_waited_for_no_longer_than_pool_wait_timeout() -> None:
+    bench, waiter = resumed_too_early()
+    Bench.now += 9
+    late = bench.ask()
+    bench.tick()
+    bench.fail()
+    assert (waiter.error, late.error) == (None, None)
+    Bench.now += 1.1
+    bench.tick()
+    for client in (waiter, late, bench.ask()):
+        assert client.error is not None
+        assert (client.error.sqlstate, "Connection refused" in client.error.message) == ("57P03", True)
+
+
+def test_an_origin_that_is_there_and_says_no_is_not_waited_for() -> None:
+    bench = Bench(pool_size=1)
+    bench.pool.hold()
+    waiter = bench.ask()
+    bench.pool.let_go()
+    bench.fail(absent=False)
+    assert waiter.error is not None
 
 
 # ---- an origin that says nothing -------------------------------------------------------------------------------------

@@ -77,7 +77,25 @@ def test_local_settings_are_known_but_never_follow(text: str) -> None:
         ("do $$ begin set work_mem = '1MB'; end $$", PinKind.HIDDEN),
         ("do $$ begin perform set_config('a.b', 'c', false); end $$", PinKind.HIDDEN),
         ("do $$ begin execute 'listen news'; end $$", PinKind.HIDDEN),
-        ("select dblink_connect('x')", PinKind.HIDDEN),
+        ("select dblink_connect('x')", PinKind.LASTING),
+        ("select * from dblink('named', 'select 1') as t(a int)", PinKind.HIDDEN),
+        ("select dbms_output.put_line('x')", PinKind.HIDDEN),
+        ("select pg_backup_start('x')", PinKind.LASTING),
+        ("select pg_create_physical_replication_slot('s', false, true)", PinKind.REPLICATION),
+        ("select pg_create_logical_replication_slot('s', 'pgoutput', temporary => true)", PinKind.REPLICATION),
+        ("select pg_create_logical_replication_slot('s', 'pgoutput', $1)", PinKind.REPLICATION),
+        ("select pg_copy_logical_replication_slot('s', 'd', 't'::bool)", PinKind.REPLICATION),
+        ("select query_to_xml('select set_config(''a.b'', ''c'', false)', true, false, '')", PinKind.HIDDEN),
+        ("select query_to_xml($1, true, false, '')", PinKind.HIDDEN),
+        ("select query_to_xml(format('select %s', f), true, false, '') from t", PinKind.HIDDEN),
+        ("select query_to_xmlschema(query => 'listen x', tableforest => true)", PinKind.HIDDEN),
+        ("select * from ts_stat('select set_config(''a.b'', v, false)::tsvector from t')", PinKind.HIDDEN),
+        ("select ts_rewrite('a'::tsquery, 'select t, s from make_aliases(pg_advisory_lock(1))')", PinKind.HIDDEN),
+        ("select * from crosstab('select a, b, pg_advisory_lock(1) from t') as t(a int, b int)", PinKind.HIDDEN),
+        ("select * from crosstab($1, $2) as t(a int, b int)", PinKind.HIDDEN),
+        ("do $$ begin perform dblink_connect('named', 'x'); end $$", PinKind.LASTING),
+        ("do $$ begin perform setseed(0.5); end $$", PinKind.LASTING),
+        ("do language plpython3u $$ GD['a'] = 1 $$", PinKind.LASTING),
         ("select set_config('a.b', v, false) from t", PinKind.SETTING),
         ("select set_config('a' || '.b', 'c', false)", PinKind.SETTING),
         ("set work_mem from current", PinKind.SETTING),
@@ -104,6 +122,15 @@ def test_what_cannot_follow_pins(text: str, kind: PinKind) -> None:
         "begin",
         "select set_config('a.b', v, true) from t",
         "create function f() returns int language sql set work_mem = '1MB' as 'select 1'",
+        "select pg_create_physical_replication_slot('s', true)",
+        "select pg_create_logical_replication_slot('s', 'pgoutput', false)",
+        "select pg_create_logical_replication_slot('s', 'pgoutput', twophase => true)",
+        "select query_to_xml('select * from t', true, false, null)",
+        "select * from crosstab('select a, b, c from t', 'values (1), (2)') as t(a int, b int)",
+        "select * from ts_stat('select v from t')",
+        "select ts_rewrite(q, t, s) from aliases",
+        "do language plpython3u $$ plan = SD.setdefault('plan', plpy.prepare('select 1')) $$",
+        "do $$ begin perform 'GD'; end $$",
     ],
 )
 def test_what_leaves_nothing_does_not_pin(text: str) -> None:
@@ -144,7 +171,7 @@ def test_named_functions_pin_and_forgotten_ones_are_forgotten() -> None:
     classifier = Classifier(parse_always=False, session_functions=frozenset({"remember_user"}))
     assert PinKind.HIDDEN in classifier(b"select app.remember_user(7)").parts[0].pins
     assert not classifier(b"select hush()").has_effects
-    classifier.found_functions("shop", frozenset({"hush"}))
+    classifier.found_functions("shop", {"hush": PinKind.HIDDEN})
     assert PinKind.HIDDEN in classifier(b"select hush()").parts[0].pins
     assert not classifier(b"select 'hush'").has_effects
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import tracemalloc
 from time import process_time
 
 import pytest
@@ -158,3 +160,37 @@ def test_a_long_list_is_understood_whatever_its_length() -> None:
 def test_what_cannot_be_parsed_has_no_fingerprint() -> None:
     text = b"select " + b"a + " * parser.LONGEST + b"a"
     assert parser.fingerprint(text) == parser.normalized(text) == ""
+
+
+HEAVY = {
+    "names": lambda number: "select " + ", ".join(f"col_{number}_{each}" for each in range(500)),
+    "functions": lambda number: "select " + ", ".join(f"f_{number}_{each}({each})" for each in range(300)),
+    "settings": lambda number: f"set application_name = '{number} {'x' * 8000}'",
+    "comments": lambda number: f"select {number} /* {'x' * 8000} */ from t",
+    "numbers": lambda number: f"select {number}, " + ", ".join(map(str, range(1000))) + f" from t{number}",
+}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_what_is_remembered_of_texts_is_bounded_in_bytes(kind: str) -> None:
+    """It was in entries alone: 20,000 texts of 500 names each took 1.5 GB."""
+    limit = 1 << 20
+    classifier = Classifier(parse_always=True, max_bytes=limit)
+    tracemalloc.start()
+    try:
+        for number in range(60):
+            classifier(HEAVY[kind](number).encode())
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.25 * limit
+
+
+def test_texts_that_were_asked_for_last_are_still_remembered_when_there_is_no_room_for_all() -> None:
+    classifier = Classifier(parse_always=True, max_bytes=4 << 20)
+    texts = [HEAVY["names"](number).encode() for number in range(40)]
+    for text in texts:
+        classifier(text)
+    assert texts[-1] in classifier.remembered
+    assert texts[0] not in classifier.remembered
