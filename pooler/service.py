@@ -471,7 +471,7 @@ class Service:
                     origin.settings = origin.settings.doubted()
 
     def catalog_changed(self, pool: Pool) -> None:
-        """DDL passed: until its catalog has been read anew no worker caches anything of `pool`; any table may be new."""
+        """DDL passed: until its catalog has been read anew nothing of `pool` is cached, by any worker."""
         if self.board is not None:
             self.board.put_catalog(pool.name)
         self.forget_catalog(pool)

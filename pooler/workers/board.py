@@ -39,14 +39,16 @@ TABLE, DATABASE, CATALOG, SCHEMA, EVERYTHING = range(1, 6)
 """What an item says: a table was written; anything of a database was; names may mean something else; DDL, which is both
 and concerns prepared statements, too; all of that for every database."""
 
-CLIENTS, REPLICATION, LOAD = range(3)
-"""What is counted beside sources."""
+CLIENTS, REPLICATION, LOAD, TAKEN = range(4)
+GIVEN: Final = 64
+"""What is counted beside sources. LOAD: clients and who logs in, and one; TAKEN: clients that others have passed on to
+this worker; GIVEN and behind it, one for each worker: those that this one has passed on to it."""
 
 BACKENDS: Final = 1024
 """Origin connections of a worker that are remembered beyond its death."""
 
-_COUNTS: Final = 16 + SOURCES
-_FIRST_SOURCE: Final = 16
+_COUNTS: Final = 128 + SOURCES
+_FIRST_SOURCE: Final = 128
 _WORD: Final = 8
 _TABLE_BITS: Final = 32
 _DATABASE_BITS: Final = 12
@@ -200,6 +202,10 @@ class Board:
         """This worker has so many of `what` (`CLIENTS`, `REPLICATION`)."""
         self._counts[self.index * _COUNTS + what] = number
 
+    def add(self, what: int) -> None:
+        """One more of `what` here."""
+        self._counts[self.index * _COUNTS + what] += 1
+
     def each(self, what: int) -> list[int]:
         """How many of `what` each worker has."""
         return [self._counts[worker * _COUNTS + what] for worker in range(self.count)]
@@ -249,6 +255,8 @@ class Board:
         self._words[self._first_backend + index * BACKENDS] = 0
         start = index * _COUNTS
         self._counts[start : start + _COUNTS] = memoryview(bytes(_COUNTS * 4)).cast("i")
+        for worker in range(self.count):
+            self._counts[worker * _COUNTS + GIVEN + index] = 0
 
     def worker_lost(self, index: int) -> list[tuple[int, int]]:
         """For the parent: the worker `index` has died. What it had on its way to the board, nobody knows.

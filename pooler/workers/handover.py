@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import deque
-from collections.abc import Sequence
-from time import monotonic
 
-from pooler.workers.board import LOAD, Board
+from pooler.workers.board import GIVEN, LOAD, TAKEN, Board
 
 MEANS_NOTHING = 1
 """A difference in clients that nobody is passed on for."""
-
-ARRIVES_WITHIN = 0.02
-"""Seconds after which a client that was passed on is taken to be counted where it went."""
 
 
 class Handover:
@@ -33,7 +27,6 @@ class Handover:
         self.inbox = inbox
         self._board = board
         self._outboxes = outboxes
-        self._on_their_way: deque[tuple[float, int]] = deque()
 
     def set_load(self, clients: int) -> None:
         """This worker has so many, those who are logging in included."""
@@ -48,7 +41,7 @@ class Handover:
             socket.send_fds(self._outboxes[receiver], [b"c"], [client.fileno()])
         except OSError:
             return False  # it has not taken in those it was given before
-        self._on_their_way.append((monotonic(), receiver))
+        self._board.add(GIVEN + receiver)
         return True
 
     def _receiver(self, clients: int) -> int | None:
@@ -57,15 +50,13 @@ class Handover:
         return receiver if receiver is not None and loads[receiver] + MEANS_NOTHING < clients else None
 
     def _loads(self) -> dict[int, int]:
-        counts: Sequence[int] = self._board.each(LOAD)
-        loads = {index: counts[index] - 1 for index in self._outboxes if counts[index]}
-        since = monotonic() - ARRIVES_WITHIN
-        while self._on_their_way and self._on_their_way[0][0] < since:
-            self._on_their_way.popleft()
-        for _, index in self._on_their_way:
-            if index in loads:
-                loads[index] += 1
-        return loads
+        """How many clients each other worker has, those on their way to it included."""
+        counts, taken = self._board.each(LOAD), self._board.each(TAKEN)
+        return {
+            index: counts[index] - 1 + max(0, sum(self._board.each(GIVEN + index)) - taken[index])
+            for index in self._outboxes
+            if counts[index]
+        }
 
     def take_in(self) -> tuple[socket.socket, object] | None:
         """A client that was passed on to this worker and who it is, as `socket.accept` says it; None: there is none.
@@ -76,6 +67,7 @@ class Handover:
         _, descriptors, _, _ = socket.recv_fds(self.inbox, 1, 1)
         if not descriptors:
             return None
+        self._board.add(TAKEN)
         os.set_inheritable(descriptors[0], False)
         client = socket.socket(fileno=descriptors[0])
         client.setblocking(False)

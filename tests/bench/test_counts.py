@@ -196,7 +196,7 @@ def test_who_never_asks_for_sequence_values_does_not_pay_for_those_who_do(origin
 
 
 LOGINS = 50
-LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES, LOGIN_POLLER = 99, 3, 5, 1
+LOGIN_CALLS, LOGIN_SENDS, LOGIN_RECEIVES, LOGIN_POLLER = 100, 3, 5, 1
 """For one login with SCRAM and its end: AuthenticationSASL, its continuation, and all the rest are one send each;
 receives are one for each message of the client, with some that look in vain. Its socket is registered once."""
 

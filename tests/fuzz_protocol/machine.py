@@ -118,7 +118,7 @@ class _Transport:
             raise TransportClosed("broken")
         self._take()
 
-    def pause(self) -> None:
+    def pause(self, *, heed_end: bool = False) -> None:
         self.reading = False
 
     def resume(self) -> None:

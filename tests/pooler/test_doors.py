@@ -33,7 +33,7 @@ class _Exhausted:
 
 def _service() -> Any:
     config = SimpleNamespace(max_unauthenticated_connections=10, client_login_timeout=60.0)
-    return SimpleNamespace(reactor=Reactor(), config=config, stats=Stats(), sessions=set())
+    return SimpleNamespace(reactor=Reactor(), config=config, stats=Stats(), sessions=set(), handover=None)
 
 
 def test_without_descriptors_the_door_is_shut_until_the_next_look() -> None:

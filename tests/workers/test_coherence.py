@@ -39,6 +39,7 @@ class Worker:
             pools=self.pools,
             peers=None,
             forget_catalog=lambda pool: self.forgotten.append(pool.name),
+            doubt_roles=lambda: None,
         )
         hearsay.listen(service, self.board)
 
