@@ -190,6 +190,8 @@ class Trial:
         self._stamps = stamps
 
     def succeeded(self) -> None:
+        if self._stamps == self._held.stamps:
+            return  # another connection was made with them at the same time
         changed = _changed(self._held, self._stamps)
         self._held.context, self._held.stamps, self._held.rejected = self.context, self._stamps, None
         certificate_reloads["used"] += 1
