@@ -575,6 +575,8 @@ async def serve(
             supervisor.ready()
             if stop is not None:
                 await stop.wait()
+                if peers is not None:
+                    peers.line.tell("leaving")
                 await drain.begin(service, listeners)
             else:
                 await trio.sleep_forever()

@@ -43,6 +43,8 @@ FAREWELL_SECONDS = 1.0
 async def begin(service: Service, listeners: list[socket.socket]) -> None:
     """Begin the drain while still listening: a successor on the same addresses takes who comes from now on."""
     service.draining = True
+    if service.handover is not None:
+        service.handover.leave()
     supervisor.stopping()
     if service.config.reuse_port:
         for listener in listeners:

@@ -27,10 +27,17 @@ class Handover:
         self.inbox = inbox
         self._board = board
         self._outboxes = outboxes
+        self._leaving = False
 
     def set_load(self, clients: int) -> None:
         """This worker has so many, those who are logging in included."""
-        self._board.set_count(LOAD, clients + 1)  # nothing there means that nobody is
+        if not self._leaving:
+            self._board.set_count(LOAD, clients + 1)  # nothing there means that nobody is
+
+    def leave(self) -> None:
+        """This worker is to be given nobody any more."""
+        self._leaving = True
+        self._board.set_count(LOAD, 0)
 
     def pass_on(self, client: socket.socket, clients: int) -> bool:
         """Give `client` to a worker with fewer, where this one has `clients`; False: it stays. Its socket is copied."""

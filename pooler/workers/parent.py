@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.logs import get_logger
 from pooler.service import first_reason, raise_file_limit
 from pooler.workers import board
+from pooler.workers.board import LOAD
 from pooler.workers.http import application
 from pooler.workers.line import Line, LineLost
 from protocol.responses import PgError
@@ -49,17 +51,25 @@ class Member:
       process, line: the present one's; line is None while there is none.
       listeners: the sockets that it accepts from, and that the next one in its place will. inbox, outbox: by which it
         is given clients that others have accepted.
-      started: one has served clients in this place. serves: the present one does.
+      started: one has served clients in this place. serves: the present one does. vacancy: how long others are given
+        those who connect to it, while none does.
     """
 
     def __init__(self, index: int, listeners: list[socket.socket]) -> None:
         self.index = index
         self.listeners = listeners
         self.inbox, self.outbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.outbox.setblocking(False)
         self.process: trio.Process | None = None
         self.line: Line | None = None
         self.started = trio.Event()
         self.serves = False
+        self.vacancy: trio.CancelScope | None = None
+
+    @property
+    def own_listeners(self) -> list[socket.socket]:
+        """Those that no other worker accepts from."""
+        return [each for each in self.listeners if each.family != socket.AF_UNIX]
 
 
 class Parent:
@@ -109,6 +119,7 @@ class Parent:
             self.members = [Member(index, listeners) for index, listeners in enumerate(sockets)]
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     nursery.start_soon(self._follow_signals, signals, nursery)
                     if (http := self._http or self.config.http) is not None:
                         pages = application(self)
@@ -188,6 +199,7 @@ class Parent:
                 return
             if not member.started.is_set():
                 raise CannotStart
+            self._vacate(member)
             self.restarts += 1
             log.error("worker_ended", worker=member.index, status=status, again_in=pause)
             for other in self.members:
@@ -199,6 +211,37 @@ class Parent:
                 await self.stopping.wait()
                 return
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _vacate(self, member: Member) -> None:
+        """Nobody accepts in this place any more: who connects there is given to the others until somebody does."""
+        member.serves = False
+        if member.vacancy is None and not self.stopping.is_set() and not self._outlived:
+            member.vacancy = trio.CancelScope()
+            self._nursery.start_soon(self._stand_in, member)
+
+    async def _stand_in(self, member: Member) -> None:
+        assert member.vacancy is not None
+        with member.vacancy:
+            async with trio.open_nursery() as nursery:
+                for listener in member.own_listeners:
+                    nursery.start_soon(self._redirect, listener)
+        member.vacancy = None
+
+    async def _redirect(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            loads = self.board.each(LOAD)
+            receiver = min(
+                (other for other in self.members if other.serves), key=lambda other: loads[other.index], default=None
+            )
+            if receiver is None:
+                await trio.sleep(FIRST_PAUSE)
+                continue
+            await trio.lowlevel.wait_writable(receiver.outbox)
+            with suppress(OSError):  # somebody has given up
+                client, _ = listener.accept()
+                with client:
+                    socket.send_fds(receiver.outbox, [b"c"], [client.fileno()])
 
     async def _live(self, member: Member) -> int:
         """One worker's life; its exit status."""
@@ -249,6 +292,11 @@ class Parent:
         if what == "started":
             member.started.set()
             member.serves = True
+            if member.vacancy is not None:
+                member.vacancy.cancel()
+            return None
+        if what == "leaving":
+            self._vacate(member)
             return None
         if what == "one":
             return next(iter(await self._ask(data["what"], data["data"], [data["index"]])), None)
@@ -294,6 +342,9 @@ class Parent:
             log.info("stopping", signal=signal.Signals(number).name)
             if not self.stopping.is_set():
                 self.stopping.set()
+                for member in self.members:
+                    if member.vacancy is not None:
+                        member.vacancy.cancel()
                 supervisor.stopping()
                 self._close()  # they have the sockets, too, and take in who has connected
             for process in self._processes():

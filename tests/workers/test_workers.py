@@ -44,6 +44,12 @@ def worker_of(client: psycopg.Connection) -> int:
     return (client.info.backend_pid - greeting._ABOVE_ALL_PROCESSES) % 2
 
 
+def have_clients(near: Pgnear) -> set[int]:
+    """Which workers take in those who connect now."""
+    with clients(near) as connected:
+        return {worker_of(client) for client in connected}
+
+
 def processes(near: Pgnear) -> dict[int, int]:
     """The latest process of each worker."""
     return {line["worker"]: line["pid"] for line in near.log_lines if line.get("event") == "worker_started"}
@@ -121,9 +127,9 @@ def test_a_worker_that_dies_takes_only_its_own_clients_along_and_another_takes_i
             else:
                 with pytest.raises(psycopg.OperationalError):
                     client.execute("select 1")
-        with clients(near) as others:  # those of the dead one's place wait until it is filled
-            assert {worker_of(client) for client in others} == {0, 1}
+        with clients(near) as others:
             assert [client.execute("select 2").fetchone() for client in others] == [(2,)] * CLIENTS
+    until(lambda: have_clients(near) == {0, 1}, what="nobody is in its place", within=40)
     assert processes(near)[0] != victim
 
 
@@ -213,3 +219,19 @@ def test_no_worker_has_many_more_clients_than_another(house: Callable[..., Pgnea
     with clients(house(), 40) as connected:
         assert abs(sum(1 if worker_of(client) else -1 for client in connected)) <= 2
         assert [client.execute("select 1").fetchone() for client in connected] == [(1,)] * 40
+
+
+def test_who_connects_while_a_worker_is_away_is_served_by_the_others(house: Callable[..., Pgnear]) -> None:
+    """It is away for as long as a client of it may take for its transaction, here without end."""
+    near = house()
+    with clients(near, 8) as connected:
+        stays = next(client for client in connected if worker_of(client) == 0)
+        stays.execute("begin")
+        stays.execute("select 1")
+        os.kill(processes(near)[0], signal.SIGTERM)
+        until(lambda: have_clients(near) == {1})
+        with clients(near) as others:
+            assert [client.execute("select 2").fetchone() for client in others] == [(2,)] * CLIENTS
+        assert stays.execute("select 3").fetchone() == (3,)
+        stays.execute("commit")
+    until(lambda: have_clients(near) == {0, 1}, what="nobody is in its place", within=40)
