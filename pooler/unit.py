@@ -304,6 +304,7 @@ class Unit:
             if kind == FAIL:
                 origin.emit(argument)
                 forward = False
+            self.undo(down_to=1)
             is_last = session is not None and session.statements.get(b"") is argument
             self.undo()
             if session is None:
@@ -323,9 +324,9 @@ class Unit:
                 session.forget_unnamed(self.parsed)
         return forward
 
-    def undo(self) -> None:
-        """Take back what the steps that were never answered have assumed, latest first."""
-        while self.steps:
+    def undo(self, down_to: int = 0) -> None:
+        """Take back what the steps that were never answered have assumed, latest first; so many at the head stay."""
+        while self.steps is not None and len(self.steps) > down_to:
             undo = self.steps.pop()[3]
             if undo is not None:
                 undo()
