@@ -11,7 +11,7 @@ from pooler.sql.functions import LIBRARIES_WITH_SESSIONS
 from pooler.sql.statement import PinKind
 
 _HIDDEN = (
-    r"""(^|;|'|\$\$|{b}begin|{b}then|{b}else|{b}loop)\s*"""
+    r"""(^|;|[^|\s]\s*'|\$\$|{b}begin|{b}then|{b}else|{b}loop)\s*"""
     r"""(set\s+(session\s+)?(?!local{b})(?!transaction{b})(?!constraints{b})|reset\s|listen\s|unlisten\s|load\s|"""
     r"""prepare\s|deallocate\s|discard\s|create\s+(local\s+|global\s+)?temp)"""
     r"""|{b}set_config\s*\([^;]*,\s*(false|'f[^']*'|'off'|'0')\s*\)"""

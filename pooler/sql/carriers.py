@@ -163,12 +163,13 @@ SELECT 'refers', k.confrelid::pg_catalog.text, k.conrelid::pg_catalog.text, k.co
        k.confupdtype::pg_catalog.text, '' FROM pg_catalog.pg_constraint k WHERE k.contype {_EQ} 'f'
 UNION ALL
 SELECT DISTINCT 'calls', f.oid::pg_catalog.text, g.oid::pg_catalog.text, '', '', ''
-  FROM functions f, LATERAL pg_catalog.regexp_matches(f.body, '(\w+)"?\s*\(', 'g') AS said
+  FROM functions f, LATERAL pg_catalog.regexp_matches(f.body, $p$(\w+)"?\s*\($p$, 'g') AS said
   JOIN functions g ON pg_catalog.lower(g.proname) {_EQ} pg_catalog.lower(said[1])
 UNION ALL
 SELECT DISTINCT 'names', f.oid::pg_catalog.text, r.oid::pg_catalog.text, pg_catalog.lower(said[1]), '', ''
-  FROM functions f, LATERAL pg_catalog.regexp_matches(f.body, '\y(insert|merge|update|delete|truncate|copy|from|join)'
-         '\s+(?:(?:into|from|table|only|lateral)\s+)*(?:"?\w+"?\s*\.\s*)?"?(\w+)', 'gi') AS said
+  FROM functions f,
+       LATERAL pg_catalog.regexp_matches(f.body, $p$\y(insert|merge|update|delete|truncate|copy|from|join)\s+$p$
+           OPERATOR(pg_catalog.||) $p$(?:(?:into|from|table|only|lateral)\s+)*(?:"?\w+"?\s*\.\s*)?"?(\w+)$p$, 'gi') said
   JOIN relations r ON pg_catalog.lower(r.relname) {_EQ} pg_catalog.lower(said[2])
 UNION ALL
 SELECT 'function', p.oid::pg_catalog.text, p.proname, '', '', '' FROM pg_catalog.pg_proc p WHERE p.oid {_USERS}

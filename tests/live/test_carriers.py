@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.conftest import Start
 from tests.support.postgres import Server
 from tests.support.process import Pgnear, running
 from tests.support.waiting import until
@@ -44,6 +45,17 @@ create table conditional(a int);
 create trigger t after update on conditional for each row when (remember(new.a)) execute function stamp_here();
 insert into conditional values (1);
 
+create function seeds() returns trigger language plpgsql as $$ begin perform setseed(0.5); return new; end $$;
+create table seeding(a int);
+create trigger t before insert on seeding for each row execute function seeds();
+create function counts() returns trigger language plpgsql as $$ begin
+  execute 'update ' || tg_argv[0] || ' set a = a'; return new; end $$;
+create table counting(a int);
+create trigger t before insert on counting for each row execute function counts('plain');
+create function by_parts() returns trigger language plpgsql as $$ begin
+  execute 'se' || 't app.who = ''leak'''; return new; end $$;
+create table by_parts(a int);
+create trigger t before insert on by_parts for each row execute function by_parts();
 create table local_only(a int);
 create trigger t before insert on local_only for each row execute function stamp_here();
 create table attribute(a int);
@@ -125,6 +137,7 @@ HARMLESS = {
     "set_config that is local": "select a from local_view",
     "SET LOCAL in a trigger": "insert into local_only values (1)",
     "a function's own setting": "insert into attribute values (1)",
+    "an UPDATE put together in a trigger": "insert into counting values (1)",
     "the name in a literal": "select 'by_view'",
 }
 
@@ -135,7 +148,7 @@ class Place:
     dsn: dict[str, str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def place(origin: Server) -> Iterator[Place]:
     """A database full of carriers, behind a pgnear with a single connection to it."""
     origin.execute("create database carriers")
@@ -192,6 +205,40 @@ def test_a_trigger_that_a_client_makes_is_known_to_the_others_at_once(place: Pla
         assert place.near.metric("clients_pinned") == 1
         client.execute("discard all")
         assert maker.execute("select current_setting('app.who', true)").fetchone() != ("leak",)
+
+
+def test_a_reading_of_the_catalog_does_not_forget_what_is_not_yet_committed(pgnear: Start, origin: Server) -> None:
+    """It does not see it. Done by then, the trigger's effects were the next client's until the next reading."""
+    near = pgnear(url=origin.url("carriers"), pool_size=3)
+    near.wait_for_log("session_effects_found")
+    dsn = {"dbname": "carriers"}
+    with near.connect(dsn=dsn) as maker, near.connect(dsn=dsn) as other:
+        maker.execute("begin")
+        maker.execute("create table meanwhile (a int)")
+        maker.execute("create trigger t after insert on meanwhile for each row execute function stamp()")
+        other.execute("create trigger another before delete on counting for each row execute function stamp()")
+        near.wait_for_log("session_effects_found", count=2)
+        maker.execute("insert into meanwhile values (1)")
+        maker.execute("commit")
+        assert near.metric("clients_pinned") == 1
+
+
+def test_a_function_that_the_operator_names_is_found_behind_a_trigger(pgnear: Start, origin: Server) -> None:
+    near = pgnear(url=origin.url("carriers"), pool_size=2, session_functions="by_parts")
+    near.wait_for_log("session_effects_found")
+    with near.connect(dsn={"dbname": "carriers"}) as client:
+        client.execute("insert into by_parts values (1)")
+        assert near.metric("clients_pinned") == 1
+
+
+def test_effects_that_outlive_discard_all_end_with_the_connection(place: Place) -> None:
+    with place.near.connect(dsn=place.dsn) as other:
+        pid = other.execute("select pg_backend_pid()").fetchone()
+        with place.near.connect(dsn=place.dsn) as client:
+            client.execute("insert into seeding values (1)")
+            client.execute("discard all")
+            assert place.near.metric("clients_pinned") == 1
+        assert other.execute("select pg_backend_pid()").fetchone() != pid
 
 
 def test_a_trigger_that_is_gone_pins_nobody_any_more(place: Place) -> None:
