@@ -32,6 +32,7 @@ Row = Sequence[str]
 
 DELETE, TRUNCATE, TRUNCATE_CASCADE = Change.DELETE.value, Change.TRUNCATE.value, Change.TRUNCATE_CASCADE.value
 OPERATOR, TYPE = "operator", "type"
+_WRITES = tuple(event for event in EVENTS if event not in (READ, REFRESH))
 
 _RULE_EVENTS = {"1": (READ,), "2": (UPDATE,), "3": (INSERT,), "4": (DELETE,)}
 _POLICY_EVENTS = {"r": (READ,), "a": (INSERT,), "w": (UPDATE,), "d": (DELETE,), "*": (READ, INSERT, UPDATE, DELETE)}
@@ -250,16 +251,17 @@ class _Graph:
                 self._add_foreign_key(*row)
 
     def _add_use(self, kind: str, owner: str, code: str, reference: str, oid: str) -> None:
+        """An object refers to `oid`: what it is part of is reached with it, by what the object does."""
         above = self.nodes(kind, owner, code)
-        if reference == "pg_class":
-            is_view = kind == "rule" and code == "1" and self._kinds.get(owner) == "v"
-            for event in EVENTS:
-                if is_view and event not in (READ, REFRESH):
+        if reference != "pg_class":
+            self._users[reference.removeprefix("pg_").replace("proc", "function"), oid] += above
+        elif kind in ("rule", "policy", "function"):
+            self._users[READ, oid] += above
+            for event in _WRITES if kind != "policy" else ():  # which only reads
+                if kind == "rule" and code == "1":
                     self._users[event, oid].append((event, owner))  # what is written to a view goes to its tables
                 else:
                     self._users[event, oid] += above
-        else:
-            self._users[reference.removeprefix("pg_").replace("proc", "function"), oid] += above
 
     def _add_foreign_key(self, parent: str, child: str, on_delete: str, on_update: str, _: str) -> None:
         for event, action in ((DELETE, on_delete), (UPDATE, on_update)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pooler.sql.bodies import effects_of
 from pooler.sql.purity import Facts, enum_name, names
-from pooler.sql.reached import in_body, reached_by
+from pooler.sql.reached import in_body, reached_by, worst
 from pooler.sql.statement import EVENTS, INSERT, READ, REFRESH, TRIGGER_EVENTS, UPDATE, Carrier, Effects, PinKind
 
 _RULE_EVENTS = {"CMD_SELECT": READ, "CMD_UPDATE": "update", "CMD_INSERT": INSERT, "CMD_DELETE": "delete"}
@@ -35,7 +35,7 @@ def _kind(facts: Facts, known: Effects) -> PinKind | None:
     found.update(called)
     if set_config_stays(facts):
         found.add(PinKind.HIDDEN)
-    return _worst(found)
+    return worst(found)
 
 
 def set_config_stays(facts: Facts) -> bool:
@@ -54,11 +54,6 @@ def _spelled(call: Any) -> str:
     return f"{names(call.funcname)[-1]}(x, {'true' if is_true else 'false'})"
 
 
-def _worst(kinds: Iterable[PinKind | None]) -> PinKind | None:
-    found = {PinKind.LASTING if kind is PinKind.LASTING else PinKind.HIDDEN for kind in kinds if kind is not None}
-    return PinKind.LASTING if PinKind.LASTING in found else next(iter(found), None)
-
-
 def _all(name: str, events: Iterable[str], kind: PinKind | None) -> Made:
     return {Carrier(event, name): kind for event in events} if kind is not None else {}
 
@@ -75,7 +70,7 @@ def _as_others(name: str, others: Iterable[str], known: Effects, *, writes_only:
 
 
 def _function(facts: Facts, known: Effects) -> Made:
-    kind = _worst([body_kind(facts.node.options, known), _kind(facts, known)])
+    kind = worst([body_kind(facts.node.options, known), _kind(facts, known)])
     return {names(facts.node.funcname)[-1]: kind} if kind is not None else {}
 
 
@@ -89,11 +84,11 @@ def body_kind(options: Any, known: Effects) -> PinKind | None:
         elif option.def_elem.defname == "as":
             found = [item.string.sval for item in argument.list.items]
             bodies += found or [argument.string.sval]
-    return _worst([*(effects_of(body, language) for body in bodies), *(in_body(body, known) for body in bodies)])
+    return worst([*(effects_of(body, language) for body in bodies), *(in_body(body, known) for body in bodies)])
 
 
 def _trigger(facts: Facts, known: Effects) -> Made:
-    kind = _worst([known.get(names(facts.node.funcname)[-1]), _kind(facts, known)])
+    kind = worst([known.get(names(facts.node.funcname)[-1]), _kind(facts, known)])
     events = [event for bit, each in TRIGGER_EVENTS.items() if facts.node.events & bit for event in each]
     return _all(facts.node.relation.relname, events, kind)
 
@@ -135,7 +130,7 @@ def _defined(facts: Facts, known: Effects) -> Made:
     """CREATE OPERATOR and CREATE AGGREGATE."""
     name, kind = names(facts.node.defnames)[-1], enum_name(facts.node, "kind")
     given = [each.def_elem.arg.type_name.names for each in facts.node.definition]
-    leads = _worst(known.get(names(each)[-1]) for each in given if each)
+    leads = worst(known.get(names(each)[-1]) for each in given if each)
     if leads is None or kind not in ("OBJECT_OPERATOR", "OBJECT_AGGREGATE"):
         return {}
     return {Carrier("operator", name) if kind == "OBJECT_OPERATOR" else name: leads}

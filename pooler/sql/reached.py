@@ -51,7 +51,7 @@ def in_body(body: str, known: Effects) -> PinKind | None:
     if not known:
         return None
     said = words(body)
-    return _worst(kind for key, kind in known.items() if _is_named(key, said, body))
+    return worst(kind for key, kind in known.items() if _is_named(key, said, body))
 
 
 def _is_named(key: str | Carrier, said: frozenset[str], text: str) -> bool:
@@ -59,6 +59,9 @@ def _is_named(key: str | Carrier, said: frozenset[str], text: str) -> bool:
     return name.lower() in said if is_word(name) else name in text
 
 
-def _worst(kinds: Iterable[PinKind]) -> PinKind | None:
-    found = set(kinds)
-    return PinKind.LASTING if PinKind.LASTING in found else next(iter(found), None)
+def worst(kinds: Iterable[PinKind | None]) -> PinKind | None:
+    """What `kinds` come to together: whether it outlives DISCARD ALL."""
+    found = set(kinds) - {None}
+    if not found:
+        return None
+    return PinKind.LASTING if PinKind.LASTING in found else PinKind.HIDDEN

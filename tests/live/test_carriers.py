@@ -56,6 +56,11 @@ create function by_parts() returns trigger language plpgsql as $$ begin
   execute 'se' || 't app.who = ''leak'''; return new; end $$;
 create table by_parts(a int);
 create trigger t before insert on by_parts for each row execute function by_parts();
+create table members(a int);
+create trigger t after insert on members for each row execute function stamp();
+create table shared(a int);
+alter table shared enable row level security;
+create policy p on shared using (a in (select a from members));
 create table local_only(a int);
 create trigger t before insert on local_only for each row execute function stamp_here();
 create table attribute(a int);
@@ -138,6 +143,8 @@ HARMLESS = {
     "SET LOCAL in a trigger": "insert into local_only values (1)",
     "a function's own setting": "insert into attribute values (1)",
     "an UPDATE put together in a trigger": "insert into counting values (1)",
+    "a policy that reads a table with a trigger": "select * from shared",
+    "a view of what only writes reach": "select * from on_trigger",
     "the name in a literal": "select 'by_view'",
 }
 
