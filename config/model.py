@@ -167,7 +167,8 @@ class Config(Section):
     session_functions: Annotated[tuple[str, ...], BeforeValidator(several)] | None = Field(
         None,
         description="Names of functions with effects on the session that neither their call nor their body shows; "
-        "calling one pins the client. Add those of your extensions; well-known ones are built in.",
+        "calling one pins the client, and so does what reaches it (a trigger, a view, a default). Add those of your "
+        "extensions; well-known ones are built in.",
         examples=["remember_user"],
     )
     strict_custom_settings: bool = Field(

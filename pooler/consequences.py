@@ -49,8 +49,8 @@ def mind(session: Session, statement: Statement, unit: Unit) -> None:
         pins.pin(session, PinKind.TEMPORARY)  # what it makes is temporary without saying so; current_schema(), too
     if statement.changes_defaults:
         session.defaults_change += statement.changes_defaults
-    if statement.session_functions:
-        session.service.found_functions(statement.session_functions)
+    if statement.makes:
+        session.service.add_effects(session.pool, statement.makes)
     if statement.databases:
         session.service.leave_databases(statement.databases)
     if (session.writes or session.schema_changes) and unit.capture is None:

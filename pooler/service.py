@@ -60,7 +60,7 @@ from pooler.replicas import Replica, Replicas
 from pooler.sequences import Kind, Recallers
 from pooler.session import Session
 from pooler.sql.classifier import Classifier
-from pooler.sql.statement import DefaultChange, PinKind
+from pooler.sql.statement import Carrier, DefaultChange, PinKind
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats, certificate_reloads
 from pooler.transport import end_lingering
@@ -127,6 +127,7 @@ class Service:
             parse_always=self.observes, session_functions=frozenset(config.session_functions or ())
         )
         self.prepared = PreparedStatements()
+        self.classifier.when_changed = self._classify_again
         self.recallers = Recallers()
         targets = config.targets(passwords)
         self.pools = {name: Pool(name, target, config, self.stats, self) for name, target in targets.items()}
@@ -265,11 +266,19 @@ class Service:
             hearsay.tell_of_recaller(self.peers, kind)
         return is_new
 
-    def found_functions(self, names: frozenset[tuple[str, PinKind]]) -> None:
-        """A client makes functions that change their session."""
+    def add_effects(self, pool: Pool, made: frozenset[tuple[str | Carrier, PinKind]]) -> None:
+        """A client makes functions that change their session, or what reaches such functions."""
         if self.peers is not None:
-            hearsay.tell_of_functions(self.peers, names)
-        self.classifier.add_functions(names)
+            hearsay.tell_of_effects(self.peers, pool.name, made)
+        self.classifier.add_effects(pool.name, made)
+
+    def _classify_again(self) -> None:
+        """More is known to have effects on sessions, or less: what was prepared before may mean something else."""
+        for prepared in self.prepared:
+            text = prepared.said or prepared.text
+            if prepared.statement.has_effects or self.classifier.names_suspect(text):
+                prepared.statement = self.classifier(text)
+                prepared.asked = None
 
     def step_aside(self, names: frozenset[str]) -> None:
         """Close idle connections to these databases."""

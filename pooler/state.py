@@ -52,7 +52,7 @@ _PROBES = {
 """For each kind of state that the origin can be asked about: whether this connection has any. Of temporary objects 2
 says that they are gone and that their schema is left."""
 
-_MAY_MAKE_SCHEMAS = frozenset({PinKind.TEMPORARY, PinKind.HIDDEN, PinKind.UNPARSABLE})
+_MAY_MAKE_SCHEMAS = frozenset({PinKind.TEMPORARY, PinKind.HIDDEN, PinKind.REACHED, PinKind.UNPARSABLE})
 
 TAINTS = frozenset({PinKind.LASTING, PinKind.LOAD, PinKind.SEED, PinKind.REPLICATION})
 """What not even DISCARD ALL takes back: the connection is closed, not reused."""

@@ -16,7 +16,7 @@ from pooler.sql.views import Edit, edited
 from protocol import framing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pooler.repeats import Repeated
     from pooler.sql.statement import Statement
@@ -187,6 +187,9 @@ class PreparedStatements:
             known = self._known[key] = Prepared(text, types, statement, scope.epoch)
             known.said, known.edits = said, tuple(edits)
         return known
+
+    def __iter__(self) -> Iterator[Prepared]:
+        return iter(list(self._known.values()))
 
     def __len__(self) -> int:
         return len(self._known)

@@ -18,10 +18,12 @@ from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY
 from pooler.logs import get_logger
 from pooler.sequences import SEQUENCE_TABLES_QUERY
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
-from pooler.sql.statement import PinKind
+from pooler.sql.carriers import BUILT_IN_CALLS_QUERY, EDGES_QUERY, STATE_QUERY, carriers_of
+from pooler.sql.statement import NO_EFFECTS, Carrier, Effects
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
+    from pooler.origin import Origin
     from pooler.pool import Pool
     from pooler.service import Service
 
@@ -48,6 +50,7 @@ async def keep_catalog(service: Service, pool: Pool) -> None:
     read_at = 0.0
     known = False
     told = ""  # the problem that was logged last
+    effects = _EffectsReader(service, pool)
     while True:
         begun = monotonic()
         wait = CATALOG_SECONDS
@@ -55,7 +58,7 @@ async def keep_catalog(service: Service, pool: Pool) -> None:
             due = service.cache is not None or (
                 service.observes and (pool.catalog is None or begun >= read_at + IDLE_CATALOG_SECONDS)
             )
-            await _read(service, pool, tables=due)
+            await _read(service, pool, effects, tables=due)
             if due:
                 read_at = monotonic()
             if not known:
@@ -78,7 +81,7 @@ async def keep_catalog(service: Service, pool: Pool) -> None:
         service.catalog_stale[pool.name] = trio.Event()
 
 
-async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
+async def _read(service: Service, pool: Pool, effects: _EffectsReader, *, tables: bool) -> None:
     """One reading, with the catalog of `tables` or without.
 
     Raises:
@@ -91,7 +94,7 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
             configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY), 3)
             defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY), 3)
             sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY), 1)
-            found = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY), 2)
+            await effects.read(origin)
             frames = await ask_origin(origin, CATALOG_QUERY) if tables else None
     pool.reads_committed = isolation == [("read committed",)]
     if changes == pool.defaults.changes:  # with more of them, made by clients meanwhile, it is read again anyway
@@ -102,11 +105,51 @@ async def _read(service: Service, pool: Pool, *, tables: bool) -> None:
             service.keep_defaults(pool, kept)  # what was read is from before
     if not service.catalog_stale[pool.name].is_set():  # otherwise DDL has passed since, and it is read again
         pool.sequence_tables = frozenset(name for (name,) in sequenced)
-    service.classifier.found_functions(
-        pool.name, {name: PinKind.LASTING if lasting == "t" else PinKind.HIDDEN for name, lasting in found}
-    )
     if frames is not None:
         safe = service.config.cache.safe_functions or ()
         catalog = await trio.to_thread.run_sync(Catalog.from_frames, frames, safe)
         if not service.catalog_stale[pool.name].is_set():  # as above
             pool.catalog = catalog
+
+
+class _EffectsReader:
+    """Reads what has effects on sessions, where anything has changed since it did so last."""
+
+    MOST_TOLD = 20
+
+    def __init__(self, service: Service, pool: Pool) -> None:
+        self._service = service
+        self._pool = pool
+        self._state = ""
+        self._found: Effects = NO_EFFECTS
+
+    async def read(self, origin: Origin) -> None:
+        """Raises: as `_read` does."""
+        service, classifier = self._service, self._service.classifier
+        additions = classifier.additions
+        settled = not any(each.schema_changes for each in service.sessions if each.pool is self._pool)
+        [(state,)] = text_rows(await ask_origin(origin, STATE_QUERY), 1)
+        if state != self._state:
+            functions = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY), 3)
+            calls = text_rows(await ask_origin(origin, BUILT_IN_CALLS_QUERY), 4)
+            edges = None
+            if functions or classifier.configured or any(kind != "is" for kind, *_ in calls):
+                edges = await ask_origin(origin, EDGES_QUERY)
+            self._found = await trio.to_thread.run_sync(_follow, functions, calls, edges, classifier.configured)
+            self._state = state
+        if classifier.found_effects(
+            self._pool.name, self._found, complete=settled and classifier.additions == additions
+        ):
+            carriers = sorted(f"{each.what} {each.name}" for each in self._found if isinstance(each, Carrier))
+            log.info(
+                "session_effects_found", pool=self._pool.name, carriers=carriers[: self.MOST_TOLD],
+                more=max(0, len(carriers) - self.MOST_TOLD),
+                functions=sum(isinstance(each, str) for each in self._found),
+            )  # fmt: skip
+
+
+def _follow(
+    functions: list[tuple[str, ...]], calls: list[tuple[str, ...]], edges: list[tuple[int, bytes]] | None,
+    configured: Effects,
+) -> Effects:  # fmt: skip
+    return carriers_of(functions, calls, text_rows(edges, 6) if edges is not None else [], configured)

@@ -11,7 +11,7 @@ from pooler.sql.functions import LIBRARIES_WITH_SESSIONS
 from pooler.sql.statement import PinKind
 
 _HIDDEN = (
-    r"""(^|;|'|\$\$|{b}begin|{b}then|{b}else|{b}loop)\s*"""
+    r"""(^|;|[^|\s]\s*'|\$\$|{b}begin|{b}then|{b}else|{b}loop)\s*"""
     r"""(set\s+(session\s+)?(?!local{b})(?!transaction{b})(?!constraints{b})|reset\s|listen\s|unlisten\s|load\s|"""
     r"""prepare\s|deallocate\s|discard\s|create\s+(local\s+|global\s+)?temp)"""
     r"""|{b}set_config\s*\([^;]*,\s*(false|'f[^']*'|'off'|'0')\s*\)"""
@@ -64,9 +64,9 @@ _IN_C = " OR ".join(
     for library, functions in LIBRARIES_WITH_SESSIONS.items()
 )
 
-SESSION_FUNCTIONS_QUERY = rf"""
-WITH RECURSIVE functions AS MATERIALIZED (
-  SELECT p.proname, b.body, is_text AND {_matches(_HIDDEN)} AS hidden,
+SESSION_FUNCTIONS_QUERY = f"""
+SELECT f.oid, f.proname, f.lasting FROM (
+  SELECT p.oid, p.proname, is_text AND {_matches(_HIDDEN)} AS hidden,
          is_text AND ({_matches(_LASTING)} OR {_KEEPS}) OR l.lanname OPERATOR(pg_catalog.=) 'c' AND ({_IN_C}) AS lasting
     FROM pg_catalog.pg_proc p
     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace
@@ -77,19 +77,9 @@ WITH RECURSIVE functions AS MATERIALIZED (
                               THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END AS body) b
    WHERE n.nspname OPERATOR(pg_catalog.!~) '^pg_' AND n.nspname OPERATOR(pg_catalog.<>) 'information_schema'
      AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])
-), themselves AS MATERIALIZED (
-  SELECT DISTINCT proname, lasting FROM functions WHERE hidden OR lasting
-), calls AS MATERIALIZED (
-  SELECT DISTINCT f.proname, pg_catalog.lower(said[1]) AS called
-    FROM functions f, LATERAL pg_catalog.regexp_matches(f.body, '(\w+)"?\s*\(', 'g') AS said
-   WHERE EXISTS (SELECT FROM themselves)
-), found(proname, lasting) AS (
-  SELECT proname, lasting FROM themselves
-   UNION
-  SELECT c.proname, g.lasting FROM found g JOIN calls c ON c.called OPERATOR(pg_catalog.=) pg_catalog.lower(g.proname)
-)
-SELECT proname, pg_catalog.bool_or(lasting) FROM found GROUP BY proname
+) f WHERE f.hidden OR f.lasting
 """
-"""Names of functions and procedures with effects on the session, of those that call them, and whether the effects
-outlive DISCARD ALL (t or f).
+"""OID and name of functions and procedures with effects on the session, and whether these outlive DISCARD ALL (t or f).
+
+What calls them, or reaches them otherwise, is found by `carriers`.
 """

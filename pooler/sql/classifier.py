@@ -8,14 +8,28 @@ matter.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 
+from pooler.sql.functions import RUNS_RELATIONS
 from pooler.sql.memory import Memory
+from pooler.sql.reached import is_word
 from pooler.sql.screen import may_affect_session, may_affect_session_folded
 from pooler.sql.shape import counts_only, separates, shape, shortened, template
-from pooler.sql.statement import NO_FUNCTIONS, UNKNOWN, UNKNOWN_DRAWING, UNKNOWN_LOOKING, PinKind, Statement, classify
+from pooler.sql.statement import (
+    NO_EFFECTS,
+    READ,
+    UNKNOWN,
+    UNKNOWN_DRAWING,
+    UNKNOWN_LOOKING,
+    Carrier,
+    Effects,
+    PinKind,
+    Statement,
+    classify,
+)  # fmt: skip
 from pooler.sql.traces import looks
 
+_WORD = re.compile(rb"[\w\x80-\xff]+")
 _MAY_DRAW = re.compile(rb"\b(?:insert|merge|copy|nextval|setval)\b", re.IGNORECASE)
 
 
@@ -44,7 +58,7 @@ class Classifier:
         max_bytes: int = 128 << 20,
     ) -> None:
         self._parse_always = parse_always
-        self._configured = dict.fromkeys(session_functions, PinKind.HIDDEN)
+        self._configured: Effects = dict.fromkeys(session_functions, PinKind.HIDDEN)
         self.recalls_seen = False
         """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self.looks_seen = False
@@ -56,29 +70,56 @@ class Classifier:
         """None: its texts differ in what they mean."""
         self._by_template: Memory[Statement] = Memory(max_entries, max_bytes // 4)
         """Of texts in which only numbers may differ."""
-        self._session_functions: Mapping[str, PinKind] = NO_FUNCTIONS
-        self._found: dict[str, Mapping[str, PinKind]] = {}
+        self.when_changed: Callable[[], None] = _nothing
+        """Called when texts that were classified before may mean something else."""
+        self.additions = 0
+        """How often `add_effects` has been told anything."""
+        self._effects: Effects = NO_EFFECTS
+        self._found: dict[str, Effects] = {}
+        self._made: dict[str, Effects] = {}
         self._suspects: re.Pattern[bytes] | None = None
+        self._suspect_words: frozenset[bytes] = frozenset()
         self._look_for(self._configured)
 
-    def found_functions(self, database: str, found: Mapping[str, PinKind]) -> None:
-        """The catalog of `database` shows these functions to have effects on the session: they, and no others."""
+    @property
+    def configured(self) -> Effects:
+        """What the operator has named."""
+        return self._configured
+
+    def found_effects(self, database: str, found: Effects, *, complete: bool = True) -> bool:
+        """The catalog of `database` shows these functions and carriers to have effects on the session; whether that is
+        new. `complete`: it has all that was made before, too, as far as that has come to be.
+        """
+        is_new = self._found.get(database, NO_EFFECTS) != found
         self._found[database] = found
-        self._look_for(_worst(self._configured, *self._found.values()))
+        if complete:
+            self._made.pop(database, None)
+        self._look_for(_worst(self._configured, *self._found.values(), *self._made.values()))
+        return is_new
 
-    def add_functions(self, made: Iterable[tuple[str, PinKind]]) -> None:
-        """Somebody is making such functions; the catalog is read again later."""
-        self._look_for(_worst(self._session_functions, dict(made)))
+    def add_effects(self, database: str, made: Iterable[tuple[str | Carrier, PinKind]]) -> None:
+        """Somebody is making such functions or carriers in `database`; its catalog is read again later."""
+        self.additions += 1
+        self._made[database] = _worst(self._made.get(database, NO_EFFECTS), dict(made))
+        self._look_for(_worst(self._effects, self._made[database]))
 
-    def _look_for(self, names: Mapping[str, PinKind]) -> None:
-        if names == self._session_functions:
+    def _look_for(self, effects: Effects) -> None:
+        if effects == self._effects:
             return
-        self._session_functions = names
-        words = b"|".join(re.escape(name.encode()) for name in sorted(names))
-        self._suspects = re.compile(rb"(?:" + words + rb")", re.IGNORECASE) if names else None
+        self._effects = effects
+        names = {(key if isinstance(key, str) else key.name).lower() for key in effects}
+        if any(isinstance(key, Carrier) and key.what == READ for key in effects):
+            names |= RUNS_RELATIONS
+        # Functions are looked for anywhere in a text, relations as words: their names may be short.
+        anywhere = {key.lower() for key in effects if isinstance(key, str)}
+        anywhere |= {name for name in names if not is_word(name)}
+        pattern = b"|".join(re.escape(name.encode()).replace(b'"', b'""?') for name in sorted(anywhere))
+        self._suspects = re.compile(rb"(?:" + pattern + rb")", re.IGNORECASE) if anywhere else None
+        self._suspect_words = frozenset(name.encode() for name in names - anywhere)
         self._texts.clear()
         self._by_shape.clear()
         self._by_template.clear()
+        self.when_changed()
 
     def __call__(self, text: bytes) -> Statement:
         known = self.remembered.get(text)
@@ -113,9 +154,7 @@ class Classifier:
         """A text that is not remembered. Where its length is that of its lists, one of their elements says as much."""
         form = shape(text) if len(text) <= self.LONGEST_TAKEN_APART else None
         folded = (text if form is None else form).lower()
-        screened = may_affect_session_folded(folded) or any(
-            name.lower().encode() in folded for name in self._session_functions
-        )
+        screened = may_affect_session_folded(folded) or self.names_suspect(folded)
         if form is not None and separates(form):
             short = shortened(form)
             if len(short) <= self.LONGEST_REMEMBERED:
@@ -135,19 +174,31 @@ class Classifier:
         return known
 
     def _may_affect_session(self, text: bytes) -> bool:
-        return may_affect_session(text) or (self._suspects is not None and self._suspects.search(text) is not None)
+        return may_affect_session(text) or self.names_suspect(text)
+
+    def names_suspect(self, text: bytes) -> bool:
+        """Whether there may be the name of a function or a carrier in `text`."""
+        if self._suspects is not None and self._suspects.search(text) is not None:
+            return True
+        return bool(self._suspect_words) and not self._suspect_words.isdisjoint(
+            word[:63] for word in _WORD.findall(text.lower())
+        )
 
     def _examine(self, text: bytes, *, screened: bool) -> Statement:
         if screened:
-            return classify(text, session_functions=self._session_functions)
+            return classify(text, known=self._effects)
         if self._parse_always or len(text) > self.LONGEST_TAKEN_APART:
             return classify(text, suspicious=False)
         return _unexamined(text)
 
 
-def _worst(*found: Mapping[str, PinKind]) -> dict[str, PinKind]:
+def _nothing() -> None:
+    pass
+
+
+def _worst(*found: Effects) -> dict[str | Carrier, PinKind]:
     """All of them; of a name that is there twice, what lasts longer."""
-    both: dict[str, PinKind] = {}
+    both: dict[str | Carrier, PinKind] = {}
     for each in found:
         both |= {name: kind for name, kind in each.items() if both.get(name) is not PinKind.LASTING}
     return both

@@ -5,14 +5,14 @@ Lives here: reading one parsed statement into a `Part`. Not here: what the sessi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from pooler.sql.bodies import effects_of
-from pooler.sql.functions import BUILT_IN_PINS, PIN_PREFIXES, RUNS_TEXT, SLOT_MAKERS
+from pooler.sql.functions import BUILT_IN_PINS, PIN_PREFIXES, RUNS_RELATIONS, RUNS_TEXT, SLOT_MAKERS
+from pooler.sql.made import body_kind
 from pooler.sql.purity import Facts, enum_name, names
+from pooler.sql.reached import in_body, reached_by
 from pooler.sql.screen import may_affect_session
-from pooler.sql.statement import NO_FUNCTIONS, Part, PinKind, SetConfig, SettingChange, Transact
+from pooler.sql.statement import NO_EFFECTS, READ, Carrier, Effects, Part, PinKind, SetConfig, SettingChange, Transact
 
 _LOCAL_NAMES = frozenset({"transaction", "transaction snapshot", "transaction_isolation", "transaction_read_only"})
 _LISTS = frozenset(
@@ -39,7 +39,7 @@ _DISCARDED = {
     "DISCARD_ALL": frozenset(
         {
             PinKind.TEMPORARY, PinKind.LISTEN, PinKind.CURSOR, PinKind.ADVISORY, PinKind.PREPARE, PinKind.SEQUENCE,
-            PinKind.SETTING, PinKind.TOO_MUCH, PinKind.HIDDEN, PinKind.UNPARSABLE,
+            PinKind.SETTING, PinKind.TOO_MUCH, PinKind.HIDDEN, PinKind.REACHED, PinKind.UNPARSABLE,
         }
     ),
     "DISCARD_TEMP": frozenset({PinKind.TEMPORARY}),
@@ -50,27 +50,28 @@ _NOT_TRANSACTIONAL = frozenset({PinKind.ADVISORY, PinKind.SEED, PinKind.REPLICAT
 _HOLD = 0x0020
 
 
-def part_of(
-    raw: Any, facts: Facts, text: bytes, start: int, end: int, session_functions: Mapping[str, PinKind] = NO_FUNCTIONS
-) -> Part:
+def part_of(raw: Any, facts: Facts, text: bytes, start: int, end: int, known: Effects = NO_EFFECTS) -> Part:
     """The `Part` of one statement.
 
     Args:
       raw: its `Node`. text: what it stands in, from byte `start` to byte `end`.
-      session_functions: functions with hidden effects on the session, by name.
+      known: functions with hidden effects on the session, and what carries such effects.
     """
     statement, name = facts.node, facts.name
     own = text[start:end].decode().strip().rstrip("; \t\r\n")
     changes: tuple[SettingChange, ...] = ()
-    pins, releases, configs = _calls(facts, session_functions)
-    survives = _surviving(pins, facts, session_functions)
+    pins, releases, configs = _calls(facts, known)
+    reached = set(reached_by(facts, known))
+    if reached:
+        pins |= {PinKind.REACHED} | (reached & {PinKind.LASTING})
+    survives = _surviving(pins, facts, known)
     deallocates = prepares = None
     discards = ""
     if name == "VariableSetStmt":
         changes, pinned = _read_set(statement, own)
         pins |= pinned
     elif name == "DoStmt":
-        kind = _of_bodies(statement.args)
+        kind = body_kind(statement.args, known)
         if kind is not None:
             pins.add(kind)
             survives.add(kind)  # it may commit half-way
@@ -112,28 +113,6 @@ def part_of(
         prepares=prepares,
         executes=facts.executes.encode() or None,
     )
-
-
-def hidden_in(facts: Facts) -> tuple[str, PinKind] | None:
-    """The function that a CREATE FUNCTION makes, and what its body leaves on the session, if it does."""
-    if facts.name != "CreateFunctionStmt":
-        return None
-    kind = _of_bodies(facts.node.options)
-    return (names(facts.node.funcname)[-1], kind) if kind is not None else None
-
-
-def _of_bodies(options: Any) -> PinKind | None:
-    """What the bodies among the options of a DO or a CREATE FUNCTION leave on the session."""
-    language, bodies = "", []
-    for option in options:
-        argument = option.def_elem.arg
-        if option.def_elem.defname == "language":
-            language = argument.string.sval.lower()
-        elif option.def_elem.defname == "as":
-            found = [item.string.sval for item in argument.list.items]
-            bodies += found or [argument.string.sval]
-    kinds = {effects_of(body, language) for body in bodies}
-    return PinKind.LASTING if PinKind.LASTING in kinds else PinKind.HIDDEN if PinKind.HIDDEN in kinds else None
 
 
 # ---- SET and RESET ---------------------------------------------------------------------------------------------------
@@ -193,9 +172,7 @@ def quote_literal(value: str) -> str:
 # ---- function calls --------------------------------------------------------------------------------------------------
 
 
-def _calls(
-    facts: Facts, session_functions: Mapping[str, PinKind]
-) -> tuple[set[PinKind], set[PinKind], list[SetConfig]]:
+def _calls(facts: Facts, known: Effects) -> tuple[set[PinKind], set[PinKind], list[SetConfig]]:
     """(pins, releases, calls of set_config that can follow) of a statement's function calls."""
     pins: set[PinKind] = set()
     releases: set[PinKind] = set()
@@ -209,8 +186,11 @@ def _calls(
                 configs.append(config)
             elif _constant(call.args[-1] if call.args else None) not in _TRUE:
                 pins.add(PinKind.SETTING)
-        elif name in session_functions:
-            pins.add(session_functions[name])
+        elif name in known:
+            pins.add(known[name])
+        elif name in RUNS_RELATIONS:
+            if any(isinstance(key, Carrier) and key.what == READ for key in known):
+                pins.add(PinKind.REACHED)
         elif name.startswith("pg_advisory_unlock"):
             releases.add(PinKind.ADVISORY)
         elif (kind := BUILT_IN_PINS.get(name)) is not None:
@@ -219,7 +199,7 @@ def _calls(
             if _is_temporary(call):
                 pins.add(PinKind.REPLICATION)
         elif name in RUNS_TEXT:
-            if not _runs_harmless(call, session_functions) and not (name == "ts_rewrite" and len(call.args) == 3):
+            if not _runs_harmless(call, known) and not (name == "ts_rewrite" and len(call.args) == 3):
                 pins.add(PinKind.HIDDEN)
         elif name.startswith(PIN_PREFIXES) or schema.startswith(PIN_PREFIXES):
             pins.add(PinKind.HIDDEN)
@@ -234,25 +214,26 @@ def _is_temporary(call: Any) -> bool:
     return not isinstance(said, str) or said in _TRUE
 
 
-def _runs_harmless(call: Any, session_functions: Mapping[str, PinKind]) -> bool:
+def _runs_harmless(call: Any, known: Effects) -> bool:
     """Whether all that a function is given to run is there to be read, and has no effects on the session."""
     for argument in call.args:
         kind = argument.WhichOneof("node")
         text = _constant(argument.named_arg_expr.arg if kind == "named_arg_expr" else argument)
         if isinstance(text, int) or (text is None and kind != "a_const"):
             return False
-        folded = (text or "").lower()
-        if may_affect_session(folded.encode()) or any(name.lower() in folded for name in session_functions):
+        if may_affect_session((text or "").lower().encode()) or in_body(text or "", known) is not None:
             return False
     return True
 
 
-def _surviving(pins: set[PinKind], facts: Facts, session_functions: Mapping[str, PinKind]) -> set[PinKind]:
+def _surviving(pins: set[PinKind], facts: Facts, known: Effects) -> set[PinKind]:
     """Those of a statement's `pins` that hold although it failed: PostgreSQL does not take their state back."""
     survives = pins & _NOT_TRANSACTIONAL
+    if PinKind.REACHED in pins:
+        survives.add(PinKind.ADVISORY)
     if PinKind.HIDDEN in pins and facts.name != "CallStmt":
         called = {names(call.funcname)[-1] for call in facts.calls}
-        if called & session_functions.keys():  # a function cannot commit, but it may lock
+        if called & known.keys():  # a function cannot commit, but it may lock
             survives.add(PinKind.ADVISORY)
             if not any(name.startswith(PIN_PREFIXES) or name in BUILT_IN_PINS for name in called):
                 survives.discard(PinKind.HIDDEN)

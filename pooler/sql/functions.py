@@ -127,6 +127,12 @@ RUNS_TEXT = frozenset(
 )
 """They run what their arguments say, or make of them, as a query: it may do what any other may."""
 
+RUNS_RELATIONS = frozenset(
+    "table_to_xml table_to_xml_and_xmlschema schema_to_xml schema_to_xml_and_xmlschema database_to_xml "
+    "database_to_xml_and_xmlschema".split()
+)
+"""They read relations that their text need not name."""
+
 PIN_PREFIXES = ("dblink", "pgv_", "dbms_", "utl_file", "plvlex", "plvdate")
 """Beginnings of the names, or of the schemas' names, of well-known extensions' functions that keep state in the
 session.

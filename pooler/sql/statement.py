@@ -55,6 +55,7 @@ class PinKind(enum.Enum):
     SETTING = "setting that cannot follow"
     TOO_MUCH = "more settings than are kept"
     HIDDEN = "function or block with session effects"
+    REACHED = "trigger, view, default or the like with session effects"
     LASTING = "function whose effects outlive DISCARD ALL"
     LOAD = "LOAD"
     SEED = "random seed"
@@ -63,7 +64,29 @@ class PinKind(enum.Enum):
     SESSION = "session pooling"
 
 
-NO_FUNCTIONS: Mapping[str, PinKind] = MappingProxyType({})
+class Carrier(NamedTuple):
+    """What reaches effects on the session without a call that shows (`sql.carriers`).
+
+    Attributes:
+      what: "operator", "type", or what is done with a relation: "read" or a `Change`'s value. name: without a schema.
+    """
+
+    what: str
+    name: str
+
+
+Effects = Mapping[str | Carrier, PinKind]
+"""What is known to have effects on the session: functions by name, and what carries them."""
+
+NO_EFFECTS: Effects = MappingProxyType({})
+
+READ, REFRESH, INSERT, UPDATE = "read", Change.REFRESH.value, Change.INSERT.value, Change.UPDATE.value
+EVENTS = (READ, *(change.value for change in Change if change is not Change.LOCK))
+"""What a statement does with a relation."""
+TRIGGER_EVENTS = {
+    4: (INSERT,), 8: (Change.DELETE.value,), 16: (UPDATE,), 32: (Change.TRUNCATE.value, Change.TRUNCATE_CASCADE.value),
+}  # fmt: skip
+"""The same by the bits of pg_trigger.tgtype, which the parser has, too."""
 
 
 class Transact(enum.Enum):
@@ -183,7 +206,7 @@ class Statement:
       sequences: it may give out a sequence's values, which currval and lastval remember.
       draws: it calls nextval or setval, or nobody has looked and it may insert.
       recalls_sequences: it asks for such a value (currval, lastval).
-      session_functions: functions that it makes, with effects on the session that a call will not show.
+      makes: what it makes that has effects on the session which will not show: functions, and what carries effects.
       leaves: traces that its parts leave, whatever their parameters. looks: it may look at such traces.
       shows: where it refers to system views that would show it the connection instead of its session.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
@@ -212,7 +235,7 @@ class Statement:
     sequences: bool = False
     draws: bool = False
     recalls_sequences: bool = False
-    session_functions: frozenset[tuple[str, PinKind]] = frozenset()
+    makes: frozenset[tuple[str | Carrier, PinKind]] = frozenset()
     leaves: frozenset[str] = frozenset()
     looks: bool = False
     shows: tuple[Reference, ...] = ()
@@ -237,7 +260,7 @@ class Statement:
     def __post_init__(self) -> None:
         passes = not (
             self.has_effects or self.changes_schema or self.changes_defaults or self.recalls_sequences
-            or self.session_functions or self.databases or self.leaves or self.looks or self.shows
+            or self.makes or self.databases or self.leaves or self.looks or self.shows
         )  # fmt: skip
         object.__setattr__(self, "passes", passes)
         object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
@@ -273,16 +296,14 @@ UNKNOWN_LOOKING = replace(UNKNOWN, looks=True)
 """The same of one that may look at what others have left on its connection."""
 
 
-def classify(
-    text: bytes, *, session_functions: Mapping[str, PinKind] = NO_FUNCTIONS, suspicious: bool = True
-) -> Statement:
+def classify(text: bytes, *, known: Effects = NO_EFFECTS, suspicious: bool = True) -> Statement:
     """The exact meaning of `text`. Never raises.
 
     Args:
-      session_functions: functions that have effects on the session which their call does not show, by name.
+      known: functions that have effects on the session which their call does not show, and what carries such effects.
       suspicious: whether an unparsable text may have session effects.
     """
-    from pooler.sql import effects, purity, traces, views  # they speak this module's vocabulary
+    from pooler.sql import effects, made, purity, traces, views  # they speak this module's vocabulary
 
     try:
         raw = parser.statements(text)
@@ -300,16 +321,22 @@ def classify(
     if not raw:
         return Statement(reads_only=True, why_not="empty")
     facts = [purity.examine(item.stmt) for item in raw]
-    parts = tuple(
-        effects.part_of(item.stmt, fact, text, *_extent(item, text), session_functions)
-        for item, fact in zip(raw, facts, strict=True)
-    )
+    parts: tuple[Part, ...] = ()
+    makes: made.Made = {}
+    for item, fact in zip(raw, facts, strict=True):
+        parts += (effects.part_of(item.stmt, fact, text, *_extent(item, text), known),)
+        more = made.made_by(fact, known)
+        if more:
+            makes |= more
+            known = {**known, **more}
     parts = tuple(
         replace(part, leaves=traces.left_by(part, effects.names_set(fact)))
         for part, fact in zip(parts, facts, strict=True)
     )
     matters = any(part.has_effects or part.transact is not None for part in parts)
     why_not = facts[0].why_not if len(facts) == 1 else "several statements"
+    if parts[0].pins:
+        why_not = why_not or "it may change its session"
     return Statement(
         parts=parts if matters else (),
         has_effects=any(part.has_effects for part in parts),
@@ -321,7 +348,7 @@ def classify(
         sequences=any(fact.sequences for fact in facts),
         draws=any(fact.draws for fact in facts),
         recalls_sequences=any(PinKind.SEQUENCE in part.pins for part in parts),
-        session_functions=frozenset(filter(None, map(effects.hidden_in, facts))),
+        makes=frozenset(makes.items()),
         leaves=frozenset().union(*(part.leaves for part in parts)),
         looks=traces.looks(text) is not None,
         shows=views.references(text, facts),

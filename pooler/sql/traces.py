@@ -43,7 +43,7 @@ def left_by(part: Part, configured: Iterable[str | None] = ()) -> frozenset[str]
     traces.update(change.name for change in part.changes if "." in change.name)
     if PinKind.TEMPORARY in part.pins:
         traces.add(TEMPORARY_SCHEMA)
-    if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.UNPARSABLE}):
+    if not part.pins.isdisjoint({PinKind.SETTING, PinKind.HIDDEN, PinKind.REACHED, PinKind.UNPARSABLE}):
         traces.add(UNKNOWN)
     return frozenset(traces)
 

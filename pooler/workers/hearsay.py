@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pooler.logs import get_logger
-from pooler.sql.statement import DefaultChange, PinKind
+from pooler.sql.statement import Carrier, DefaultChange, PinKind
 from pooler.workers.board import CATALOG, DATABASE, EVERYTHING, SCHEMA, TABLE, Board, Item, number_of
 from pooler.workers.peers import Peers, answers
 
@@ -136,14 +136,17 @@ async def _leave_databases(service: Service, data: Any) -> None:
     service.step_aside(frozenset(data))
 
 
-def tell_of_functions(peers: Peers, made: frozenset[tuple[str, PinKind]]) -> None:
-    """A client of this worker makes functions that change their session."""
-    peers.tell_others("session_functions", sorted((name, kind.value) for name, kind in made))
+def tell_of_effects(peers: Peers, pool: str, made: frozenset[tuple[str | Carrier, PinKind]]) -> None:
+    """A client of this worker makes functions that change their session, or what reaches such functions."""
+    peers.tell_others("effects_made", [pool, [[key, kind.value] for key, kind in made]])
 
 
-@answers("session_functions")
-async def _session_functions(service: Service, data: Any) -> None:
-    service.classifier.add_functions((name, PinKind(kind)) for name, kind in data)
+@answers("effects_made")
+async def _effects_made(service: Service, data: Any) -> None:
+    pool, made = data
+    service.classifier.add_effects(
+        pool, [(key if isinstance(key, str) else Carrier(*key), PinKind(kind)) for key, kind in made]
+    )
 
 
 def tell_of_recaller(peers: Peers, kind: Sequence[str]) -> None:

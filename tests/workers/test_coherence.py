@@ -16,6 +16,8 @@ from pooler.cache import epochs
 from pooler.cache.entry import Entry
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
+from pooler.sql.classifier import Classifier
+from pooler.sql.statement import Carrier, PinKind
 from pooler.workers import board as boards
 from pooler.workers import hearsay
 from pooler.workers.board import Board
@@ -260,3 +262,20 @@ def test_a_purge_by_name_goes_by_line(two: tuple[Worker, Worker]) -> None:
         one.store.purge(namespace="default")
     assert len(told) == 1
     assert other.get(SHOP) is not None
+
+
+async def test_what_ddl_makes_with_effects_on_sessions_goes_by_line() -> None:
+    """A trigger that one worker's client makes pins the others' clients, too."""
+    told: list[tuple[str, str]] = []
+    peers: Any = SimpleNamespace(tell_others=lambda what, data: told.append((what, json.dumps(data))))
+    made: dict[str | Carrier, PinKind] = {
+        Carrier("insert", "orders"): PinKind.HIDDEN,
+        "remember": PinKind.LASTING,
+    }
+    hearsay.tell_of_effects(peers, "shop", frozenset(made.items()))
+    [(what, data)] = told
+    assert what == "effects_made"
+    service: Any = SimpleNamespace(classifier=Classifier(parse_always=False))
+    await hearsay._effects_made(service, json.loads(data))
+    pins = [service.classifier(text).parts[0].pins for text in (b"insert into orders values (1)", b"select remember()")]
+    assert pins == [{PinKind.REACHED}, {PinKind.LASTING}]

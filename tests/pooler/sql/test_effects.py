@@ -6,7 +6,7 @@ import pytest
 
 from pooler.sql.classifier import Classifier
 from pooler.sql.names import renaming
-from pooler.sql.statement import Part, PinKind, Transact, classify
+from pooler.sql.statement import Carrier, Effects, Part, PinKind, Transact, classify
 from pooler.sql.views import edited
 
 
@@ -171,9 +171,135 @@ def test_named_functions_pin_and_forgotten_ones_are_forgotten() -> None:
     classifier = Classifier(parse_always=False, session_functions=frozenset({"remember_user"}))
     assert PinKind.HIDDEN in classifier(b"select app.remember_user(7)").parts[0].pins
     assert not classifier(b"select hush()").has_effects
-    classifier.found_functions("shop", {"hush": PinKind.HIDDEN})
+    classifier.found_effects("shop", {"hush": PinKind.HIDDEN})
     assert PinKind.HIDDEN in classifier(b"select hush()").parts[0].pins
     assert not classifier(b"select 'hush'").has_effects
+
+
+CARRIERS: Effects = {
+    "hush": PinKind.HIDDEN,
+    "keep": PinKind.LASTING,
+    Carrier("read", "quiet"): PinKind.HIDDEN,
+    Carrier("insert", "Orders"): PinKind.HIDDEN,
+    Carrier("delete", "a b"): PinKind.LASTING,
+    Carrier("operator", "==>"): PinKind.HIDDEN,
+    Carrier("type", "strict"): PinKind.HIDDEN,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "pins"),
+    [
+        ("select * from s.quiet", {PinKind.REACHED}),
+        ("select * from t where exists (select from quiet)", {PinKind.REACHED}),
+        ("copy quiet to stdout", {PinKind.REACHED}),
+        ('insert into "Orders" values (1)', {PinKind.REACHED}),
+        ('merge into "Orders" using t on true when matched then delete', {PinKind.REACHED}),
+        ('delete from "a b"', {PinKind.REACHED, PinKind.LASTING}),
+        ("select a ==> b from t", {PinKind.REACHED}),
+        ("select a::strict from t", {PinKind.REACHED}),
+        ("select table_to_xml('t', true, false, '')", {PinKind.REACHED}),
+        ("select query_to_xml('table quiet', true, false, '')", {PinKind.HIDDEN}),
+        ("do $$ begin perform hush(); end $$", {PinKind.HIDDEN}),
+        ("do $$ begin perform 1 from quiet; end $$", {PinKind.HIDDEN}),
+        ('prepare p as insert into "Orders" values (1)', {PinKind.PREPARE, PinKind.HIDDEN}),
+        ('insert into orders values (1)', set()),
+        ('update "Orders" set a = 1', set()),
+        ('select * from "Orders"', set()),
+        ("select quiet, 'quiet' from quiets", set()),
+        ("lock table quiet", set()),
+        ("create view other as table quiet", set()),
+    ],
+)  # fmt: skip
+def test_what_carries_effects_pins_whoever_names_it(text: str, pins: set[PinKind]) -> None:
+    classifier = Classifier(parse_always=False)
+    classifier.found_effects("shop", CARRIERS)
+    parts = classifier(text.encode()).parts
+    assert {pin for part in parts for pin in part.pins} == pins
+
+
+@pytest.mark.parametrize(
+    ("ddl", "carrier"),
+    [
+        ("create trigger x before insert or truncate on s.t execute function f.hush()", "insert t"),
+        ("create trigger x before insert or truncate on s.t execute function f.hush()", "truncate cascade t"),
+        ("create trigger x before update on t for each row when (hush(new.a)) execute function g()", "update t"),
+        ("create view v as select hush()", "read v"),
+        ("create view v as select set_config('a.b', 'c', false)", "read v"),
+        ("create or replace view v as select * from quiet", "read v"),
+        ('create view v as select * from "Orders"', "insert v"),
+        ("create materialized view m as select hush()", "refresh m"),
+        ("create table t (a int default hush())", "insert t"),
+        ("create table t (a int check (hush(a) > 1))", "update t"),
+        ("create table t (a strict)", "insert t"),
+        ('create table t partition of "Orders" for values in (1)', "insert t"),
+        ("alter table t alter a set default pg_advisory_lock(1)", "insert t"),
+        ("alter table t add column b strict", "insert t"),
+        ('alter table p attach partition "Orders" for values in (1)', "insert p"),
+        ('alter table "Orders" rename to o', "insert o"),
+        ("alter function hush() rename to silence", "silence"),
+        ("create domain d as int check (hush(value) > 1)", "type d"),
+        ("alter domain d add check (hush(value) > 1)", "type d"),
+        ("create policy p on t using (hush())", "read t"),
+        ("create rule r as on delete to t do also select hush()", "delete t"),
+        ("create operator <== (function = hush, leftarg = int)", "operator <=="),
+        ("create aggregate total(int) (sfunc = hush, stype = int)", "total"),
+        ("create cast (text as strict2) with function hush(text)", "type strict2"),
+        ("create function g() returns int language sql as 'select hush()'", "g"),
+        ("create function g() returns int language sql begin atomic select hush(); end", "g"),
+        ("create function g() returns int language plpgsql as 'begin insert into \"Orders\" values (1); end'", "g"),
+        (
+            "create function g() returns trigger language plpgsql as 'begin listen x; end';"
+            "create trigger x before insert on t execute function g()", "insert t",
+        ),
+    ],
+)  # fmt: skip
+def test_ddl_makes_carriers_that_are_known_at_once(ddl: str, carrier: str) -> None:
+    classifier = Classifier(parse_always=False)
+    classifier.found_effects("shop", CARRIERS)
+    makes = classifier(ddl.encode()).makes
+    assert carrier in {key if isinstance(key, str) else f"{key.what} {key.name}" for key, _ in makes}
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "create trigger x before insert on t execute function g()",
+        "create view v as select set_config('a.b', 'c', true)",
+        "create view v as select upper(a) from t",
+        "create table t (a int default 1, b text check (b <> ''))",
+        "alter table t add column c timestamptz default now()",
+        "create function g() returns int language sql set work_mem to '1MB' as 'select 1'",
+    ],
+)
+def test_ordinary_ddl_makes_none(ddl: str) -> None:
+    classifier = Classifier(parse_always=False)
+    classifier.found_effects("shop", CARRIERS)
+    assert not classifier(ddl.encode()).makes
+
+
+def test_what_was_made_is_known_until_its_database_has_been_read() -> None:
+    classifier = Classifier(parse_always=False)
+    changes: list[int] = []
+    classifier.when_changed = lambda: changes.append(1)
+    classifier.add_effects("shop", [(Carrier("insert", "t"), PinKind.HIDDEN)])
+    insert = b"insert into t values (1)"
+    assert classifier(insert).has_effects
+    classifier.found_effects("shop", {}, complete=False)
+    classifier.found_effects("other", {})
+    assert classifier(insert).has_effects
+    assert changes == [1]
+    classifier.found_effects("shop", {})
+    assert not classifier(insert).has_effects
+    assert changes == [1, 1]
+
+
+def test_what_changes_its_session_is_not_cached() -> None:
+    """An answer from the cache would not change it."""
+    classifier = Classifier(parse_always=True)
+    assert classifier(b"select a ==> b from t").cacheable
+    classifier.found_effects("shop", CARRIERS)
+    assert not classifier(b"select a ==> b from t").cacheable
 
 
 @pytest.mark.parametrize(
