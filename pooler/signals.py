@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _PARSE, _BIND, _DESCRIBE, _EXECUTE, _CLOSE = b"PBDEC"
 _STATEMENT = ord("S")
+_ONE_ROW: Final = b"\0\0\0\1"
 _BOOL: Final = b"\0\0\0\x10\0\1\xff\xff\xff\xff"
 """The type bool (16) in a RowDescription, its length (1), and no modifier."""
 
@@ -89,7 +90,7 @@ def answer_query(session: Session, statement: Statement) -> bool | None:
     """Answer a Query that is such a call: True; False where it must wait and be given again; None: not for pgnear."""
     signal = statement.signal
     call = signal.call() if signal is not None else None
-    if signal is None or call is None or not session.service.may_have_client(call.pid):
+    if signal is None or call is None or not _concerns_clients(session, call):
         return None
     outcome = _decide(session, call)
     if outcome is Outcome.UNDER_WAY:
@@ -111,12 +112,14 @@ class _Batch(NamedTuple):
     """A batch of nothing but such a call, or its preparation.
 
     `parts`: the answers to its operations, in order, but for that to its Execute, which is number `executes`.
-    `format`: of its result. `call`: None where it only prepares.
+    `format`: of its result. `suspends`: it wants one row and no more, as drivers do that fetch a value. `call`: None where
+    it only prepares.
     """
 
     parts: list[bytes]
     executes: int
     format: int
+    suspends: bool
     call: Call | None
 
 
@@ -138,7 +141,7 @@ def answer_batch(session: Session, data: bytes, operations: list[Operation], *, 
         return True
     _keep(session, operations)
     if batch.call is not None:
-        parts[batch.executes] = _result(batch.call, outcome, batch.format)
+        parts[batch.executes] = _result(batch.call, outcome, batch.format, suspends=batch.suspends)
     session.answer(b"".join(parts) + (_ready(session) if synced else b""))
     _part(session)
     return True
@@ -148,7 +151,7 @@ def _read(session: Session, data: bytes, operations: list[Operation], *, synced:
     parsed: dict[bytes, Prepared] = {}
     parts: list[bytes] = []
     bound: tuple[Signal, Call, int] | None = None
-    executes = -1
+    executes, suspends = -1, False
     concerned = False
     for operation in operations:
         kind = operation[0]
@@ -163,7 +166,7 @@ def _read(session: Session, data: bytes, operations: list[Operation], *, synced:
             parts.append(PARSE_COMPLETE)
         elif kind == _BIND and synced and bound is None and not operation[3]:
             bound = _bound(parsed.get(operation[4]) or session.statements.get(operation[4]), data, operation)
-            if bound is None or not session.service.may_have_client(bound[1].pid):
+            if bound is None or not _concerns_clients(session, bound[1]):
                 return None
             parts.append(BIND_COMPLETE)
         elif kind == _DESCRIBE and operation[3] == _STATEMENT:
@@ -175,16 +178,16 @@ def _read(session: Session, data: bytes, operations: list[Operation], *, synced:
             parts.append(_parameter_description(types) + _row_description(described.statement.signal, 0))
         elif kind == _DESCRIBE and bound is not None and executes < 0 and not operation[4]:
             parts.append(_row_description(bound[0], bound[2]))
-        elif kind == _EXECUTE and bound is not None and executes < 0 and operation[3:] == (b"", b"\0\0\0\0"):
-            executes = len(parts)
+        elif kind == _EXECUTE and bound is not None and executes < 0 and not operation[3]:
+            executes, suspends = len(parts), operation[4] == _ONE_ROW
             parts.append(b"")
         elif kind == _CLOSE and operation[3] in b"SP" and (bound is None or executes >= 0):
             parts.append(CLOSE_COMPLETE)
         else:
             return None
     if bound is None:
-        return _Batch(parts, 0, 0, None) if concerned else None
-    return _Batch(parts, executes, bound[2], bound[1]) if executes >= 0 else None
+        return _Batch(parts, 0, 0, False, None) if concerned else None
+    return _Batch(parts, executes, bound[2], suspends, bound[1]) if executes >= 0 else None
 
 
 def _types(prepared: Prepared) -> list[int] | None:
@@ -241,6 +244,11 @@ def _keep(session: Session, operations: list[Operation]) -> None:
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
+
+
+def _concerns_clients(session: Session, call: Call) -> bool:
+    """Whether `call` may be about a client, or was: a terminated one is gone by the time that this is answered."""
+    return session.signal is not None or session.service.may_have_client(call.pid)
 
 
 def _decide(session: Session, call: Call | None) -> Outcome | PgError:
@@ -320,7 +328,7 @@ def _fail(session: Session, error: PgError) -> None:
     session.send_later(SYNC_FRAME)
 
 
-def _result(call: Call, outcome: Outcome, code: int) -> bytes:
+def _result(call: Call, outcome: Outcome, code: int, *, suspends: bool = False) -> bytes:
     """What PostgreSQL says to Execute."""
     warning = b""
     if outcome is Outcome.LATE:
@@ -328,7 +336,8 @@ def _result(call: Call, outcome: Outcome, code: int) -> bytes:
         warning = notice_response("01000", told, severity="WARNING")
     value = outcome is Outcome.DONE
     column = bytes([value]) if code else b"t" if value else b"f"
-    return warning + framing.frame(b"D", b"\0\1\0\0\0\1" + column) + command_complete(b"SELECT 1")
+    end = framing.frame(b"s", b"") if suspends else command_complete(b"SELECT 1")
+    return warning + framing.frame(b"D", b"\0\1\0\0\0\1" + column) + end
 
 
 def _row_description(signal: Signal, code: int) -> bytes:
