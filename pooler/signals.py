@@ -112,8 +112,8 @@ class _Batch(NamedTuple):
     """A batch of nothing but such a call, or its preparation.
 
     `parts`: the answers to its operations, in order, but for that to its Execute, which is number `executes`.
-    `format`: of its result. `suspends`: it wants one row and no more, as drivers do that fetch a value. `call`: None where
-    it only prepares.
+    `format`: of its result. `suspends`: it wants one row and no more, as drivers do that fetch a value. `call`: None
+    where it only prepares.
     """
 
     parts: list[bytes]

@@ -355,11 +355,10 @@ def staff(origin: Server) -> Iterator[Pgnear]:
     roles = {"weak": "login", "signaller": "login in role pg_signal_backend", "strong": "login superuser"}
     for name, options in roles.items():
         origin.execute(f"create role {name} {options} password '{PASSWORD}'")
-    origin.execute("create role other_role; grant other_role to weak; grant other_role to strong")
-    origin.execute("grant pg_signal_backend to signaller")
+    origin.execute("create role other_role role weak, strong")
     users = {name: {"password": PASSWORD} for name in ("alice", "bob")}
-    origins = {name: {"url": origin.url(user=name)} for name in roles}
-    with running(origin.url(user="weak"), users=users, origins=origins) as near:
+    databases = {name: {"origin": origin.url(user=name)} for name in roles}
+    with running(origin.url(user="weak"), users=users, databases=databases) as near:
         yield near
 
 
