@@ -3,7 +3,8 @@
 A batch is what a client sent up to a Sync or Flush. `submit` takes one through:
 
     1. read the frames into operations (`operations`: names, statements)
-    2. if the session is unlinked and the batch is one cacheable read: look in the cache, and answer from it (`answers`)
+    2. if it cancels or terminates a client of pgnear's: `signals`; if the session is unlinked and the batch is one
+       cacheable read: look in the cache, and answer from it (`answers`)
     3. link; where DDL has passed since a statement was prepared, and this connection has no plan of it, ask first
        whether its result type is what the client was told
     4. translate (`translation`): the messages that go to this connection, and what is done with their answers
@@ -16,7 +17,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler import copying, detour
+from pooler import copying, detour, signals
 from pooler.answers import answer_locally, look_up
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.keys import normal_tail
@@ -72,6 +73,10 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     end = batch[-1][2] if batch else start
     synced = terminator == _SYNC
     lookup: Any = None
+    if session.service.classifier.signals_seen:
+        answered = signals.answer_batch(session, data, operations, synced=synced)
+        if answered is not None:
+            return answered
     if session.origin is None:
         if synced and answer_locally(session, operations):
             return True

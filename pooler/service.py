@@ -36,6 +36,7 @@ from pooler.ceremony.cancel import cancel_origin, end_abandoned
 from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
 from pooler.ceremony.doors import Doors
 from pooler.ceremony.ears import Ears
+from pooler.ceremony.greeting import is_clients, worker_of
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.lasting import lasting
 from pooler.ceremony.listen import address_of, close_listener, open_listener
@@ -46,6 +47,7 @@ from pooler.ceremony.pulse import keep_pulse
 from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
+from pooler.ceremony.signal import signal as send_signal
 from pooler.ceremony.standing import follow_replicas
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
@@ -69,6 +71,8 @@ from pooler.workers.board import CLIENTS, REPLICATION
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
+    from pooler.signals import Rights
+    from pooler.sql.signals import Call
     from pooler.workers.board import Board
     from pooler.workers.handover import Handover
     from pooler.workers.peers import Peers
@@ -242,6 +246,15 @@ class Service:
         session = self._by_pid.get(pid)
         return session if session is not None and session.has_key(secret) else None
 
+    def session_by_pid(self, pid: int) -> Session | None:
+        return self._by_pid.get(pid)
+
+    def may_have_client(self, pid: int) -> bool:
+        """Whether `pid` is a client's here, or may be one's at another worker."""
+        return pid in self._by_pid or (
+            self.peers is not None and is_clients(pid) and worker_of(pid) != self.peers.index
+        )
+
     def relay_by_key(self, pid: int, secret: bytes) -> Relay | None:
         relay = self.relays.get(pid)
         return relay if relay is not None and relay.has_key(secret) else None
@@ -324,6 +337,15 @@ class Service:
     def cancel_overdue(self, origin: Origin) -> None:
         """What `origin` works on takes too long."""
         self.nursery.start_soon(self._contained, origin, cancel_origin, self, origin)
+
+    def signal(self, session: Session, call: Call, rights: Rights | None) -> None:
+        """`session` waits while another client is cancelled or terminated for it."""
+        self.nursery.start_soon(send_signal, self, session, call, rights)
+
+    @property
+    def origin_roles(self) -> frozenset[str]:
+        """The roles that clients have at their origins."""
+        return frozenset(pool.target.user for pool in self.pools.values())
 
     def cancel_abandoned(self, origin: Origin, *, within_message: bool) -> None:
         """The client of `origin` vanished while the origin worked for it: stop that work, then close.

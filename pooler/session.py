@@ -32,6 +32,7 @@ from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
+from pooler.signals import Outcome
 from pooler.sql.statement import DefaultChange, Part, PinKind
 from pooler.sql.traces import TEMPORARY_SCHEMA, is_full, with_traces
 from pooler.sql.views import Edit
@@ -84,6 +85,7 @@ class Session:
       stirred: something came from the client since `ceremony.deadlines` last looked. quiet_since: when it did so and
         something had come, or was under way.
       skipping: an extended batch failed before an origin saw it; everything up to its Sync is dropped.
+      signal: what has become of a cancel or termination that it asks for by SQL (`signals`).
       view: the cached answers that are ready for it, and for others like it.
       walk_from: where in the data that is being walked the link was made; -1 once the origin was sent something.
     """
@@ -93,7 +95,7 @@ class Session:
         "defaults_change", "detour", "direct", "discard", "flight", "holding", "hurried", "inbox", "insists", "key",
         "landed", "last_write", "leaving", "missing",
         "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
-        "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "skipping", "state",
+        "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "signal", "skipping", "state",
         "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "user",
         "view", "waiting", "walk_from", "writes", "wrote",
     )  # fmt: skip
@@ -129,6 +131,7 @@ class Session:
         self.flight: Flight | None = None
         self.landed: Entry | None = None
         self.alone = False
+        self.signal: Outcome | PgError | None = None
         self.away = self.direct = False
         self.detour = b""
         self.last_write = 0
@@ -421,6 +424,8 @@ class Session:
         self.service.stats.retries += 1
         self.chunks.clear()
         self.missing = self.stream_left = 0
+        self.holding = False  # for an answer that will not come
+        self.signal = None
         self.inbox = data[self.walk_from :]
         self.resume_walk()
 
@@ -658,6 +663,7 @@ class Session:
             or self.away
             or self.direct
             or self.flight is not None
+            or self.signal is Outcome.UNDER_WAY
             or (origin is not None and (bool(origin.units) or origin.status != IDLE))
         )
 

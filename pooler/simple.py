@@ -1,6 +1,7 @@
 """The simple query protocol: what a client's Query becomes on a shared origin connection.
 
-`submit` takes one through: what its statements mean; DEALLOCATE of what only pgnear knows is answered here; a cacheable
+`submit` takes one through: what its statements mean; DEALLOCATE of what only pgnear knows is answered here, and what
+concerns another client's process in `signals`; a cacheable
 read may be answered from the cache; otherwise it is linked and sent. A text whose statements have effects on the
 session is followed statement by statement, and rewritten where it speaks of names or defaults that are pgnear's.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pooler import detour, views
+from pooler import detour, signals, views
 from pooler.boarding import WAIT, copy_answer, take_pending
 from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT
@@ -55,6 +56,8 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     capture: Any = None
     if statement.deallocates is not None and _deallocate(session, statement.deallocates):
         return True
+    if statement.signal is not None and (answered := signals.answer_query(session, statement)) is not None:
+        return answered
     if statement.begins and session.mode == "statement":
         session.answer(errors.no_transaction_blocks().response() + READY_IDLE)
         return True

@@ -67,6 +67,7 @@ class Stats:
         "retries",
         "rotations",
         "settings_replayed",
+        "signals",
         "stale_if_error_hits",
         "statements_kept",
         "statements_replayed",
@@ -104,6 +105,7 @@ class Stats:
         self.retries = 0
         self.rotations: dict[str, int] = {}  # attempts to change credentials, by outcome
         self.settings_replayed = 0
+        self.signals: dict[str, int] = {}  # clients cancelled and terminated by SQL, by the function called
         self.stale_if_error_hits = 0  # served from the cache because the origin could not be reached
         self.statements_kept = 0  # asked again and again without a name, and so prepared by pgnear
         self.statements_replayed = 0

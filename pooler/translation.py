@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PARSE, _BIND, _DESCRIBE, _EXECUTE = b"PBDE"
 _STATEMENT = ord("S")
 _header: Final = Struct("!ci").pack
+_BOUND_TO_FAIL: Final = framing.frame(b"B", b"\0" + ORIGIN_PREFIX + b"none\0" + ALL_TEXT)
 
 
 class Translation:
@@ -360,8 +361,7 @@ class Translation:
 
         What it is sent is a Bind of a statement that no connection has; its error is replaced by `response`.
         """
-        body = b"\0" + ORIGIN_PREFIX + b"none\0" + ALL_TEXT
-        self.messages.append(_header(b"B", len(body) + 4) + body)
+        self.messages.append(_BOUND_TO_FAIL)
         self.steps.append((FAIL, False, response, None))
         self.scripted = self.changed = True
 
@@ -404,3 +404,9 @@ def run_unseen_first(session: Session, origin: Origin, unit: Unit, text: bytes) 
     translation.run_unseen(text)
     unit.script(translation.steps, hides_rows=True)
     session.send_later(b"".join(translation.messages))
+
+
+def fail_unit(session: Session, unit: Unit, response: bytes) -> None:
+    """Have the origin fail in `unit`, which is new, with `response` in the place of its error; a Sync is to follow."""
+    unit.script([(FAIL, False, response, None)])
+    session.send_later(_BOUND_TO_FAIL)

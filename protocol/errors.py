@@ -534,8 +534,33 @@ def client_idle_timeout(seconds: float) -> PgError:
 
 @example()
 def query_canceled() -> PgError:
-    """A cancel request came while the query still waited for an origin connection."""
+    """A cancel came while the query still waited for an origin connection, or a client cancels itself by SQL."""
     return PgError("57014", "canceling statement due to user request")
+
+
+@example(function="pg_cancel_backend", superuser=False)
+@example(function="pg_cancel_backend", superuser=True)
+@example(function="pg_terminate_backend", superuser=False)
+@example(function="pg_terminate_backend", superuser=True)
+def signal_denied(function: str, *, superuser: bool) -> PgError:
+    """`pg_cancel_backend` or `pg_terminate_backend` of another client that the user has no right to."""
+    cancels = function == "pg_cancel_backend"
+    verb = "cancel" if cancels else "terminate"
+    if superuser:
+        things = "queries" if cancels else "processes"
+        roles = f"roles with the SUPERUSER attribute may {verb} {things} of roles with the SUPERUSER attribute"
+    else:
+        whose = "query is being canceled" if cancels else "process is being terminated"
+        roles = (
+            f"roles with privileges of the role whose {whose} or with privileges of the "
+            f'"pg_signal_backend" role may {verb} this {"query" if cancels else "process"}'
+        )
+    return PgError(
+        "42501",
+        f"permission denied to {verb} {'query' if cancels else 'process'}",
+        detail=f"Only {roles}.",
+        routine=function,
+    )
 
 
 @example()

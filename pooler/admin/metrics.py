@@ -176,6 +176,12 @@ def _queries(service: Service) -> Iterator[Metric]:
     yield _counter("query_errors", "ErrorResponses that the origin gave to clients' queries.", stats.query_errors)
     yield _counter("cancels_received", "CancelRequests from clients.", stats.cancels_received)
     yield _counter("cancels_forwarded", "Cancel requests sent to the origin.", stats.cancels_forwarded)
+    yield _by_label(
+        "signals",
+        "Clients whose work another client cancelled by SQL, or that it terminated, by the function called.",
+        "function",
+        stats.signals,
+    )
     yield _counter(
         "settings_replayed",
         "Times a session's settings were made on another connection.",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pooler.origin import Origin
     from pooler.pool import Pool
     from pooler.service import Service
+    from pooler.session import Session
 
 log = get_logger(__name__)
 
@@ -46,7 +47,13 @@ async def cancel_for_client(service: Service, pid: int, secret: bytes) -> None:
     if service.console.cancel(pid, secret):
         return
     session = service.session_by_key(pid, secret)
-    if session is None or session.cancel_waiting():
+    if session is not None:
+        await cancel_work(service, session)
+
+
+async def cancel_work(service: Service, session: Session) -> None:
+    """Cancel what is done for `session` now, if anything is; returns when the request has arrived."""
+    if session.cancel_waiting():
         return
     origin = session.origin
     if origin is None or origin.cancels >= MOST_CANCELS:

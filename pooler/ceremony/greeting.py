@@ -41,6 +41,11 @@ def number_clients(worker: int, workers: int) -> None:
     _pids, _step = count(worker, workers), workers
 
 
+def is_clients(pid: int) -> bool:
+    """Whether `pid` is one that pgnear gives to clients, and no process of the origin's has."""
+    return _ABOVE_ALL_PROCESSES <= pid < 2**31
+
+
 def worker_of(pid: int) -> int:
     """Which worker has given its client the process id `pid`; 0 where there is one."""
     return (pid - _ABOVE_ALL_PROCESSES) % _step

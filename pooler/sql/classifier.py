@@ -63,6 +63,8 @@ class Classifier:
         """Whether anybody has ever asked for currval or lastval: until then nobody looks for it."""
         self.looks_seen = False
         """Whether anybody has ever looked at what may be another client's trace: the same."""
+        self.signals_seen = False
+        """Whether anybody has ever cancelled or terminated by SQL: the same."""
         self._texts: Memory[Statement] = Memory(max_entries, max_bytes // 2)
         self.remembered = self._texts.known
         """What texts mean that were asked for before, for those who cannot wait for an answer."""
@@ -128,6 +130,7 @@ class Classifier:
         statement = self._classify(text)
         self.recalls_seen = self.recalls_seen or statement.recalls_sequences
         self.looks_seen = self.looks_seen or statement.looks
+        self.signals_seen = self.signals_seen or statement.signal is not None
         if len(text) <= self.LONGEST_REMEMBERED:
             self._texts.keep(text, statement, statement.weight)
         return statement

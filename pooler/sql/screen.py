@@ -1,7 +1,8 @@
 """Which texts may have effects on their session, by sight: one look for the words that such a text must have.
 
-Lives here: the words, and how they are looked for. Not here: what a text that has one means (`statement`), names of
-functions that only a database or its operator knows (`classifier`).
+Lives here: the words, and how they are looked for; calls that may name another client's process (`signals`) have them,
+too. Not here: what a text that has one means (`statement`), names of functions that only a database or its operator
+knows (`classifier`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _SCREEN = re.compile(
              | begin | start | commit | end | rollback | abort | savepoint | release ) \b
        | \b (?: temp | temporary | pg_settings | pg_prepared_statements
               | set_config | currval | lastval | setseed | set_limit | pg_replication_origin_session_setup
+              | pg_ (?: cancel | terminate ) _backend
               | pg_backup_start | pg_start_backup | pg_ (?: create | copy ) _ (?: logical | physical ) _replication_slot
               | query_to_xml \w* | ts_stat | ts_rewrite | crosstab \w* | connectby | xpath_table ) \b
        | \b (?: dblink | pgv_ | dbms_ | utl_file | plvlex | plvdate )
@@ -34,7 +36,8 @@ _WORDS = [
         rb"currval\b", rb"lastval\b", rb"setseed\b", rb"set_limit\b", rb"pg_replication_origin_session_setup\b",
         rb"pg_(?:backup_start|start_backup)\b", rb"pg_(?:create|copy)_(?:logical|physical)_replication_slot\b",
         rb"query_to_xml", rb"ts_stat\b", rb"ts_rewrite\b", rb"crosstab", rb"connectby\b", rb"xpath_table\b",
-        rb"utl_file", rb"dblink", rb"pgv_", rb"dbms_", rb"plvlex", rb"plvdate", rb"advisory", rb"pg_temp", rb'u&"',
+        rb"pg_(?:cancel|terminate)_backend\b", rb"utl_file", rb"dblink", rb"pgv_", rb"dbms_", rb"plvlex", rb"plvdate",
+        rb"advisory", rb"pg_temp", rb'u&"',
     )
 ]  # fmt: skip
 """`_SCREEN` for long texts in lower case: patterns that begin with a literal are looked for some ten times faster."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pooler.sql import parser
 
 if TYPE_CHECKING:
+    from pooler.sql.signals import Signal
     from pooler.sql.views import Reference
 
 Name = tuple[str | None, str]
@@ -209,6 +210,7 @@ class Statement:
       makes: what it makes that has effects on the session which will not show: functions, and what carries effects.
       leaves: traces that its parts leave, whatever their parameters. looks: it may look at such traces.
       shows: where it refers to system views that would show it the connection instead of its session.
+      signal: it does nothing but cancel or terminate by a process id, which may be a client's of pgnear.
       databases: names of databases that it drops, renames or copies: nobody may be connected to them.
       reads_only: it writes nothing that a cached answer could depend on, as far as names alone can tell.
       cacheable: its answer may be cached, if the catalog agrees about everything below.
@@ -239,6 +241,7 @@ class Statement:
     leaves: frozenset[str] = frozenset()
     looks: bool = False
     shows: tuple[Reference, ...] = ()
+    signal: Signal | None = None
     databases: frozenset[str] = frozenset()
     reads_only: bool = False
     cacheable: bool = False
@@ -260,7 +263,7 @@ class Statement:
     def __post_init__(self) -> None:
         passes = not (
             self.has_effects or self.changes_schema or self.changes_defaults or self.recalls_sequences
-            or self.makes or self.databases or self.leaves or self.looks or self.shows
+            or self.makes or self.databases or self.leaves or self.looks or self.shows or self.signal is not None
         )  # fmt: skip
         object.__setattr__(self, "passes", passes)
         object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
@@ -303,7 +306,7 @@ def classify(text: bytes, *, known: Effects = NO_EFFECTS, suspicious: bool = Tru
       known: functions that have effects on the session which their call does not show, and what carries such effects.
       suspicious: whether an unparsable text may have session effects.
     """
-    from pooler.sql import effects, made, purity, traces, views  # they speak this module's vocabulary
+    from pooler.sql import effects, made, purity, signals, traces, views  # they speak this module's vocabulary
 
     try:
         raw = parser.statements(text)
@@ -352,6 +355,7 @@ def classify(text: bytes, *, known: Effects = NO_EFFECTS, suspicious: bool = Tru
         leaves=frozenset().union(*(part.leaves for part in parts)),
         looks=traces.looks(text) is not None,
         shows=views.references(text, facts),
+        signal=signals.signal_of(raw),
         databases=frozenset().union(*(fact.databases for fact in facts)),
         reads_only=all(fact.reads_only for fact in facts),
         cacheable=not why_not,

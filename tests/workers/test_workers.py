@@ -98,6 +98,44 @@ def test_a_cancel_finds_its_way_whichever_worker_hears_of_it(house: Callable[...
         assert {worker_of(client) for client in connected} == {0, 1}
 
 
+def test_a_cancel_and_a_termination_by_sql_reach_clients_of_other_workers(
+    house: Callable[..., Pgnear], origin: Server
+) -> None:
+    """By the process ids that they were given at login: each says whose it is."""
+    near = house(pool_size=20)
+    with clients(near, 16) as connected, origin.connect() as direct:
+        askers = {worker_of(client): client for client in connected}
+        assert set(askers) == {0, 1}
+        targets = [client for client in connected if client not in askers.values()]
+        outcomes: list[str] = []
+
+        def sleep(client: psycopg.Connection) -> None:
+            try:
+                client.execute("select pg_sleep(60), 'sleeper'")
+            except psycopg.errors.QueryCanceled:
+                outcomes.append("canceled")
+
+        threads = [in_a_thread(lambda client=client: sleep(client)) for client in targets]  # type: ignore[misc]
+        asleep = "select count(*) from pg_stat_activity where state = 'active' and query like '%''sleeper''%'"
+        until(lambda: direct.execute(asleep + " and pid <> pg_backend_pid()").fetchone() == (len(targets),))
+        for client in targets:
+            asker = askers[1 - worker_of(client)]
+            done = asker.execute("select pg_cancel_backend(%s)", [client.info.backend_pid])
+            assert done.fetchone() == (True,)
+        for thread in threads:
+            thread.join(30)
+        assert outcomes == ["canceled"] * len(targets)
+        for client in targets:
+            asker = askers[1 - worker_of(client)]
+            asker.execute("begin")
+            for expected in (True, False):  # then it is gone
+                done = asker.execute("select pg_terminate_backend(%s, 20000)", [client.info.backend_pid])
+                assert done.fetchone() == (expected,)
+            asker.execute("commit")
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                client.execute("select 1")
+
+
 def test_all_together_open_no_more_origin_connections_than_pool_size(
     house: Callable[..., Pgnear], origin: Server
 ) -> None:
