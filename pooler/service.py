@@ -1,52 +1,40 @@
-"""The running pgnear: configuration in, listening sockets, pools, cache and sessions, until somebody stops it.
+"""What exists once per process: pools, cache, sessions, and what changes them all.
 
-Lives here: what exists once per process, and the order in which it starts and ends. Not here: how any of it works.
+Not here: how any of it works, and the order in which it starts and ends (`serving`).
 """
 
 from __future__ import annotations
 
-import gc
-import resource
-import signal
-import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 from pydantic import SecretStr
 
 from config import Config, Target, User
-from config.passwords import Stamp, read_all, stamp_of
+from config.passwords import Stamp, stamp_of
 from pooler import ending
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
-from pooler.admin.control import join_in
-from pooler.admin.http import application_of, serve_http
 from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
-from pooler.ceremony import drain, supervisor
+from pooler.ceremony import drain
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
-from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.deadlines import DeadlineTable
 from pooler.ceremony.doors import Doors
 from pooler.ceremony.ears import Ears
-from pooler.ceremony.knowledge import keep_catalog
-from pooler.ceremony.lasting import lasting
-from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
-from pooler.ceremony.pulse import keep_pulse
-from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
-from pooler.ceremony.standing import follow_replicas
 from pooler.ceremony.stream import Stream
 from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow, follow_orphans
@@ -66,7 +54,6 @@ from pooler.stats import Stats, certificate_reloads
 from pooler.transport import end_lingering
 from pooler.workers import hearsay
 from pooler.workers.board import CLIENTS, REPLICATION
-from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.workers.board import Board
@@ -81,7 +68,7 @@ LEAVE_SECONDS = 5.0
 
 
 class Service:
-    """Everything that exists once. Made by `serve`."""
+    """Everything that exists once. Made by `serving.serve`."""
 
     def __init__(
         self,
@@ -488,169 +475,3 @@ class Service:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
         for pool in self.every_pool:
             pool.close()
-
-
-def raise_file_limit() -> None:
-    """Each client is a file descriptor: take as many as the system lets this process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
-            log.warning("file_limit", soft=soft, hard=hard)
-
-
-async def serve(
-    config: Config,
-    *,
-    started: Callable[[Service], None] | None = None,
-    stop: trio.Event | None = None,
-    load: Callable[[], Config] | None = None,
-    listeners: Iterable[socket.socket] = (),
-    outlived: bool = False,
-    peers: Peers | None = None,
-    board: Board | None = None,
-    handover: Handover | None = None,
-) -> None:
-    """Run pgnear until cancelled, or until `stop` is set: then it drains first.
-
-    Args:
-      started: called once every address is bound and listened on. load: reads the configuration again.
-      listeners: the sockets to accept from, in place of those to open; `outlived`: others accept there after us.
-      peers, board, handover: where this is one worker of several.
-
-    Raises:
-      OSError: an address cannot be had; the message says which.
-      ssl.SSLError, ValueError: the certificate or key cannot be used.
-    """
-    raise_file_limit()
-    passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
-    listeners = list(listeners)
-    try:
-        inherited = supervisor.inherited_sockets()
-        http_socket = next(iter(inherited.pop("http", [])), None)
-        listeners += (each for sockets in inherited.values() for each in sockets)
-        if not listeners:
-            listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
-        async with trio.open_nursery() as nursery:
-            service = Service(config, nursery, passwords, load, peers=peers, board=board, handover=handover)
-            await join_in(service)
-            service.listens_for_others = outlived or bool(inherited)
-            service.listen_addresses = [address_of(listener) for listener in listeners]
-            if http_socket is not None or config.http:
-                service.http_address = await nursery.start(
-                    serve_http, application_of(service), http_socket or config.http, config.reuse_port
-                )
-                log.info("http_listening", address=service.http_address)
-            nursery.start_soon(service.reactor.run)
-            nursery.start_soon(lasting, service.keep_house)
-            nursery.start_soon(lasting, watch_deadlines, service)
-            nursery.start_soon(lasting, service.keep_tls)
-            nursery.start_soon(lasting, keep_pulse, service)
-            for pool in service.pools.values():
-                nursery.start_soon(lasting, keep_catalog, service, pool)
-            nursery.start_soon(lasting, follow_replicas, service)
-            for rotation in service.rotations.values():
-                nursery.start_soon(lasting, rotation.run)
-            for stream in service.streams.values():
-                nursery.start_soon(lasting, stream.run)
-            for ear in service.listeners.values():
-                nursery.start_soon(lasting, ear.run)
-            if service.ears is not None:
-                nursery.start_soon(lasting, service.ears.agree)
-            gc.collect()
-            gc.freeze()
-            service.doors.open(listeners)
-            for address in service.listen_addresses if peers is None else ():
-                log.info(
-                    "listening",
-                    address=address,
-                    databases=sorted(service.pools),
-                    tls=config.tls,
-                    auth=config.auth,
-                )
-            if started is not None:
-                started(service)
-            supervisor.ready()
-            if stop is not None:
-                await stop.wait()
-                await drain.begin(service, listeners)
-            else:
-                await trio.sleep_forever()
-            drain.stop_listening(service, listeners)
-            await drain.drain(service)
-            service.doors.end()
-            nursery.cancel_scope.cancel()
-        service.close_pools()
-    finally:
-        for listener in listeners:
-            close_listener(listener)
-
-
-async def serve_until_stopped(
-    config: Config,
-    *,
-    load: Callable[[], Config] | None = None,
-    started: Callable[[Service], None] | None = None,
-    stopped_by: trio.Event | None = None,
-    **how: Any,
-) -> None:
-    """`serve` until SIGINT or SIGTERM, or `stopped_by` is set; a second signal ends at once. SIGHUP reloads."""
-    stop = trio.Event()
-    running: list[Service] = []
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def reload_all() -> None:
-                for service in running:
-                    try:
-                        await reload(service)
-                    except PgError:
-                        pass  # it is in the log
-
-            async def watch() -> None:
-                async for number in signals:
-                    if number == signal.SIGHUP:
-                        nursery.start_soon(reload_all)
-                        continue
-                    if stop.is_set():
-                        for service in running:
-                            drain.send_away(service)
-                        nursery.cancel_scope.cancel()
-                    log.info("stopping", signal=signal.Signals(number).name)
-                    stop.set()
-
-            async def follow(other: trio.Event) -> None:
-                await other.wait()
-                stop.set()
-
-            def begun(service: Service) -> None:
-                running.append(service)
-                if started is not None:
-                    started(service)
-
-            nursery.start_soon(watch)
-            if stopped_by is not None:
-                nursery.start_soon(follow, stopped_by)
-            await serve(config, started=begun, stop=stop, load=load, **how)
-            nursery.cancel_scope.cancel()
-    log.info("stopped")
-
-
-def run(config: Config, load: Callable[[], Config] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; a second one ends at once. SIGHUP reloads what `load` reads. The exit status."""
-    status = 0
-    try:
-        trio.run(partial(serve_until_stopped, config, load=load))
-    except* (OSError, ssl.SSLError, ValueError) as group:
-        log.error("cannot_start", reason=first_reason(group))
-        status = 1
-    return status
-
-
-def first_reason(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return getattr(error, "strerror", None) or str(error)
