@@ -5,7 +5,6 @@ Not here: how any of it works, and the order in which it starts and ends (`servi
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,6 @@ import trio
 from pydantic import SecretStr
 
 from config import Config, Target, User
-from config.passwords import Stamp, stamp_of
 from pooler import ending
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
@@ -27,6 +25,7 @@ from pooler.cache.policy import Policies
 from pooler.cache.store import Store
 from pooler.ceremony import drain
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
+from pooler.ceremony.certificate import Certificate
 from pooler.ceremony.deadlines import DeadlineTable
 from pooler.ceremony.doors import Doors
 from pooler.ceremony.ears import Ears
@@ -34,9 +33,8 @@ from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
-from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
+from pooler.ceremony.rotation import Rotation
 from pooler.ceremony.stream import Stream
-from pooler.ceremony.tls import server_tls
 from pooler.ceremony.unsure import follow, follow_orphans
 from pooler.ceremony.verifiers import Verifiers
 from pooler.defaults import as_settings
@@ -50,7 +48,7 @@ from pooler.session import Session
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange, PinKind
 from pooler.statements import PreparedStatements
-from pooler.stats import Stats, certificate_reloads
+from pooler.stats import Stats
 from pooler.transport import end_lingering
 from pooler.workers import hearsay
 from pooler.workers.board import CLIENTS, REPLICATION
@@ -93,8 +91,7 @@ class Service:
         self.addresses = Addresses(board)
         self.reactor = Reactor()
         self.doors = Doors(self)
-        self.tls = server_tls(config)
-        self._tls_stamps = self._stamps_of_tls()
+        self.certificate = Certificate(config)
         cache = config.cache
         self.cache = (
             Store(
@@ -394,35 +391,6 @@ class Service:
             return self.config.users
         first = next(iter(self.pools.values())).target
         return {first.user: User(password=SecretStr(first.password))} if first.password else {}
-
-    def reload_tls(self) -> str:
-        """Read the certificate for clients again; why the old one stays, "" where it does not."""
-        stamps = self._stamps_of_tls()
-        changed, self._tls_stamps = stamps != self._tls_stamps, stamps
-        kept = self.tls
-        if kept is not None and kept.self_signed and self.config.tls != "disable" and not self.config.tls_cert_file:
-            return ""
-        try:
-            self.tls = server_tls(self.config)
-        except (OSError, ssl.SSLError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            certificate_reloads["kept"] += 1
-            log.error("tls_reload_failed", setting="tls_cert_file", reason=reason)
-            return reason
-        if changed:
-            certificate_reloads["used"] += 1
-            log.info("tls_reloaded", setting="tls_cert_file", file=str(self.config.tls_cert_file))
-        return ""
-
-    def _stamps_of_tls(self) -> tuple[Stamp | None, ...]:
-        return stamp_of(self.config.tls_cert_file), stamp_of(self.config.tls_key_file)
-
-    async def keep_tls(self) -> None:
-        """Follow the files of the certificate for clients, for as long as the process lives."""
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            if self._stamps_of_tls() != self._tls_stamps:
-                self.reload_tls()
 
     # ---- time --------------------------------------------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ def _begin(service: Service) -> None:
     nursery.start_soon(service.reactor.run)
     nursery.start_soon(lasting, service.keep_house)
     nursery.start_soon(lasting, watch_deadlines, service)
-    nursery.start_soon(lasting, service.keep_tls)
+    nursery.start_soon(lasting, service.certificate.keep)
     nursery.start_soon(lasting, keep_pulse, service)
     for pool in service.pools.values():
         nursery.start_soon(lasting, keep_catalog, service, pool)
