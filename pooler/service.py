@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -35,7 +34,7 @@ from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import Rotation
 from pooler.ceremony.stream import Stream
-from pooler.ceremony.unsure import follow, follow_orphans
+from pooler.ceremony.unsure import Unsure
 from pooler.ceremony.verifiers import Verifiers
 from pooler.defaults import as_settings
 from pooler.logs import get_logger
@@ -105,6 +104,7 @@ class Service:
         )
         self.observes = cache.enabled or cache.max_advice_shapes > 0
         """Whether it matters what statements read and write."""
+        self.unsure = Unsure(nursery, self.cache, self.stats)
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
@@ -122,7 +122,6 @@ class Service:
         self.replica_pools = self._make_replicas(config)
         self.rotations = {name: Rotation(self, pool, sources.get(name)) for name, pool in self.pools.items()}
         self.sessions: set[Session] = set()
-        self._followed: set[tuple[str, int]] = set()  # (database, process id) of writes whose end nobody saw
         self.unfinished: dict[Session, int] = {}
         """Whose last batch has no Sync or Flush yet, and how much of it had come, for `ceremony.deadlines`."""
         self.crowded: dict[Session, None] = {}
@@ -308,28 +307,11 @@ class Service:
         origin.leave_reactor()
         self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin, within_message)
 
-    def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
-        """What `origin` worked on may still be committed, and nobody will see it."""
-        if self.cache is not None:
-            self.stats.writes_unsure += 1
-            self.nursery.start_soon(self._follow_write, self.cache, origin, database, reach)
-
-    async def _follow_write(self, cache: Store, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
-        followed = database, origin.pid
-        self._followed.add(followed)
-        await follow(origin.pool, origin.pid, partial(cache.invalidate, database, reach))
-        self._followed.discard(followed)
-
-    def follow_orphans(self, pool: Pool, pids: list[int]) -> None:
-        """A worker has died; what it has sent to these of the origin's processes may still be committed."""
-        if self.cache is not None:
-            self.nursery.start_soon(follow_orphans, pool, pids, partial(self.cache.invalidate_database, pool.name))
-
     def note_backends(self) -> None:
         """Which of the origins' processes work for this worker, for the others to know if it dies."""
         if self.board is not None:
             here = [(pool.name, origin.pid) for pool in self.pools.values() for origin in pool.origins]
-            self.board.set_backends(here + list(self._followed))
+            self.board.set_backends(here + list(self.unsure.followed))
 
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""
