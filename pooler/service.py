@@ -28,12 +28,10 @@ from pooler.ceremony.certificate import Certificate
 from pooler.ceremony.deadlines import DeadlineTable
 from pooler.ceremony.doors import Doors
 from pooler.ceremony.ears import Ears
-from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
 from pooler.ceremony.reset import reset
 from pooler.ceremony.rotation import Rotation
-from pooler.ceremony.stream import Stream
 from pooler.ceremony.unsure import Unsure
 from pooler.ceremony.verifiers import Verifiers
 from pooler.defaults import as_settings
@@ -138,17 +136,7 @@ class Service:
         self.http_address: str | None = None
         self.catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
-        self.ears = Ears(self, self.cache, self.pools) if self.cache is not None else None
-        self.streams: dict[str, Stream] = {}
-        self.listeners: dict[str, Listener] = {}
-        """By pool, as streams; `ears` says which of both are lost."""
-        hears = self.ears is not None and self.ears.leads
-        if hears and self.ears is not None and cache.invalidation != "writes":
-            self.streams = {name: self.ears.stream(pool) for name, pool in self.pools.items()}
-        if hears and self.ears is not None and (channel := cache.notify_channel):
-            self.listeners = {
-                name: self.ears.listener(pool, channel, told_by_origin) for name, pool in self.pools.items()
-            }
+        self.ears = Ears(self, self.cache, told_by_origin) if self.cache is not None else None
         if board is not None:
             hearsay.listen(self, board)
 
@@ -362,8 +350,8 @@ class Service:
             if self.cache is not None:
                 self.cache.invalidate_database(pool.name)
             self.forget_catalog(pool)  # other workers see for themselves
-        if (stream := self.streams.get(pool.name)) is not None:
-            stream.retarget(new)
+        if self.ears is not None:
+            self.ears.target_changed(pool)
         if not self.config.users:
             self.verifiers.adopt(self._client_users(), time.monotonic() + self.config.password_grace)
 

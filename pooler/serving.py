@@ -125,12 +125,8 @@ def _begin(service: Service) -> None:
     nursery.start_soon(lasting, follow_replicas, service)
     for rotation in service.rotations.values():
         nursery.start_soon(lasting, rotation.run)
-    for stream in service.streams.values():
-        nursery.start_soon(lasting, stream.run)
-    for ear in service.listeners.values():
-        nursery.start_soon(lasting, ear.run)
     if service.ears is not None:
-        nursery.start_soon(lasting, service.ears.agree)
+        nursery.start_soon(service.ears.run)
 
 
 async def serve_until_stopped(
