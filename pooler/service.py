@@ -46,7 +46,6 @@ from pooler.sql.classifier import Classifier
 from pooler.sql.statement import DefaultChange, PinKind
 from pooler.statements import PreparedStatements
 from pooler.stats import Stats
-from pooler.transport import end_lingering
 from pooler.workers import hearsay
 from pooler.workers.board import CLIENTS, REPLICATION
 
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-TICK_SECONDS = 0.1
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
 
@@ -216,13 +214,6 @@ class Service:
         relay = self.relays.get(pid)
         return relay if relay is not None and relay.has_key(secret) else None
 
-    def client_pid(self, session: Session, origin_pid: int) -> int:
-        """The process id that clients know the backend `origin_pid` of the session's database by: its last client's."""
-        for origin in session.pool.origins:
-            if origin.pid == origin_pid:
-                return origin.client_pid or origin_pid
-        return origin_pid
-
     def leave_databases(self, names: frozenset[str]) -> None:
         """One of these databases is about to be dropped, renamed or copied: idle connections must not be in the way."""
         if self.peers is not None:
@@ -361,32 +352,6 @@ class Service:
             return self.config.users
         first = next(iter(self.pools.values())).target
         return {first.user: User(password=SecretStr(first.password))} if first.password else {}
-
-    # ---- time --------------------------------------------------------------------------------------------------------
-
-    async def keep_house(self) -> None:
-        """Ageing, wait deadlines and warm connections, for as long as the process lives."""
-        retry_at: dict[str, float] = {}
-        while True:
-            now = time.monotonic()
-            for pool in self.every_pool:
-                name = pool.name
-                pool.tick(now)
-                if pool.missing and now >= retry_at.get(name, 0.0):
-                    retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
-                    for _ in range(pool.missing):
-                        pool.open_one()
-                if pool.advice is not None:
-                    pool.advice.tick(time.perf_counter())
-            end_lingering(now)
-            if self.board is not None:
-                self.board.hear()  # so that who does nothing does not fall behind
-                self.note_backends()
-            if self.cache is not None:
-                self.cache.sweep(time.perf_counter(), 1000)
-            if self.flights is not None:
-                self.flights.expire(time.perf_counter())
-            await trio.sleep(TICK_SECONDS)
 
     def doubt_roles(self, but: Origin | None = None) -> None:
         """DDL passed: a role that was made anew is not the one that a connection was made before; `but` has noticed."""

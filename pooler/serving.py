@@ -22,6 +22,7 @@ from pooler.admin.control import join_in
 from pooler.admin.http import application_of, serve_http
 from pooler.ceremony import drain, supervisor
 from pooler.ceremony.deadlines import watch_deadlines
+from pooler.ceremony.housekeeping import keep_house
 from pooler.ceremony.knowledge import keep_catalog
 from pooler.ceremony.lasting import lasting
 from pooler.ceremony.listen import address_of, close_listener, open_listener
@@ -116,7 +117,7 @@ def _begin(service: Service) -> None:
     """Start what goes on for as long as the process lives."""
     nursery = service.nursery
     nursery.start_soon(service.reactor.run)
-    nursery.start_soon(lasting, service.keep_house)
+    nursery.start_soon(lasting, keep_house, service)
     nursery.start_soon(lasting, watch_deadlines, service)
     nursery.start_soon(lasting, service.certificate.keep)
     nursery.start_soon(lasting, keep_pulse, service)
