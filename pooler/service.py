@@ -13,7 +13,7 @@ import trio
 from pydantic import SecretStr
 
 from config import Config, Target, User
-from pooler import ending
+from pooler import ending, upkeep
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
 from pooler.admin.purge import told_by_origin
@@ -237,7 +237,7 @@ class Service:
         """Close idle connections to these databases."""
         for pool in self.pools.values():
             if pool.target.dbname in names:
-                pool.step_aside()
+                upkeep.step_aside(pool)
 
     def depart_soon(self, session: Session) -> None:
         """`session` goes when it asks for something, or in a moment."""
@@ -262,7 +262,7 @@ class Service:
         clients = [session for session in self.sessions if session.pool is pool]
         for session in clients:
             session.state.keep(settings)
-        pool.renew()
+        upkeep.renew(pool)
         self.catalog_stale[pool.name].set()
         log.info("defaults_changed", pool=pool.name, settings=sorted(kept), clients_kept=len(clients))
 

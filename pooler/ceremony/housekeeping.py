@@ -1,6 +1,6 @@
 """What is due several times a second, though nobody asks for it.
 
-Not here: how it is done (`Pool.tick`, `Store.sweep` and their kind), and whose client takes too long (`deadlines`).
+Not here: how it is done (`upkeep`, `Store.sweep` and their kind), and whose client takes too long (`deadlines`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from pooler import upkeep
 from pooler.transport import end_lingering
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ async def keep_house(service: Service) -> None:
         now = time.monotonic()
         for pool in service.every_pool:
             name = pool.name
-            pool.tick(now)
-            if pool.missing and now >= retry_at.get(name, 0.0):
+            upkeep.tick(pool, now)
+            missing = upkeep.missing(pool)
+            if missing and now >= retry_at.get(name, 0.0):
                 retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
-                for _ in range(pool.missing):
+                for _ in range(missing):
                     pool.open_one()
             if pool.advice is not None:
                 pool.advice.tick(time.perf_counter())
