@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pooler import upkeep
-from pooler.transport import end_lingering
+from pooler.lingering import end_lingering
 
 if TYPE_CHECKING:
     from pooler.service import Service
