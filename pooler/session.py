@@ -14,26 +14,23 @@ States of a session, each seen from two attributes:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, demotion, detour, ending, express, pins
+from pooler import aftermath, copying, demotion, detour, ending, express, pins
 from pooler.boarding import drop_pending, leave
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
 from pooler.caching import keep
 from pooler.link import attach
-from pooler.operations import stand_in
 from pooler.origin import IDLE, PLAN_OUTDATED, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
 from pooler.sql.statement import DefaultChange, Part, PinKind
-from pooler.sql.traces import TEMPORARY_SCHEMA, is_full, with_traces
 from pooler.sql.views import Edit
 from pooler.state import SessionState
 from pooler.statements import LIGHT_TEXT, Prepared, Scope
@@ -47,10 +44,6 @@ from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
-
-_IN_FAILED_TRANSACTION = b"\0C25P02\0"
-_NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883|25P01|25001)\0")
-"""SQLSTATEs of a statement that, as a rule, was not even begun."""
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -231,52 +224,11 @@ class Session:
 
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""
-        for kind in self.state.complete(part, tag):
-            pins.tell(self, kind)
-        origin = self.origin
-        if part.leaves:
-            self._leave(part.leaves)
-        if part.discards in ("all", "sequences"):
-            self._forget_sequences()
-        if part.deallocates is not None or part.discards == "all":
-            if part.deallocates:
-                prepared = self.statements.pop(part.deallocates, None)
-                if prepared is not None and origin is not None:
-                    origin.prepared.pop(stand_in(self, part.deallocates), None)
-            else:
-                unnamed = self.statements.get(b"")  # it is no part of DEALLOCATE ALL
-                self.statements.clear()
-                if unnamed is not None:
-                    self.statements[b""] = unnamed
-                if origin is not None:
-                    origin.prepared.clear()
+        aftermath.complete(self, part, tag)
 
     def failed(self, part: Part, frame: bytes) -> None:
         """A statement with effects on the session has failed, with the ErrorResponse `frame`."""
-        if _IN_FAILED_TRANSACTION in frame:
-            return
-        begun = _NOT_PARSED.search(frame) is None
-        if begun:
-            self._leave(part.leaves if PinKind.HIDDEN in part.survives else part.leaves - {TEMPORARY_SCHEMA})
-        for kind in part.survives:
-            if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
-                pins.tell(self, kind)
-
-    def _forget_sequences(self) -> None:
-        """DISCARD SEQUENCES, on whatever connection: what another one remembers of this session is nobody's."""
-        home, self.sequence_home = self.sequence_home, None
-        if home is not None and home.sequence_client == self.key[0]:
-            home.sequence_client = -self.key[0]
-        if self.origin is not None:
-            self.origin.sequence_client = 0
-
-    def _leave(self, traces: frozenset[str]) -> None:
-        # A temporary schema may be rolled back: see `pins.probe`.
-        self.traces = with_traces(self.traces, traces - {TEMPORARY_SCHEMA})
-        origin = self.origin
-        if origin is not None:
-            origin.traces = with_traces(origin.traces, traces)
-            origin.spoiled = origin.spoiled or is_full(origin.traces)
+        aftermath.failed(self, part, frame)
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.
