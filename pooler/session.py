@@ -19,14 +19,14 @@ from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import aftermath, copying, demotion, detour, ending, express, pins
-from pooler.boarding import drop_pending, leave
+from pooler import aftermath, again, copying, demotion, detour, ending, express, pins, unsent
+from pooler.boarding import drop_pending
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
 from pooler.caching import keep
 from pooler.link import attach
-from pooler.origin import IDLE, PLAN_OUTDATED, Origin
+from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
@@ -39,7 +39,7 @@ from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Un
 from pooler.walk import PARTIAL_BATCH_BYTES, take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors
-from protocol.framing import READY_IDLE, length_at
+from protocol.framing import READY_IDLE
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -303,20 +303,7 @@ class Session:
         """The pool's other answer: the message that needed a connection fails, the session goes on."""
         self.waiting = False
         drop_pending(self)
-        self._fail_message(error)
-
-    def _fail_message(self, error: PgError) -> None:
-        """Answer the message at the head of the inbox with `error`."""
-        data = self.inbox
-        self.answer(error.response())
-        if data[:1] in (b"Q", b"F"):
-            self.inbox = data[1 + length_at(data, 1)[0] :]
-            self.answer(READY_IDLE)
-        else:
-            self.skipping = True
-        self.flush_client()
-        if not self.closed:
-            self.resume_walk()
+        unsent.fail(self, error)
 
     def hold(self) -> None:
         """Keep the client's input until `release_hold`."""
@@ -351,7 +338,7 @@ class Session:
             origin.send(parts[0] if len(parts) == 1 else b"".join(parts))
         except TransportClosed as error:
             parts.clear()
-            self.send_failed(origin, data, str(error))
+            unsent.send_again(self, origin, data, str(error))
             return
         parts.clear()
         self.walk_from = -1
@@ -359,22 +346,6 @@ class Session:
             self.transport.pause(heed_end=not self.leaving)
         if origin.units and origin.units[0].steps:
             origin.flush_made_up()
-
-    def send_failed(self, origin: Origin, data: bytes, reason: str) -> None:
-        """The connection was dead. If it never got a byte for this session, the walk is repeated on another one."""
-        if self.walk_from < 0 or not data:
-            origin.lost(f"while sending: {reason}")
-            return
-        origin.session = self.origin = None
-        origin.draining = True
-        if self.away:
-            detour.forget(self)
-        origin.lost(f"before anything was sent: {reason}")
-        self.service.stats.retries += 1
-        self.chunks.clear()
-        self.missing = self.stream_left = 0
-        self.inbox = data[self.walk_from :]
-        self.resume_walk()
 
     def origin_drained(self) -> None:
         """The origin takes bytes again."""
@@ -394,7 +365,7 @@ class Session:
             self.service.stats.query_errors += 1
             if self.state.watching:
                 self.state.error()
-            if PLAN_OUTDATED in frame and self.origin is not None:
+            if again.PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
         elif kind == COPY_IN and self.origin is not None:
             copying.begin(self, self.origin, unit)
@@ -579,18 +550,7 @@ class Session:
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
-        if self.holding and self.flight is not None:
-            leave(self)
-            self.holding = False
-            self._fail_message(errors.query_canceled())
-            return True
-        if not self.waiting:
-            return False
-        self.pool.withdraw(self)
-        self.waiting = False
-        drop_pending(self)
-        self._fail_message(errors.query_canceled())
-        return True
+        return unsent.cancel(self)
 
     def has_key(self, secret: bytes) -> bool:
         """Whether `secret` is the one this client was given to cancel with."""
