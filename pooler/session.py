@@ -2,7 +2,8 @@
 
 Lives here: a client's state, linking and releasing, and what answers mean for it on their way. Not here: login
 (`ceremony.login`), its frames (`walk`, `express`), what they become (`simple`, `extended`), backend frames (`origin`),
-what a statement means (`sql`, and `consequences` for the session), its end (`ending`).
+what a statement means (`sql`; `consequences` and `aftermath` for the session), a message that no origin gets
+(`unsent`), its end (`ending`).
 
 States of a session, each seen from two attributes:
 
