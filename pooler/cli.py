@@ -108,9 +108,9 @@ def serve(
         from pooler.workers import parent
 
         raise typer.Exit(parent.run(settings, config_file, flags))
-    from pooler import service  # only this command needs all of it
+    from pooler import serving  # only this command needs all of it
 
-    raise typer.Exit(service.run(settings, lambda: config.load(file=config_file, flags=flags)))
+    raise typer.Exit(serving.run(settings, lambda: config.load(file=config_file, flags=flags)))
 
 
 @app.command("check-config")

@@ -29,7 +29,8 @@ import config
 from pooler import logs
 from pooler.ceremony.listen import address_of, open_listener
 from pooler.embedded import EmbeddedPostgres, PostgresFailed, installed
-from pooler.service import Service, serve
+from pooler.service import Service
+from pooler.serving import serve
 from pooler.stats import LATENCY_BOUNDS
 
 USER = PASSWORD = DATABASE = "demo"

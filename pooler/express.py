@@ -16,7 +16,7 @@ from struct import Struct
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler import ending
+from pooler import ending, unsent
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
 from pooler.consequences import draw, mind, must_keep, wants_home
@@ -336,7 +336,7 @@ def _send(session: Session, origin: Origin, data: bytes, message: bytes) -> None
     try:
         pending = origin.transport.send(message)
     except TransportClosed as error:
-        session.send_failed(origin, data, str(error))
+        unsent.send_again(session, origin, data, str(error))
         return
     session.walk_from = -1
     if pending > session.pool.high_water:

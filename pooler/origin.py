@@ -17,27 +17,13 @@ from collections import OrderedDict, deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final
 
-from pooler import copying, demotion, detour, ending, words
+from pooler import again, copying, demotion, detour, ending, words
 from pooler.roles import REPORTED as ROLE_REPORTS
 from pooler.settings import DEFAULTS, Reports, Settings
 from pooler.sql.traces import NO_TRACES
 from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
-from pooler.unit import (
-    ALL,
-    BIND,
-    CLOSE,
-    DATA_ROW,
-    DESCRIBE,
-    ERROR,
-    EXECUTE,
-    NOTIFICATION,
-    PARAMETER_STATUS,
-    PARSE,
-    READY,
-    Step,
-    Unit,
-)  # fmt: skip
+from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
 from protocol import errors
 from protocol.framing import BIND_COMPLETE, length_at, parameter_status
 from protocol.responses import PgError
@@ -53,11 +39,6 @@ IN_TRANSACTION: Final = 0x54
 FAILED_TRANSACTION: Final = 0x45
 """What a ReadyForQuery says: I, T and E, as numbers."""
 
-QUERY: Final = 0x51
-
-PLAN_OUTDATED = b"\0C0A000\0Mcached plan must not change result type\0"
-STATEMENT_GONE = b"\0C26000\0"
-DESCRIBE_PORTAL = b"D\0\0\0\6P\0"
 _READ_ONLY = b"\0C25006\0"
 
 
@@ -343,7 +324,7 @@ class Origin:
             made_up = unit.take_made_up()
             if made_up:
                 self._out.append(made_up)
-        if kind == ERROR and unit.again is not None and self._asks_again(unit, frame):
+        if kind == ERROR and unit.again is not None and again.is_due(self, unit, frame):
             return False
         if kind == ERROR and session is not None and session.detour and detour.turns_back(self, unit, frame):
             self._out.clear()
@@ -375,7 +356,7 @@ class Origin:
         unit = self.units.popleft()
         session = self.session
         if unit.failed and unit.again is not None and unit.silent:
-            self._ask_again(*unit.again)
+            again.ask(self, *unit.again)
             return False
         if unit.swallow:
             if unit.done is not None:
@@ -392,38 +373,6 @@ class Origin:
             session.completed(unit, status)
         self.received = 0
         return not unit.silent
-
-    def _asks_again(self, unit: Unit, frame: bytes) -> bool:
-        """Whether `unit` failed because its statement's plan was outdated, in a request that parses it: to be repeated.
-
-        Nothing was executed then; nor where a function has deallocated what the connection had prepared. Where more was
-        sent behind it, it is too late for that.
-        """
-        outdated = PLAN_OUTDATED in frame or (STATEMENT_GONE in frame and ORIGIN_PREFIX in frame)
-        if not outdated or len(self.units) != 1 or self.session is None:
-            return False
-        unit.failed = unit.silent = True
-        unit.drop_capture()
-        return True
-
-    def _ask_again(self, prepared: Prepared, request: bytes) -> None:
-        """Send `request` as its client has sent it; one that has a Parse has its ParseComplete already."""
-        self.prepared.pop(prepared, None)
-        if request[0] == QUERY:
-            self.unnamed = None
-            unit = Unit(perf_counter(), None, simple=True)
-            unit.script([(CLOSE, False, None, None)])
-            self.units.append(unit)
-            self.send_or_lose(prepared.close_frame() + request)
-            return
-        self.unnamed = prepared
-        unit = Unit(perf_counter(), None)
-        steps: list[Step] = [(CLOSE, False, None, None), (PARSE, False, None, None), (BIND, True, b"", None)]
-        if DESCRIBE_PORTAL in request:
-            steps.append((DESCRIBE, True, None, None))
-        unit.script([*steps, (EXECUTE, True, None, None)])
-        self.units.append(unit)
-        self.send_or_lose(prepared.close_frame() + request)
 
     def _settings_failed(self, error: PgError) -> None:
         """The settings this session wants could not be made: it must not go on with other ones."""

@@ -1,8 +1,8 @@
 """The origin connections of one database and role, and who gets them.
 
-Lives here: every decision about them (idle, busy, waiting, limits, ageing), in plain synchronous code with no I/O of
-its own. Which idle connection suits whom is in `matching`. Opening and resetting connections is ceremony, which the
-pool only asks for through `PoolCeremonies`.
+Lives here: every decision about them (idle, busy, waiting, limits), in plain synchronous code with no I/O of its own.
+Which idle connection suits whom is in `matching`; what time and operators do to a pool in `upkeep`. Opening and
+resetting connections is ceremony, which the pool only asks for through `PoolCeremonies`.
 
 Users take turns (`queue`); a connection that becomes free goes to the waiter whose turn it is before anybody else can
 see it. Who would wait in vain is refused at once: the queue is full or too slow, or the origin is down (`breaker`).
@@ -17,9 +17,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 from config import Config, Target
-from pooler import demotion, outage, refusals
+from pooler import outage, refusals
 from pooler.breaker import Breaker
-from pooler.concurrency import Limit, adapt
+from pooler.concurrency import Limit
 from pooler.defaults import Defaults
 from pooler.greetings import Greetings
 from pooler.logs import get_logger
@@ -43,9 +43,6 @@ log = get_logger(__name__)
 
 PEEK_AFTER_SECONDS: Final = 0.02
 """A connection that was idle for longer is looked at before it is trusted with a query."""
-
-ASIDE_SECONDS = 10.0
-"""How long a database that is being dropped is left alone; PostgreSQL itself waits 5 s for others to leave."""
 
 EXPRESS_BYTES = 8192
 """Longer requests are not looked at for the express lane."""
@@ -116,14 +113,14 @@ class Pool:
         self.schema_epoch = 0  # how often DDL was seen
         self.disabled = False  # it takes no new clients
         self.held_since: float | None = None  # an operator holds its clients back (monotonic seconds)
-        self._released_at = 0.0
+        self.let_go_at = 0.0  # when he did no more
         self.awaited_until = (
             0.0  # an operator said that the origin is back; until then who waits puts up with its absence
         )
-        self._aside_until = 0.0
+        self.aside_until = 0.0  # until then nothing idle is kept: somebody needs the database for himself
         self.defaults = Defaults()
         self.sequence_tables: frozenset[str] | None = None  # whose rows get values by themselves; None: not known
-        self._renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
+        self.renewed_at = 0.0  # connections made before have other defaults or credentials (monotonic seconds)
         self.idle: list[Origin] = []
         self.origins: set[Origin] = set()
         self.reserve: set[Origin] = set()  # of `origins`, those for administrators alone
@@ -186,7 +183,7 @@ class Pool:
             while self.idle:
                 origin = take_idle(self.idle, waiter.settings, waiter.traces)
                 if origin.traces and waiter.insists and shows_others(origin.traces, waiter.traces):
-                    if self._ordinary < self.allowed:
+                    if self.ordinary < self.allowed:
                         self.idle.append(origin)  # whose traces it has may come again; there is room for one more
                     else:
                         self._replace(origin)
@@ -252,7 +249,7 @@ class Pool:
 
     def acquire_spare(self, settings: Settings) -> Origin | None:
         """A connection for work that nobody waits for, never the last that is free; None where there is none."""
-        if self.waiting.users or not self.idle or len(self.idle) + self.allowed - self._ordinary < 2:
+        if self.waiting.users or not self.idle or len(self.idle) + self.allowed - self.ordinary < 2:
             return None
         return take_idle(self.idle, settings, settings.customs)
 
@@ -268,7 +265,7 @@ class Pool:
             self.refusals.withdraw(waiter)
 
     @property
-    def _ordinary(self) -> int:
+    def ordinary(self) -> int:
         """Connections that are not in reserve, those being opened included."""
         return len(self.origins) - len(self.reserve) + self.connecting_count - self._reserve_connecting
 
@@ -277,12 +274,12 @@ class Pool:
         if self.closing or self.held_since is not None or not self.waiting.users:
             return
         now = monotonic()
-        if self._ordinary < self.allowed:
+        if self.ordinary < self.allowed:
             waiting = len(self.waiting)
-            while self.connecting_count < waiting and self._ordinary < self.allowed and self.breaker.may_try(now):
+            while self.connecting_count < waiting and self.ordinary < self.allowed and self.breaker.may_try(now):
                 self.open_one()
         admins = self.administrators
-        if admins and self._ordinary >= self.allowed and self.waiting.head(admins) is not None:
+        if admins and self.ordinary >= self.allowed and self.waiting.head(admins) is not None:
             self._open_reserve(now)
         if not (self.connecting_count or self.breaker.closed) and outage.paused(self, now):
             refusals.everybody(self, refusals.origin_paused(self, now))
@@ -310,7 +307,7 @@ class Pool:
             self.waiting.start_over(monotonic())
         self.origins.add(origin)
         self.place = origin.target.place
-        if self._reserve_connecting and self._ordinary >= self.allowed:
+        if self._reserve_connecting and self.ordinary >= self.allowed:
             self._reserve_connecting -= 1
             self.reserve.add(origin)
         self.release(origin)
@@ -353,7 +350,7 @@ class Pool:
         if origin.cancels:  # a cancel that is still on its way must not hit the next client's query
             return
         now = monotonic()
-        if self._too_old(origin, now):
+        if self.too_old(origin, now):
             origin.close()
             self.grow()
             return
@@ -366,7 +363,7 @@ class Pool:
             self.wait_histogram.observe(now - self.waiting.serve(waiter, now))
             waiter.granted(origin)
             return
-        if now < self._aside_until:
+        if now < self.aside_until:
             origin.close()
             return
         origin.idle_since = now
@@ -436,85 +433,17 @@ class Pool:
         self.closes += 1
         self.grow()
 
-    # ---- time --------------------------------------------------------------------------------------------------------
-
-    def _too_old(self, origin: Origin, now: float) -> bool:
+    def too_old(self, origin: Origin, now: float) -> bool:
+        """Whether `origin` is to be closed rather than handed on."""
         lifetime = self.limits.origin_lifetime
         return (
             origin.retired
-            or origin.created < self._renewed_at
+            or origin.created < self.renewed_at
             or (len(self.origins) - len(self.reserve) > self.allowed and origin not in self.reserve)
             or (lifetime > 0 and now - origin.created > lifetime)
         )
 
-    def renew(self) -> None:
-        """New connections begin with something else (defaults, credentials, address): the old ones go, once idle."""
-        self._renewed_at = monotonic()
-        self.greetings = Greetings()
-        self._close_idle()
-
-    def has_outdated(self) -> bool:
-        """Whether a connection from before the last `renew` is still there."""
-        return any(origin.created < self._renewed_at for origin in self.origins)
-
-    def _close_idle(self) -> None:
-        for origin in (*self.idle, *self.reserve_idle):
-            origin.close()
-
-    def tick(self, now: float) -> None:
-        """Housekeeping, several times a second: waits that took too long, connections that are too old or lacking."""
-        if self.held_since is not None:
-            refusals.held(self, now, self.held_since)
-        else:
-            if self.awaited_until and not outage.awaited(self, now):
-                self.grow()
-            if self.oldest_wait_seconds(now) > self.shortest_wait:
-                refusals.overdue(self, now, self._released_at)
-            if self.waiting.users and self.origins:
-                refusals.hopeless(self, now, self._released_at)
-            if not self.breaker.closed and self.breaker.may_try(now):
-                if self._ordinary < self.allowed:
-                    self.open_one()
-                elif self.pulse.frozen:
-                    outage.probe(self, now)
-            self.grow()
-            outage.listen(self, now)
-            adapt(self, now)
-        demotion.look(self)
-        idle_limit = self.limits.origin_idle_timeout
-        for origin in (*self.idle, *self.reserve_idle):
-            aged = self._too_old(origin, now)
-            surplus = origin in self.reserve or len(self.origins) > self.config.min_pool_size
-            if aged or (surplus and 0 < idle_limit < now - origin.idle_since):
-                origin.close()
-
-    # ---- held back by an operator ------------------------------------------------------------------------------------
-
-    def hold(self) -> None:
-        """No connection is handed out or opened, and each is closed as it becomes idle; who wants one waits."""
-        if self.held_since is None:
-            self.held_since = monotonic()
-        self._close_idle()
-
-    def let_go(self) -> None:
-        """The opposite of `hold`. Who waited meanwhile has its whole patience again."""
-        self.held_since = None
-        self._released_at = monotonic()
-        self.waiting.start_over(self._released_at)
-        outage.expect(self, self._released_at)
-        self.grow()
-
-    def step_aside(self) -> None:
-        """Somebody needs the database for himself: close what is idle, and open nothing unasked for a while."""
-        self._aside_until = monotonic() + ASIDE_SECONDS
-        self._close_idle()
-
-    @property
-    def missing(self) -> int:
-        """How many connections are lacking to `min_pool_size`."""
-        if self.held_since is not None or not self.breaker.closed or monotonic() < self._aside_until:
-            return 0
-        return max(0, min(self.config.min_pool_size, self.allowed) - self._ordinary)
+    # ---- its end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close every connection and refuse every waiter: the process ends."""

@@ -1,57 +1,40 @@
-"""The running pgnear: configuration in, listening sockets, pools, cache and sessions, until somebody stops it.
+"""What exists once per process: pools, cache, sessions, and what changes them all.
 
-Lives here: what exists once per process, and the order in which it starts and ends. Not here: how any of it works.
+Not here: how any of it works, and the order in which it starts and ends (`serving`).
 """
 
 from __future__ import annotations
 
-import gc
-import resource
-import signal
-import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 from pydantic import SecretStr
 
 from config import Config, Target, User
-from config.passwords import Stamp, read_all, stamp_of
-from pooler import ending
+from pooler import ending, upkeep
 from pooler.addresses import Addresses
 from pooler.admin.console import Console
-from pooler.admin.control import join_in
-from pooler.admin.http import application_of, serve_http
 from pooler.admin.purge import told_by_origin
 from pooler.cache.advice import Advice
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flights
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
-from pooler.ceremony import drain, supervisor
+from pooler.ceremony import drain
 from pooler.ceremony.cancel import cancel_origin, end_abandoned
-from pooler.ceremony.deadlines import DeadlineTable, watch_deadlines
+from pooler.ceremony.certificate import Certificate
+from pooler.ceremony.deadlines import DeadlineTable
 from pooler.ceremony.doors import Doors
 from pooler.ceremony.ears import Ears
 from pooler.ceremony.greeting import is_clients, worker_of
-from pooler.ceremony.knowledge import keep_catalog
-from pooler.ceremony.lasting import lasting
-from pooler.ceremony.listen import address_of, close_listener, open_listener
-from pooler.ceremony.notify import Listener
 from pooler.ceremony.opening import open_for, probe_for
 from pooler.ceremony.passthrough import Relay
-from pooler.ceremony.pulse import keep_pulse
-from pooler.ceremony.reload import reload
 from pooler.ceremony.reset import reset
-from pooler.ceremony.rotation import LOOK_SECONDS, Rotation
+from pooler.ceremony.rotation import Rotation
 from pooler.ceremony.signal import signal as send_signal
-from pooler.ceremony.standing import follow_replicas
-from pooler.ceremony.stream import Stream
-from pooler.ceremony.tls import server_tls
-from pooler.ceremony.unsure import follow, follow_orphans
+from pooler.ceremony.unsure import Unsure
 from pooler.ceremony.verifiers import Verifiers
 from pooler.defaults import as_settings
 from pooler.logs import get_logger
@@ -64,11 +47,9 @@ from pooler.session import Session
 from pooler.sql.classifier import Classifier
 from pooler.sql.statement import Carrier, DefaultChange, PinKind
 from pooler.statements import PreparedStatements
-from pooler.stats import Stats, certificate_reloads
-from pooler.transport import end_lingering
+from pooler.stats import Stats
 from pooler.workers import hearsay
 from pooler.workers.board import CLIENTS, REPLICATION
-from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.signals import Rights
@@ -79,13 +60,12 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-TICK_SECONDS = 0.1
 LEAVE_SECONDS = 5.0
 """How long what a client sent before its Terminate may take before it is cancelled."""
 
 
 class Service:
-    """Everything that exists once. Made by `serve`."""
+    """Everything that exists once. Made by `serving.serve`."""
 
     def __init__(
         self,
@@ -110,8 +90,7 @@ class Service:
         self.addresses = Addresses(board)
         self.reactor = Reactor()
         self.doors = Doors(self)
-        self.tls = server_tls(config)
-        self._tls_stamps = self._stamps_of_tls()
+        self.certificate = Certificate(config)
         cache = config.cache
         self.cache = (
             Store(
@@ -125,6 +104,7 @@ class Service:
         )
         self.observes = cache.enabled or cache.max_advice_shapes > 0
         """Whether it matters what statements read and write."""
+        self.unsure = Unsure(nursery, self.cache, self.stats)
         self.flights = Flights(self.cache, config.pool_wait_timeout) if self.cache is not None else None
         self.policies = Policies(cache, self.cache) if self.cache is not None else None
         self.classifier = Classifier(
@@ -143,7 +123,6 @@ class Service:
         self.replica_pools = self._make_replicas(config)
         self.rotations = {name: Rotation(self, pool, sources.get(name)) for name, pool in self.pools.items()}
         self.sessions: set[Session] = set()
-        self._followed: set[tuple[str, int]] = set()  # (database, process id) of writes whose end nobody saw
         self.unfinished: dict[Session, int] = {}
         """Whose last batch has no Sync or Flush yet, and how much of it had come, for `ceremony.deadlines`."""
         self.crowded: dict[Session, None] = {}
@@ -160,17 +139,7 @@ class Service:
         self.http_address: str | None = None
         self.catalog_stale = {name: trio.Event() for name in self.pools}
         self._by_pid: dict[int, Session] = {}
-        self.ears = Ears(self, self.cache, self.pools) if self.cache is not None else None
-        self.streams: dict[str, Stream] = {}
-        self.listeners: dict[str, Listener] = {}
-        """By pool, as streams; `ears` says which of both are lost."""
-        hears = self.ears is not None and self.ears.leads
-        if hears and self.ears is not None and cache.invalidation != "writes":
-            self.streams = {name: self.ears.stream(pool) for name, pool in self.pools.items()}
-        if hears and self.ears is not None and (channel := cache.notify_channel):
-            self.listeners = {
-                name: self.ears.listener(pool, channel, told_by_origin) for name, pool in self.pools.items()
-            }
+        self.ears = Ears(self, self.cache, told_by_origin) if self.cache is not None else None
         if board is not None:
             hearsay.listen(self, board)
 
@@ -259,13 +228,6 @@ class Service:
         relay = self.relays.get(pid)
         return relay if relay is not None and relay.has_key(secret) else None
 
-    def client_pid(self, session: Session, origin_pid: int) -> int:
-        """The process id that clients know the backend `origin_pid` of the session's database by: its last client's."""
-        for origin in session.pool.origins:
-            if origin.pid == origin_pid:
-                return origin.client_pid or origin_pid
-        return origin_pid
-
     def leave_databases(self, names: frozenset[str]) -> None:
         """One of these databases is about to be dropped, renamed or copied: idle connections must not be in the way."""
         if self.peers is not None:
@@ -297,7 +259,7 @@ class Service:
         """Close idle connections to these databases."""
         for pool in self.pools.values():
             if pool.target.dbname in names:
-                pool.step_aside()
+                upkeep.step_aside(pool)
 
     def depart_soon(self, session: Session) -> None:
         """`session` goes when it asks for something, or in a moment."""
@@ -322,7 +284,7 @@ class Service:
         clients = [session for session in self.sessions if session.pool is pool]
         for session in clients:
             session.state.keep(settings)
-        pool.renew()
+        upkeep.renew(pool)
         self.catalog_stale[pool.name].set()
         log.info("defaults_changed", pool=pool.name, settings=sorted(kept), clients_kept=len(clients))
 
@@ -355,28 +317,11 @@ class Service:
         origin.leave_reactor()
         self.nursery.start_soon(self._contained, origin, end_abandoned, self, origin, within_message)
 
-    def follow_write(self, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
-        """What `origin` worked on may still be committed, and nobody will see it."""
-        if self.cache is not None:
-            self.stats.writes_unsure += 1
-            self.nursery.start_soon(self._follow_write, self.cache, origin, database, reach)
-
-    async def _follow_write(self, cache: Store, origin: Origin, database: str, reach: frozenset[int] | None) -> None:
-        followed = database, origin.pid
-        self._followed.add(followed)
-        await follow(origin.pool, origin.pid, partial(cache.invalidate, database, reach))
-        self._followed.discard(followed)
-
-    def follow_orphans(self, pool: Pool, pids: list[int]) -> None:
-        """A worker has died; what it has sent to these of the origin's processes may still be committed."""
-        if self.cache is not None:
-            self.nursery.start_soon(follow_orphans, pool, pids, partial(self.cache.invalidate_database, pool.name))
-
     def note_backends(self) -> None:
         """Which of the origins' processes work for this worker, for the others to know if it dies."""
         if self.board is not None:
             here = [(pool.name, origin.pid) for pool in self.pools.values() for origin in pool.origins]
-            self.board.set_backends(here + list(self._followed))
+            self.board.set_backends(here + list(self.unsure.followed))
 
     async def _contained(self, origin: Origin, ceremony: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run a ceremony with `origin`: a bug in it costs that connection, not the process."""
@@ -427,8 +372,8 @@ class Service:
             if self.cache is not None:
                 self.cache.invalidate_database(pool.name)
             self.forget_catalog(pool)  # other workers see for themselves
-        if (stream := self.streams.get(pool.name)) is not None:
-            stream.retarget(new)
+        if self.ears is not None:
+            self.ears.target_changed(pool)
         if not self.config.users:
             self.verifiers.adopt(self._client_users(), time.monotonic() + self.config.password_grace)
 
@@ -438,61 +383,6 @@ class Service:
             return self.config.users
         first = next(iter(self.pools.values())).target
         return {first.user: User(password=SecretStr(first.password))} if first.password else {}
-
-    def reload_tls(self) -> str:
-        """Read the certificate for clients again; why the old one stays, "" where it does not."""
-        stamps = self._stamps_of_tls()
-        changed, self._tls_stamps = stamps != self._tls_stamps, stamps
-        kept = self.tls
-        if kept is not None and kept.self_signed and self.config.tls != "disable" and not self.config.tls_cert_file:
-            return ""
-        try:
-            self.tls = server_tls(self.config)
-        except (OSError, ssl.SSLError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            certificate_reloads["kept"] += 1
-            log.error("tls_reload_failed", setting="tls_cert_file", reason=reason)
-            return reason
-        if changed:
-            certificate_reloads["used"] += 1
-            log.info("tls_reloaded", setting="tls_cert_file", file=str(self.config.tls_cert_file))
-        return ""
-
-    def _stamps_of_tls(self) -> tuple[Stamp | None, ...]:
-        return stamp_of(self.config.tls_cert_file), stamp_of(self.config.tls_key_file)
-
-    async def keep_tls(self) -> None:
-        """Follow the files of the certificate for clients, for as long as the process lives."""
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            if self._stamps_of_tls() != self._tls_stamps:
-                self.reload_tls()
-
-    # ---- time --------------------------------------------------------------------------------------------------------
-
-    async def keep_house(self) -> None:
-        """Ageing, wait deadlines and warm connections, for as long as the process lives."""
-        retry_at: dict[str, float] = {}
-        while True:
-            now = time.monotonic()
-            for pool in self.every_pool:
-                name = pool.name
-                pool.tick(now)
-                if pool.missing and now >= retry_at.get(name, 0.0):
-                    retry_at[name] = now + (1.0 if pool.last_failure else 0.0)
-                    for _ in range(pool.missing):
-                        pool.open_one()
-                if pool.advice is not None:
-                    pool.advice.tick(time.perf_counter())
-            end_lingering(now)
-            if self.board is not None:
-                self.board.hear()  # so that who does nothing does not fall behind
-                self.note_backends()
-            if self.cache is not None:
-                self.cache.sweep(time.perf_counter(), 1000)
-            if self.flights is not None:
-                self.flights.expire(time.perf_counter())
-            await trio.sleep(TICK_SECONDS)
 
     def doubt_roles(self, but: Origin | None = None) -> None:
         """DDL passed: a role that was made anew is not the one that a connection was made before; `but` has noticed."""
@@ -519,171 +409,3 @@ class Service:
         """Close the origin connections. No ceremony may still use one: its socket would vanish under it."""
         for pool in self.every_pool:
             pool.close()
-
-
-def raise_file_limit() -> None:
-    """Each client is a file descriptor: take as many as the system lets this process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
-            log.warning("file_limit", soft=soft, hard=hard)
-
-
-async def serve(
-    config: Config,
-    *,
-    started: Callable[[Service], None] | None = None,
-    stop: trio.Event | None = None,
-    load: Callable[[], Config] | None = None,
-    listeners: Iterable[socket.socket] = (),
-    outlived: bool = False,
-    peers: Peers | None = None,
-    board: Board | None = None,
-    handover: Handover | None = None,
-) -> None:
-    """Run pgnear until cancelled, or until `stop` is set: then it drains first.
-
-    Args:
-      started: called once every address is bound and listened on. load: reads the configuration again.
-      listeners: the sockets to accept from, in place of those to open; `outlived`: others accept there after us.
-      peers, board, handover: where this is one worker of several.
-
-    Raises:
-      OSError: an address cannot be had; the message says which.
-      ssl.SSLError, ValueError: the certificate or key cannot be used.
-    """
-    raise_file_limit()
-    passwords = await trio.to_thread.run_sync(read_all, config.password_sources())
-    listeners = list(listeners)
-    try:
-        inherited = supervisor.inherited_sockets()
-        http_socket = next(iter(inherited.pop("http", [])), None)
-        listeners += (each for sockets in inherited.values() for each in sockets)
-        if not listeners:
-            listeners += (open_listener(address, reuse_port=config.reuse_port) for address in config.listen)
-        async with trio.open_nursery() as nursery:
-            service = Service(config, nursery, passwords, load, peers=peers, board=board, handover=handover)
-            await join_in(service)
-            service.listens_for_others = outlived or bool(inherited)
-            service.listen_addresses = [address_of(listener) for listener in listeners]
-            if http_socket is not None or config.http:
-                service.http_address = await nursery.start(
-                    serve_http, application_of(service), http_socket or config.http, config.reuse_port
-                )
-                log.info("http_listening", address=service.http_address)
-            nursery.start_soon(service.reactor.run)
-            nursery.start_soon(lasting, service.keep_house)
-            nursery.start_soon(lasting, watch_deadlines, service)
-            nursery.start_soon(lasting, service.keep_tls)
-            nursery.start_soon(lasting, keep_pulse, service)
-            for pool in service.pools.values():
-                nursery.start_soon(lasting, keep_catalog, service, pool)
-            nursery.start_soon(lasting, follow_replicas, service)
-            for rotation in service.rotations.values():
-                nursery.start_soon(lasting, rotation.run)
-            for stream in service.streams.values():
-                nursery.start_soon(lasting, stream.run)
-            for ear in service.listeners.values():
-                nursery.start_soon(lasting, ear.run)
-            if service.ears is not None:
-                nursery.start_soon(lasting, service.ears.agree)
-            gc.collect()
-            gc.freeze()
-            service.doors.open(listeners)
-            for address in service.listen_addresses if peers is None else ():
-                log.info(
-                    "listening",
-                    address=address,
-                    databases=sorted(service.pools),
-                    tls=config.tls,
-                    auth=config.auth,
-                )
-            if started is not None:
-                started(service)
-            supervisor.ready()
-            if stop is not None:
-                await stop.wait()
-                if peers is not None:
-                    peers.line.tell("leaving")
-                await drain.begin(service, listeners)
-            else:
-                await trio.sleep_forever()
-            drain.stop_listening(service, listeners)
-            await drain.drain(service)
-            service.doors.end()
-            nursery.cancel_scope.cancel()
-        service.close_pools()
-    finally:
-        for listener in listeners:
-            close_listener(listener)
-
-
-async def serve_until_stopped(
-    config: Config,
-    *,
-    load: Callable[[], Config] | None = None,
-    started: Callable[[Service], None] | None = None,
-    stopped_by: trio.Event | None = None,
-    **how: Any,
-) -> None:
-    """`serve` until SIGINT or SIGTERM, or `stopped_by` is set; a second signal ends at once. SIGHUP reloads."""
-    stop = trio.Event()
-    running: list[Service] = []
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def reload_all() -> None:
-                for service in running:
-                    try:
-                        await reload(service)
-                    except PgError:
-                        pass  # it is in the log
-
-            async def watch() -> None:
-                async for number in signals:
-                    if number == signal.SIGHUP:
-                        nursery.start_soon(reload_all)
-                        continue
-                    if stop.is_set():
-                        for service in running:
-                            drain.send_away(service)
-                        nursery.cancel_scope.cancel()
-                    log.info("stopping", signal=signal.Signals(number).name)
-                    stop.set()
-
-            async def follow(other: trio.Event) -> None:
-                await other.wait()
-                stop.set()
-
-            def begun(service: Service) -> None:
-                running.append(service)
-                if started is not None:
-                    started(service)
-
-            nursery.start_soon(watch)
-            if stopped_by is not None:
-                nursery.start_soon(follow, stopped_by)
-            await serve(config, started=begun, stop=stop, load=load, **how)
-            nursery.cancel_scope.cancel()
-    log.info("stopped")
-
-
-def run(config: Config, load: Callable[[], Config] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; a second one ends at once. SIGHUP reloads what `load` reads. The exit status."""
-    status = 0
-    try:
-        trio.run(partial(serve_until_stopped, config, load=load))
-    except* (OSError, ssl.SSLError, ValueError) as group:
-        log.error("cannot_start", reason=first_reason(group))
-        status = 1
-    return status
-
-
-def first_reason(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return getattr(error, "strerror", None) or str(error)

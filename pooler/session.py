@@ -2,7 +2,8 @@
 
 Lives here: a client's state, linking and releasing, and what answers mean for it on their way. Not here: login
 (`ceremony.login`), its frames (`walk`, `express`), what they become (`simple`, `extended`), backend frames (`origin`),
-what a statement means (`sql`, and `consequences` for the session), its end (`ending`).
+what a statement means (`sql`; `consequences` and `aftermath` for the session), a message that no origin gets
+(`unsent`), its end (`ending`).
 
 States of a session, each seen from two attributes:
 
@@ -14,27 +15,24 @@ States of a session, each seen from two attributes:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from hmac import compare_digest
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-from pooler import copying, demotion, detour, ending, express, pins
-from pooler.boarding import drop_pending, leave
+from pooler import aftermath, again, copying, demotion, detour, ending, express, pins, unsent
+from pooler.boarding import drop_pending
 from pooler.cache.entry import Entry
 from pooler.cache.flight import Flight
 from pooler.cache.ready import View
 from pooler.caching import keep
 from pooler.link import attach
-from pooler.operations import stand_in
-from pooler.origin import IDLE, PLAN_OUTDATED, Origin
+from pooler.origin import IDLE, Origin
 from pooler.pool import Pool
 from pooler.roles import READ_ONLY
 from pooler.settings import Reports, Settings
 from pooler.signals import Outcome
 from pooler.sql.statement import DefaultChange, Part, PinKind
-from pooler.sql.traces import TEMPORARY_SCHEMA, is_full, with_traces
 from pooler.sql.views import Edit
 from pooler.state import SessionState
 from pooler.statements import LIGHT_TEXT, Prepared, Scope
@@ -43,15 +41,11 @@ from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Un
 from pooler.walk import PARTIAL_BATCH_BYTES, take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors
-from protocol.framing import READY_IDLE, length_at
+from protocol.framing import READY_IDLE
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
-
-_IN_FAILED_TRANSACTION = b"\0C25P02\0"
-_NOT_PARSED = re.compile(rb"\0C(?:42601|42P01|42703|42883|25P01|25001)\0")
-"""SQLSTATEs of a statement that, as a rule, was not even begun."""
 
 READY_IN_BLOCK = b"Z\0\0\0\5T"
 
@@ -234,52 +228,11 @@ class Session:
 
     def complete(self, part: Part, tag: bytes) -> None:
         """A statement with effects on the session is complete; `tag` is its command tag."""
-        for kind in self.state.complete(part, tag):
-            pins.tell(self, kind)
-        origin = self.origin
-        if part.leaves:
-            self._leave(part.leaves)
-        if part.discards in ("all", "sequences"):
-            self._forget_sequences()
-        if part.deallocates is not None or part.discards == "all":
-            if part.deallocates:
-                prepared = self.statements.pop(part.deallocates, None)
-                if prepared is not None and origin is not None:
-                    origin.prepared.pop(stand_in(self, part.deallocates), None)
-            else:
-                unnamed = self.statements.get(b"")  # it is no part of DEALLOCATE ALL
-                self.statements.clear()
-                if unnamed is not None:
-                    self.statements[b""] = unnamed
-                if origin is not None:
-                    origin.prepared.clear()
+        aftermath.complete(self, part, tag)
 
     def failed(self, part: Part, frame: bytes) -> None:
         """A statement with effects on the session has failed, with the ErrorResponse `frame`."""
-        if _IN_FAILED_TRANSACTION in frame:
-            return
-        begun = _NOT_PARSED.search(frame) is None
-        if begun:
-            self._leave(part.leaves if PinKind.HIDDEN in part.survives else part.leaves - {TEMPORARY_SCHEMA})
-        for kind in part.survives:
-            if (begun or kind is not PinKind.UNPARSABLE) and self.state.pin(kind):
-                pins.tell(self, kind)
-
-    def _forget_sequences(self) -> None:
-        """DISCARD SEQUENCES, on whatever connection: what another one remembers of this session is nobody's."""
-        home, self.sequence_home = self.sequence_home, None
-        if home is not None and home.sequence_client == self.key[0]:
-            home.sequence_client = -self.key[0]
-        if self.origin is not None:
-            self.origin.sequence_client = 0
-
-    def _leave(self, traces: frozenset[str]) -> None:
-        # A temporary schema may be rolled back: see `pins.probe`.
-        self.traces = with_traces(self.traces, traces - {TEMPORARY_SCHEMA})
-        origin = self.origin
-        if origin is not None:
-            origin.traces = with_traces(origin.traces, traces)
-            origin.spoiled = origin.spoiled or is_full(origin.traces)
+        aftermath.failed(self, part, frame)
 
     def remember(self, name: bytes, prepared: Prepared) -> None:
         """The client's statement `name` is `prepared` from now on.
@@ -354,20 +307,7 @@ class Session:
         """The pool's other answer: the message that needed a connection fails, the session goes on."""
         self.waiting = False
         drop_pending(self)
-        self._fail_message(error)
-
-    def _fail_message(self, error: PgError) -> None:
-        """Answer the message at the head of the inbox with `error`."""
-        data = self.inbox
-        self.answer(error.response())
-        if data[:1] in (b"Q", b"F"):
-            self.inbox = data[1 + length_at(data, 1)[0] :]
-            self.answer(READY_IDLE)
-        else:
-            self.skipping = True
-        self.flush_client()
-        if not self.closed:
-            self.resume_walk()
+        unsent.fail(self, error)
 
     def hold(self) -> None:
         """Keep the client's input until `release_hold`."""
@@ -402,7 +342,7 @@ class Session:
             origin.send(parts[0] if len(parts) == 1 else b"".join(parts))
         except TransportClosed as error:
             parts.clear()
-            self.send_failed(origin, data, str(error))
+            unsent.send_again(self, origin, data, str(error))
             return
         parts.clear()
         self.walk_from = -1
@@ -410,24 +350,6 @@ class Session:
             self.transport.pause(heed_end=not self.leaving)
         if origin.units and origin.units[0].steps:
             origin.flush_made_up()
-
-    def send_failed(self, origin: Origin, data: bytes, reason: str) -> None:
-        """The connection was dead. If it never got a byte for this session, the walk is repeated on another one."""
-        if self.walk_from < 0 or not data:
-            origin.lost(f"while sending: {reason}")
-            return
-        origin.session = self.origin = None
-        origin.draining = True
-        if self.away:
-            detour.forget(self)
-        origin.lost(f"before anything was sent: {reason}")
-        self.service.stats.retries += 1
-        self.chunks.clear()
-        self.missing = self.stream_left = 0
-        self.holding = False  # for an answer that will not come
-        self.signal = None
-        self.inbox = data[self.walk_from :]
-        self.resume_walk()
 
     def origin_drained(self) -> None:
         """The origin takes bytes again."""
@@ -447,7 +369,7 @@ class Session:
             self.service.stats.query_errors += 1
             if self.state.watching:
                 self.state.error()
-            if PLAN_OUTDATED in frame and self.origin is not None:
+            if again.PLAN_OUTDATED in frame and self.origin is not None:
                 self.origin.outdated = True
         elif kind == COPY_IN and self.origin is not None:
             copying.begin(self, self.origin, unit)
@@ -632,18 +554,7 @@ class Session:
 
     def cancel_waiting(self) -> bool:
         """A cancel request came; if the session only waits for a connection, that is what it cancels."""
-        if self.holding and self.flight is not None:
-            leave(self)
-            self.holding = False
-            self._fail_message(errors.query_canceled())
-            return True
-        if not self.waiting:
-            return False
-        self.pool.withdraw(self)
-        self.waiting = False
-        drop_pending(self)
-        self._fail_message(errors.query_canceled())
-        return True
+        return unsent.cancel(self)
 
     def has_key(self, secret: bytes) -> bool:
         """Whether `secret` is the one this client was given to cancel with."""

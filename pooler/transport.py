@@ -2,7 +2,8 @@
 
 The async face (`receive_some`, `send_all`, `handshake`, `finish`) is for ceremony; the synchronous one (`receive`,
 `send`) for traffic. A transport is used through one face at a time: whoever hands it to the reactor stops awaiting it.
-Not here: frames (`protocol.framing`) and whose bytes these are (`session`, `origin`).
+Not here: frames (`protocol.framing`), whose bytes these are (`session`, `origin`), how long a peer has to read our last
+words (`lingering`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import Final
 
 import trio
 
+from pooler import lingering
+from pooler.lingering import Lingering
 from pooler.reactor import Handler, Reactor
 
 CHUNK_BYTES: Final = 65536
 """The most that one read takes from the kernel, and so the most plaintext one read can give."""
-
 
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
 """Socket options, where the system has them, by which a peer that vanished without a word is noticed: a silent one
@@ -46,24 +46,8 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-_lingering: deque[tuple[float, Transport]] = deque()
-
-
-def end_lingering(now: float) -> None:
-    """Close the lingering transports whose time is up; called several times a second with the monotonic clock."""
-    while _lingering and _lingering[0][0] < now:
-        _lingering.popleft()[1].close()
-
-
 class TransportClosed(Exception):
     """The peer is gone: a read or write failed, or a TLS record could not be trusted."""
-
-
-LINGER_SECONDS = 2.0
-"""How long a peer has to read our last words."""
-
-MOST_LINGERING = 1000
-"""So many peers at most have that time: a flood that is turned away must not take all descriptors."""
 
 
 class Transport:
@@ -352,13 +336,26 @@ class Transport:
             self.on_close()
 
     def linger(self) -> None:
-        """Close once the peer has had time to read what was sent: until it closes too, or `end_lingering`.
+        """Close once the peer has had time to read what was sent: until it closes too, or its time is up (`lingering`).
 
         A plain close while the peer still sends makes the kernel reset the connection, and the last words are lost.
         """
         if self.closed:
             return
-        _Lingering(self)
+        self.unregister()
+        self.register(Lingering(self))
+        self._out += self._close_notify()
+        lingering.remember(self)
+        self.end_output()
+
+    def end_output(self) -> None:
+        """Send what waits, and then say that nothing more comes; where that fails, close."""
+        try:
+            self.flush()
+            if not self._out:
+                self.sock.shutdown(socket.SHUT_WR)
+        except (TransportClosed, OSError):
+            self.close()
 
     def _close_notify(self) -> bytes:
         """Tells a TLS peer that this end is meant: without it libpq takes a finished cancel for a broken one."""
@@ -499,38 +496,3 @@ class Transport:
             await self._send_raw(self._outgoing.read())
         except TransportClosed:
             pass
-
-
-class _Lingering:
-    """Handler of a transport that is only waited for: sends the rest, discards what comes."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        transport.unregister()
-        transport.register(self)
-        while len(_lingering) >= MOST_LINGERING:
-            _lingering.popleft()[1].close()
-        transport._out += transport._close_notify()
-        _lingering.append((monotonic() + LINGER_SECONDS, transport))
-        self.writable()
-
-    def readable(self) -> None:
-        try:
-            if self._transport.sock.recv(CHUNK_BYTES) == b"":
-                self._transport.close()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._transport.close()
-
-    def writable(self) -> None:
-        transport = self._transport
-        try:
-            transport.flush()
-            if not transport.pending:
-                transport.sock.shutdown(socket.SHUT_WR)
-        except (TransportClosed, OSError):
-            transport.close()
-
-    def crashed(self, error: Exception) -> None:
-        self._transport.close()

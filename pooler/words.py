@@ -34,5 +34,13 @@ def error(session: Session, frame: bytes, unit: Unit) -> bytes:
 
 def notification(session: Session, frame: bytes) -> bytes:
     """A NotificationResponse of the origin's with the sender's process id as clients know it."""
-    pid = session.service.client_pid(session, int.from_bytes(frame[5:9], "big"))
+    pid = _client_pid(session, int.from_bytes(frame[5:9], "big"))
     return frame[:5] + pid.to_bytes(4, "big") + frame[9:]
+
+
+def _client_pid(session: Session, origin_pid: int) -> int:
+    """The process id that clients know the backend `origin_pid` of the session's database by: its last client's."""
+    for origin in session.pool.origins:
+        if origin.pid == origin_pid:
+            return origin.client_pid or origin_pid
+    return origin_pid

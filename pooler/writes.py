@@ -79,4 +79,4 @@ def invalidate(session: Session) -> None:
 def end_unsure(session: Session, origin: Origin) -> None:
     """Whether the write that `origin` works on takes effect is not known, and nobody will be told."""
     invalidate(session)
-    session.service.follow_write(origin, session.namespace, session.reach)
+    session.service.unsure.follow_write(origin, session.namespace, session.reach)

@@ -191,7 +191,7 @@ def _ttl(service: Service, pool: Pool, verdict: Verdict, interval: float | None,
     be used. Otherwise a tenth of it: if no write at all were seen, one answer in twenty would be old. Of tables that
     were not written, no longer than they were watched.
     """
-    stream = service.streams.get(pool.name)
+    stream = service.ears.streams.get(pool.name) if service.ears is not None else None
     told = stream is not None and stream.connected and not verdict.tables & stream.uncovered
     ttl = watched if interval is None else interval
     return float(round(min(max(ttl if told else ttl / 10, SHORTEST_TTL), LONGEST_TTL)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import trio
 
-from pooler import ending
+from pooler import ending, upkeep
 from pooler.admin.everybody import ANSWER_SECONDS, ask_everybody
 from pooler.ceremony.greeting import worker_of
 from pooler.ceremony.reload import reload
@@ -77,7 +77,7 @@ async def _hold(service: Service, database: str | None) -> list[Pool]:
     pools = _pools(service, database)
     for pool in pools:
         log.warning("pool_paused", pool=pool.name, busy=pool.busy_count, waiting=pool.waiting_count)
-        pool.hold()
+        upkeep.hold(pool)
     return pools
 
 
@@ -85,21 +85,21 @@ async def _resume(service: Service, database: str | None) -> Rows:
     for pool in _pools(service, database):
         if pool.held_since is not None:
             log.warning("pool_resumed", pool=pool.name, waiting=pool.waiting_count)
-            pool.let_go()
+            upkeep.let_go(pool)
     return ()
 
 
 async def _reconnect(service: Service, database: str | None) -> Rows:
     for pool in _pools(service, database):
         log.warning("pool_reconnects", pool=pool.name)
-        pool.renew()
+        upkeep.renew(pool)
     return ()
 
 
 async def _wait_close(service: Service, database: str | None) -> Rows:
     """Returns when every connection from before the last RECONNECT, or the last change of what they are, is closed."""
     for pool in _pools(service, database):
-        while pool.has_outdated():  # noqa: ASYNC110 (no tasks)
+        while upkeep.has_outdated(pool):  # noqa: ASYNC110 (no tasks)
             await trio.sleep(LOOK_SECONDS)
     return ()
 
@@ -186,7 +186,7 @@ async def join_in(service: Service) -> None:
         for held in await service.peers.ask_others("held"):
             for name in held["paused"] if held else ():
                 if name in service.pools:
-                    service.pools[name].hold()
+                    upkeep.hold(service.pools[name])
             for name in held["disabled"] if held else ():
                 if name in service.pools:
                     service.pools[name].disabled = True

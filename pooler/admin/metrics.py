@@ -89,10 +89,10 @@ class ServiceCollector(Collector):
             flights = service.flights
             yield _counter("cache_flights_led", "Misses asked of the origin for all who want them.", flights.led)
             yield _counter("cache_flights_joined", "Misses that waited for somebody else's answer.", flights.joined)
-        if service.streams:
-            yield from _streams(service.streams)
-        if service.listeners:
-            yield from _listeners(service.listeners)
+        if service.ears is not None and service.ears.streams:
+            yield from _streams(service.ears.streams)
+        if service.ears is not None and service.ears.listeners:
+            yield from _listeners(service.ears.listeners)
 
 
 def _tasks() -> Iterator[Metric]:

@@ -2,8 +2,8 @@
 
 Lives here: the look at every linked origin connection, several times a second, and now and then at every client; what
 each expiry does; who has sent a part of a batch and no more; who may have left behind what is not read. Not here:
-waiting for a connection (`Pool.tick`), logins (`Doors.look`, called from here), and the deadlines of ceremonies, which
-are cancel scopes where they wait.
+waiting for a connection (`upkeep.tick`), logins (`Doors.look`, called from here), and the deadlines of ceremonies,
+which are cancel scopes where they wait.
 
 Traffic sets no timers. It notes when a ReadyForQuery was read (`Origin.ready_at`), when a transaction began
 (`Origin.block_since`), and that something came from a client (`Session.stirred`); everything else is seen from here. A

@@ -12,7 +12,7 @@ what the others make of it. They take everything for lost until they are told ot
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import trio
 
 from pooler.cache.store import Store
 from pooler.ceremony.borrow import ask_origin, borrowed
+from pooler.ceremony.lasting import lasting
 from pooler.ceremony.notify import Listener
 from pooler.ceremony.stream import Stream
 from pooler.pool import Pool
@@ -42,19 +43,42 @@ class Ears:
     Attributes:
       lost: by database, who should tell of writes to it and does not: "stream", "notify".
       leads: whether it is this process that has the streams and listeners.
+      streams, listeners: by pool, as far as the configuration wants them.
     """
 
-    def __init__(self, service: Service, store: Store, databases: Iterable[str]) -> None:
+    def __init__(self, service: Service, store: Store, told: Told) -> None:
         self._service = service
         self._store = store
-        self.lost: dict[str, set[str]] = {name: set() for name in databases}
+        self.lost: dict[str, set[str]] = {name: set() for name in service.pools}
         self.leads = service.peers is None or service.peers.index == LEADER
         self._told_at = -1  # of what was told last: by the system's clock, which all workers have
         self._sure = False  # that it is so now
+        self.streams: dict[str, Stream] = {}
+        self.listeners: dict[str, Listener] = {}
+        cache = service.config.cache
         if not self.leads:
             self._lose_all()
+            return
+        if cache.invalidation != "writes":
+            self.streams = {name: self._stream(pool) for name, pool in service.pools.items()}
+        if channel := cache.notify_channel:
+            self.listeners = {name: self._listener(pool, channel, told) for name, pool in service.pools.items()}
 
-    def stream(self, pool: Pool) -> Stream:
+    async def run(self) -> None:
+        """Hear, for as long as the process lives."""
+        async with trio.open_nursery() as nursery:
+            for stream in self.streams.values():
+                nursery.start_soon(lasting, stream.run)
+            for listener in self.listeners.values():
+                nursery.start_soon(lasting, listener.run)
+            nursery.start_soon(lasting, self._agree)
+
+    def target_changed(self, pool: Pool) -> None:
+        """`pool` leads to another place now, or has other credentials."""
+        if (stream := self.streams.get(pool.name)) is not None:
+            stream.retarget(pool.target)
+
+    def _stream(self, pool: Pool) -> Stream:
         """Who tells of the writes to `pool`'s database that go past pgnear. While it is lost, TTLs are capped."""
         store, name = self._store, pool.name
         cap = self._service.config.cache.ttl_without_stream
@@ -86,7 +110,7 @@ class Ears:
             connect_timeout=pool.limits.origin_connect_timeout,
         )
 
-    def listener(self, pool: Pool, channel: str, told: Told) -> Listener:
+    def _listener(self, pool: Pool, channel: str, told: Told) -> Listener:
         """Who hears what `pool`'s origin says is to be purged. While it is lost, TTLs are capped."""
         store, name = self._store, pool.name
         self._deaf(name, "notify")
@@ -125,7 +149,7 @@ class Ears:
 
     # ---- several workers ---------------------------------------------------------------------------------------------
 
-    async def agree(self) -> None:
+    async def _agree(self) -> None:
         """Tell the others what this process hears; or ask the first until it has said that."""
         peers = self._service.peers
         if peers is None:

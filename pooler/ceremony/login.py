@@ -53,7 +53,7 @@ class Login:
         self.transport = transport
         self.unsent = b""
         self.user = ""
-        self._tls = service.tls  # of now: the handshake and SCRAM must mean the same certificate
+        self._tls = service.certificate.tls  # of now: the handshake and SCRAM must mean the same certificate
         self._entry = Entry(self._tls is not None)
         self._session: Session | None = None
         self._asks = False

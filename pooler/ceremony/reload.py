@@ -66,7 +66,7 @@ async def _reload(service: Service, wanted: Config) -> list[tuple[str, str]]:
     outcomes += [(name, NEEDS_RESTART) for name in refused]
     service.adopt(config)
     logs.configure(config.log.format, config.log.level)
-    if problem := service.reload_tls():
+    if problem := service.certificate.reload(config):
         outcomes.append(("tls_cert_file", f"{KEPT}: {problem}"))
     await _change_targets(service, config)
     for name, rotation in service.rotations.items():

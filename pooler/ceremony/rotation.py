@@ -17,6 +17,7 @@ import trio
 
 from config import Target
 from config.passwords import PasswordSource, PasswordUnavailable
+from pooler import upkeep
 from pooler.ceremony.connect import Connected, LoginRefused
 from pooler.ceremony.opening import take_in
 from pooler.ceremony.origins import connect
@@ -149,7 +150,7 @@ class Rotation:
         self._settled()
         self._count("verified")
         log.info("credentials_rotated", pool=pool.name, user=target.user, host=target.host, port=target.port)
-        pool.renew()
+        upkeep.renew(pool)
         pool.connecting_count += 1
         take_in(pool, connected, monotonic())
         service.target_changed(pool, old)

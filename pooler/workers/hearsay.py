@@ -181,4 +181,4 @@ async def _worker_lost(service: Service, data: Any) -> None:
         service.ears.worker_lost(data["index"])
     for pool in service.pools.values():
         if pids := [pid for database, pid in data["backends"] if database == number_of(pool.name)]:
-            service.follow_orphans(pool, pids)
+            service.unsure.follow_orphans(pool, pids)

@@ -25,7 +25,7 @@ from pooler.admin.http import serve_http
 from pooler.ceremony import supervisor
 from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.logs import get_logger
-from pooler.service import first_reason, raise_file_limit
+from pooler.serving import first_reason, raise_file_limit
 from pooler.workers import board
 from pooler.workers.board import LOAD
 from pooler.workers.http import application

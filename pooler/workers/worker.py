@@ -1,7 +1,7 @@
 """A worker process, from its start to its end.
 
 Lives here: asking the parent what to do, being told to stop, the answers that are no other module's. Not here: serving
-clients (`service`).
+clients (`serving`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pooler.ceremony.cancel import cancel_for_client
 from pooler.ceremony.greeting import number_clients
 from pooler.ceremony.reload import reload
 from pooler.logs import get_logger
-from pooler.service import Service, first_reason, serve_until_stopped
+from pooler.service import Service
+from pooler.serving import first_reason, serve_until_stopped
 from pooler.workers.board import Board
 from pooler.workers.handover import Handover
 from pooler.workers.line import Line, LineLost

@@ -31,11 +31,10 @@ def service() -> Any:
         addresses=Addresses(),
         pools={},
         every_pool=(),
-        listeners={},
         cache=None,
         sessions=set(),
         relays={},
-        streams={},
+        ears=None,
         flights=None,
         draining=False,
     )

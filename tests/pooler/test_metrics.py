@@ -47,8 +47,7 @@ def service() -> Any:
         cache=cache,
         sessions=set(),
         relays={},
-        streams={},
-        listeners={},
+        ears=None,
         flights=None,
         draining=False,
     )

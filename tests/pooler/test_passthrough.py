@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pooler.ceremony.connect import Connected
 from pooler.ceremony.passthrough import Frames, Relay
+from pooler.lingering import end_lingering
 from pooler.reactor import Reactor
-from pooler.transport import Transport, end_lingering
+from pooler.transport import Transport
 from protocol.framing import frame
 from protocol.startup import StartupMessage
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import config
-from pooler import demotion, outage
+from pooler import demotion, outage, upkeep
 from pooler.origin import Origin
 from pooler.pool import Pool
 from pooler.settings import DEFAULTS, Reports
@@ -94,7 +94,7 @@ class Bench:
         return client
 
     def tick(self) -> None:
-        self.pool.tick(Bench.now)
+        upkeep.tick(self.pool, Bench.now)
         self.settle()
 
     now = 1000.0
@@ -103,7 +103,8 @@ class Bench:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bench, "now", 1000.0)
-    monkeypatch.setattr("pooler.pool.monotonic", lambda: Bench.now)
+    for module in ("pool", "upkeep"):
+        monkeypatch.setattr(f"pooler.{module}.monotonic", lambda: Bench.now)
 
 
 # ---- the breaker -----------------------------------------------------------------------------------------------------
@@ -242,11 +243,11 @@ def resumed_too_early() -> tuple[Bench, Client]:
     bench = Bench(pool_size=1, **{"breaker.failures": 1})
     bench.ask()
     bench.fail()
-    bench.pool.hold()
+    upkeep.hold(bench.pool)
     waiter = bench.ask()
     Bench.now += 30
     bench.tick()
-    bench.pool.let_go()
+    upkeep.let_go(bench.pool)
     bench.settle()
     assert bench.began  # tried at once, whenever the breaker had meant to
     bench.fail()
@@ -292,9 +293,9 @@ def test_an_origin_that_stays_away_is_waited_for_no_longer_than_pool_wait_timeou
 
 def test_an_origin_that_is_there_and_says_no_is_not_waited_for() -> None:
     bench = Bench(pool_size=1)
-    bench.pool.hold()
+    upkeep.hold(bench.pool)
     waiter = bench.ask()
-    bench.pool.let_go()
+    upkeep.let_go(bench.pool)
     bench.fail(absent=False)
     assert waiter.error is not None
 

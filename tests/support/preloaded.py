@@ -6,7 +6,7 @@ import gc
 import cryptography.hazmat.backends.openssl.backend
 
 import pooler.cli
-import pooler.service
+import pooler.serving
 import tests.support.forked
 
 gc.collect()

@@ -13,7 +13,6 @@ import pytest
 from psycopg.rows import dict_row
 
 from pooler import __version__
-from tests.conftest import Start
 from tests.support.postgres import Server
 from tests.support.process import Pgnear, running
 from tests.support.waiting import until
@@ -21,16 +20,6 @@ from tests.workers.test_workers import clients, in_a_thread, processes, worker_o
 
 ASKED = 6
 """So many conversations that both workers hear some of them, most of the time: the kernel deals them out."""
-
-
-@pytest.fixture
-def house(pgnear: Start) -> Callable[..., Pgnear]:
-    """A pgnear of two workers."""
-
-    def start(*flags: str, **settings: Any) -> Pgnear:
-        return pgnear(*flags, **{"workers": 2, "http": None, **settings})
-
-    return start
 
 
 @pytest.fixture(scope="module")

@@ -9,29 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from pooler.ceremony import greeting
-from tests.conftest import Start
 from tests.support.postgres import Server
 from tests.support.process import Pgnear, run
 from tests.support.waiting import until
 
 CLIENTS = 24
 """So many that each of two workers has some: the kernel shares them out by chance."""
-
-
-@pytest.fixture
-def house(pgnear: Start) -> Callable[..., Pgnear]:
-    """A pgnear of two workers."""
-
-    def start(*flags: str, **settings: Any) -> Pgnear:
-        return pgnear(*flags, **{"workers": 2, "http": None, **settings})
-
-    return start
 
 
 @contextmanager
