@@ -121,6 +121,7 @@ class _EffectsReader:
         self._service = service
         self._pool = pool
         self._state = ""
+        self._told: frozenset[str] = frozenset()
         self._found: Effects = NO_EFFECTS
 
     async def read(self, origin: Origin) -> None:
@@ -137,13 +138,14 @@ class _EffectsReader:
                 edges = await ask_origin(origin, EDGES_QUERY)
             self._found = await trio.to_thread.run_sync(_follow, functions, calls, edges, classifier.configured)
             self._state = state
+        known = self._told
         if classifier.found_effects(
             self._pool.name, self._found, complete=settled and classifier.additions == additions
         ):
-            carriers = sorted(f"{each.what} {each.name}" for each in self._found if isinstance(each, Carrier))
+            self._told = frozenset(f"{each.what} {each.name}" for each in self._found if isinstance(each, Carrier))
+            new = sorted(self._told - known)
             log.info(
-                "session_effects_found", pool=self._pool.name, carriers=carriers[: self.MOST_TOLD],
-                more=max(0, len(carriers) - self.MOST_TOLD),
+                "session_effects_found", pool=self._pool.name, carriers=len(self._told), new=new[: self.MOST_TOLD],
                 functions=sum(isinstance(each, str) for each in self._found),
             )  # fmt: skip
 
