@@ -13,13 +13,14 @@ import trio
 
 from pooler.cache.catalog import CATALOG_QUERY, Catalog
 from pooler.ceremony.borrow import ask_origin, borrowed
-from pooler.ceremony.connect import text_rows
+from pooler.ceremony.connect import text_row, text_rows
 from pooler.defaults import CONFIGURED_QUERY, DEFAULTS_QUERY
 from pooler.logs import get_logger
 from pooler.sequences import SEQUENCE_TABLES_QUERY
 from pooler.sql.bodies import SESSION_FUNCTIONS_QUERY
 from pooler.sql.carriers import BUILT_IN_CALLS_QUERY, EDGES_QUERY, STATE_QUERY, carriers_of
 from pooler.sql.statement import NO_EFFECTS, Carrier, Effects
+from protocol.errors import malformed_message
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pooler.service import Service
 
 log = get_logger(__name__)
+
+_Rows = list[tuple[str, ...]]
+_Answers = tuple[str, _Rows, _Rows, list[tuple[int, bytes]]]
 
 CATALOG_SECONDS = 30.0
 """How old the knowledge may become where nothing tells of a change."""
@@ -94,8 +98,9 @@ async def _read(service: Service, pool: Pool, effects: _EffectsReader, *, tables
             configured = text_rows(await ask_origin(origin, CONFIGURED_QUERY), 3)
             defaults = text_rows(await ask_origin(origin, DEFAULTS_QUERY), 3)
             sequenced = text_rows(await ask_origin(origin, SEQUENCE_TABLES_QUERY), 1)
-            await effects.read(origin)
+            await effects.ask(origin)
             frames = await ask_origin(origin, CATALOG_QUERY) if tables else None
+    await effects.tell()
     pool.reads_committed = isolation == [("read committed",)]
     if changes == pool.defaults.changes:  # with more of them, made by clients meanwhile, it is read again anyway
         kept = pool.defaults.changed_elsewhere(configured)
@@ -121,35 +126,52 @@ class _EffectsReader:
         self._service = service
         self._pool = pool
         self._state = ""
+        self._told: frozenset[str] = frozenset()
         self._found: Effects = NO_EFFECTS
+        self._answers: _Answers | None = None
+        self._additions = 0
+        self._settled = False
 
-    async def read(self, origin: Origin) -> None:
+    async def ask(self, origin: Origin) -> None:
         """Raises: as `_read` does."""
         service, classifier = self._service, self._service.classifier
-        additions = classifier.additions
-        settled = not any(each.schema_changes for each in service.sessions if each.pool is self._pool)
-        [(state,)] = text_rows(await ask_origin(origin, STATE_QUERY), 1)
+        self._additions = classifier.additions
+        self._settled = not any(each.schema_changes for each in service.sessions if each.pool is self._pool)
+        self._answers = None
+        (state,) = text_row(await ask_origin(origin, STATE_QUERY), 1)
         if state != self._state:
             functions = text_rows(await ask_origin(origin, SESSION_FUNCTIONS_QUERY), 3)
             calls = text_rows(await ask_origin(origin, BUILT_IN_CALLS_QUERY), 4)
-            edges = None
+            edges: list[tuple[int, bytes]] = []
             if functions or classifier.configured or any(kind != "is" for kind, *_ in calls):
                 edges = await ask_origin(origin, EDGES_QUERY)
+            self._answers = state, functions, calls, edges
+
+    async def tell(self) -> None:
+        """Tell the classifier what the answers come to.
+
+        Raises:
+          MalformedMessage: they are none.
+        """
+        classifier = self._service.classifier
+        if self._answers is not None:
+            state, functions, calls, edges = self._answers
             self._found = await trio.to_thread.run_sync(_follow, functions, calls, edges, classifier.configured)
             self._state = state
-        if classifier.found_effects(
-            self._pool.name, self._found, complete=settled and classifier.additions == additions
-        ):
-            carriers = sorted(f"{each.what} {each.name}" for each in self._found if isinstance(each, Carrier))
+        # What was made meanwhile, or is not committed, has not been read.
+        complete = self._settled and classifier.additions == self._additions
+        if classifier.found_effects(self._pool.name, self._found, complete=complete):
+            known = self._told
+            self._told = frozenset(f"{each.what} {each.name}" for each in self._found if isinstance(each, Carrier))
             log.info(
-                "session_effects_found", pool=self._pool.name, carriers=carriers[: self.MOST_TOLD],
-                more=max(0, len(carriers) - self.MOST_TOLD),
+                "session_effects_found", pool=self._pool.name, carriers=len(self._told),
+                new=sorted(self._told - known)[: self.MOST_TOLD],
                 functions=sum(isinstance(each, str) for each in self._found),
             )  # fmt: skip
 
 
-def _follow(
-    functions: list[tuple[str, ...]], calls: list[tuple[str, ...]], edges: list[tuple[int, bytes]] | None,
-    configured: Effects,
-) -> Effects:  # fmt: skip
-    return carriers_of(functions, calls, text_rows(edges, 6) if edges is not None else [], configured)
+def _follow(functions: _Rows, calls: _Rows, edges: list[tuple[int, bytes]], configured: Effects) -> Effects:
+    try:
+        return carriers_of(functions, calls, text_rows(edges, 6) if edges else [], configured)
+    except (ValueError, LookupError) as error:
+        raise malformed_message("answer", f"it describes no catalog ({type(error).__name__}: {error})") from error

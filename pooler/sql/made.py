@@ -28,9 +28,9 @@ def made_by(facts: Facts, known: Effects) -> Made:
     return make(facts, known) if make is not None else {}
 
 
-def _kind(facts: Facts, known: Effects) -> PinKind | None:
-    """What the calls, relations, operators and types in a statement lead to."""
-    found = set(reached_by(facts, known, executed=False))
+def _kind(facts: Facts, known: Effects, own: str | None = None) -> PinKind | None:
+    """What the calls, relations (but its `own`), operators and types in a statement lead to."""
+    found = set(reached_by(facts, known, executed=False, but=own))
     called = [known[name] for call in facts.calls if (name := names(call.funcname)[-1]) in known]
     found.update(called)
     if set_config_stays(facts):
@@ -88,7 +88,7 @@ def body_kind(options: Any, known: Effects) -> PinKind | None:
 
 
 def _trigger(facts: Facts, known: Effects) -> Made:
-    kind = worst([known.get(names(facts.node.funcname)[-1]), _kind(facts, known)])
+    kind = worst([known.get(names(facts.node.funcname)[-1]), _kind(facts, known, facts.node.relation.relname)])
     events = [event for bit, each in TRIGGER_EVENTS.items() if facts.node.events & bit for event in each]
     return _all(facts.node.relation.relname, events, kind)
 
@@ -104,18 +104,24 @@ def _materialized(facts: Facts, known: Effects) -> Made:
 
 
 def _rule(facts: Facts, known: Effects) -> Made:
-    return _all(facts.node.relation.relname, [_RULE_EVENTS[enum_name(facts.node, "event")]], _kind(facts, known))
+    return _all(
+        facts.node.relation.relname,
+        [_RULE_EVENTS[enum_name(facts.node, "event")]],
+        _kind(facts, known, facts.node.relation.relname),
+    )
 
 
 def _policy(facts: Facts, known: Effects) -> Made:
-    return _all(facts.node.table.relname, [READ, INSERT, UPDATE, "delete"], _kind(facts, known))
+    return _all(
+        facts.node.table.relname, [READ, INSERT, UPDATE, "delete"], _kind(facts, known, facts.node.table.relname)
+    )
 
 
 def _table(facts: Facts, known: Effects) -> Made:
     """Of CREATE TABLE and ALTER TABLE: defaults, checks, domains; parents, partitions and LIKE."""
     name = facts.node.relation.relname
     others = [other for _, other in facts.relations]
-    made = _all(name, [INSERT, UPDATE], _kind(facts, known)) | _as_others(name, others, known)
+    made = _all(name, [INSERT, UPDATE], _kind(facts, known, name)) | _as_others(name, others, known)
     for other in others if facts.name == "AlterTableStmt" else ():  # ATTACH PARTITION, INHERIT: the other way round
         made |= _as_others(other, [name], known | made)  # type: ignore[operator]
     return made

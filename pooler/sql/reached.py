@@ -30,13 +30,19 @@ def is_word(name: str) -> bool:
     return _WORD.fullmatch(name) is not None
 
 
-def reached_by(facts: Facts, known: Effects, *, executed: bool = True) -> Iterator[PinKind]:
-    """What a statement leaves by what it names; `executed`: unless it only says what is to be done one day."""
+def reached_by(facts: Facts, known: Effects, *, executed: bool = True, but: str | None = None) -> Iterator[PinKind]:
+    """What a statement leaves by what it names.
+
+    Args:
+      executed: False of one that says what is to be done one day; its relation `but` does not count then.
+    """
     if not known or (executed and facts.name not in _EXECUTE):
         return
     keys = [Carrier(READ, name) for _, name in facts.relations]
     if facts.name == "PrepareStmt" or not executed:
         keys += [Carrier(event, name) for _, name in facts.relations for event in EVENTS if event != REFRESH]
+    if but is not None:
+        keys = [key for key in keys if key.name != but]
     keys += [Carrier(change.value, name) for (_, name), change in facts.written]
     keys += [Carrier("operator", name) for _, name in facts.operators]
     keys += [Carrier("type", name) for _, name in facts.types]

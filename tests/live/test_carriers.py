@@ -248,6 +248,42 @@ def test_effects_that_outlive_discard_all_end_with_the_connection(place: Place) 
         assert other.execute("select pg_backend_pid()").fetchone() != pid
 
 
+@pytest.mark.parametrize(
+    ("ddl", "carrier"),
+    [
+        ("alter table plain add column b checked", "insert plain"),
+        ("alter view by_view rename to by_other_name", "read by_other_name"),
+        ("alter table parts attach partition by_trigger for values in (2)", "update parts"),
+        ("create or replace view local_view as select public.remember()::text as a, upper('x')", "read local_view"),
+        ("create or replace function silent() returns int language sql as 'select public.remember()'", "read silence"),
+        ("create index on plain (public.leak_sql(a, 1))", "update plain"),
+    ],
+)
+def test_ddl_past_pgnear_is_noticed_when_the_catalog_is_read_again(
+    pgnear: Start, origin: Server, ddl: str, carrier: str
+) -> None:
+    """It is read anew only where something has changed."""
+    url = origin.url("rereading")
+    origin.execute("create database rereading")
+    try:
+        with origin.connect(dbname="rereading") as direct:
+            direct.execute(CATALOG.encode())
+            direct.execute("create function silent() returns int language sql as 'select 1'")
+            direct.execute("create view silence as select silent()")
+            direct.execute("create trigger x after update on by_trigger for each row execute function stamp()")
+            direct.execute("create table unseen (a int)")
+        with running(url, pool_size=1) as near:
+            near.wait_for_log("session_effects_found")
+            with origin.connect(dbname="rereading") as direct:
+                direct.execute(ddl.encode())
+            with near.connect(dsn={"dbname": "rereading"}) as client:
+                client.execute("create table told ()")
+            found = near.wait_for_log("session_effects_found", count=2)
+            assert carrier in found["new"]
+    finally:
+        origin.execute("drop database rereading with (force)")
+
+
 def test_a_trigger_that_is_gone_pins_nobody_any_more(place: Place) -> None:
     with place.near.connect(dsn=place.dsn) as client:
         client.prepare_threshold = None  # DISCARD ALL would end them
@@ -273,4 +309,5 @@ def test_refreshing_a_materialized_view_pins(place: Place) -> None:
 
 def test_the_operator_hears_what_was_found(place: Place) -> None:
     found = place.near.wait_for_log("session_effects_found")
-    assert "insert by_check" in str(found)
+    assert found["carriers"] > 20
+    assert len(found["new"]) == 20
