@@ -40,8 +40,9 @@ def test_the_process_id_given_at_login_is_no_process_of_the_origins(near: Pgnear
     """psycopg_pool's tests terminate a backend by it; counted from 1 it could be somebody else's in a container."""
     with near.connect() as connection:
         assert connection.info.backend_pid >= 2**22
-        terminated = connection.execute("select pg_terminate_backend(%s)", [connection.info.backend_pid])
-        assert terminated.fetchone() == (False,)
+        backends = connection.execute("select pid from pg_stat_activity").fetchall()
+        assert backends
+        assert (connection.info.backend_pid,) not in backends
 
 
 # ---- passwords -------------------------------------------------------------------------------------------------------
