@@ -101,6 +101,7 @@ def test_a_broken_file_changes_nothing_and_everything_wrong_is_said(pgnear: Star
             reload(near)
         assert caught.value.sqlstate == "F0000"
         assert "line 1: pool_size" in str(caught.value)
+        near.wait_for_log("reload_failed", count=2)
         file.write_text("pool_size = [")
         assert "is not TOML" in str(hang_up(near, "reload_failed")["problems"])
         assert connection.execute("select 1").fetchone() == (1,)

@@ -124,9 +124,9 @@ class Proxy:
     def _pass(self, pair: tuple[socket.socket, socket.socket]) -> None:
         client, origin = pair
         selector = selectors.DefaultSelector()
-        selector.register(client, selectors.EVENT_READ, origin)
-        selector.register(origin, selectors.EVENT_READ, client)
         try:
+            selector.register(client, selectors.EVENT_READ, origin)
+            selector.register(origin, selectors.EVENT_READ, client)
             while True:
                 for key, _ in selector.select():
                     self._flowing.wait()
