@@ -35,8 +35,9 @@ class Memory(Generic[Value]):
             return
         if len(self.known) >= self._max_entries or self.size + size > self._max_bytes:
             self._make_room()
-        self.size += size - self._sizes.get(text, 0)
-        self._sizes[text] = size
+        sizes = self._sizes
+        self.size += size - sizes.get(text, 0)
+        sizes[text] = size
         self.known[text] = value
 
     def _make_room(self) -> None:

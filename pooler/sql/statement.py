@@ -225,6 +225,7 @@ class Statement:
       selects: it is one SELECT, VALUES or TABLE that makes and modifies nothing by itself.
       passes: nothing of it concerns its session or its connection, but that it may begin or end transactions.
       plain: nor does it do that: no effects, no transaction control, no DDL.
+      weight: bytes that it takes in memory, about.
     """
 
     parts: tuple[Part, ...] = ()
@@ -259,6 +260,7 @@ class Statement:
     selects: bool = False
     passes: bool = field(init=False)
     plain: bool = field(init=False)
+    weight: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         passes = not (
@@ -267,10 +269,9 @@ class Statement:
         )  # fmt: skip
         object.__setattr__(self, "passes", passes)
         object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
+        object.__setattr__(self, "weight", self._weigh())
 
-    @property
-    def weight(self) -> int:
-        """Bytes that it takes in memory, about."""
+    def _weigh(self) -> int:
         names = (
             self.relations, self.functions, self.columns, self.operators, self.shadowed, self.calls, self.types,
             self.writes, self.shows, self.databases, self.leaves,
