@@ -87,14 +87,8 @@ async def serve(
             gc.collect()
             gc.freeze()
             service.doors.open(listeners)
-            for address in service.listen_addresses if peers is None else ():
-                log.info(
-                    "listening",
-                    address=address,
-                    databases=sorted(service.pools),
-                    tls=config.tls,
-                    auth=config.auth,
-                )
+            if peers is None:
+                say_where(config, service.listen_addresses)
             if started is not None:
                 started(service)
             supervisor.ready()
@@ -113,6 +107,14 @@ async def serve(
     finally:
         for listener in listeners:
             close_listener(listener)
+
+
+def say_where(config: Config, addresses: Iterable[str], **more: int) -> None:
+    """Log where clients can connect now, and to what."""
+    for address in addresses:
+        log.info(
+            "listening", address=address, databases=sorted(config.targets()), tls=config.tls, auth=config.auth, **more
+        )
 
 
 def _begin(service: Service) -> None:

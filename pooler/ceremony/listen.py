@@ -89,6 +89,14 @@ def _is_stale(path: str) -> bool:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
+def adopted(number: int) -> socket.socket:
+    """The socket behind a descriptor that another process has passed to this one, as if it had been made here."""
+    sock = socket.socket(fileno=number)
+    sock.setblocking(False)
+    os.set_inheritable(number, False)
+    return sock
+
+
 def address_of(sock: socket.socket) -> str:
     """Where a listening socket listens, as a person would write it."""
     name = sock.getsockname()

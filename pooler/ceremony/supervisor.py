@@ -9,6 +9,8 @@ import os
 import socket
 import time
 
+from pooler.ceremony.listen import adopted
+
 FIRST_FD = 3
 
 
@@ -20,10 +22,7 @@ def inherited_sockets() -> dict[str, list[socket.socket]]:
     if pid != str(os.getpid()) or not count.isdigit():
         return sockets
     for place in range(int(count)):
-        inherited = socket.socket(fileno=FIRST_FD + place)
-        inherited.setblocking(False)
-        os.set_inheritable(inherited.fileno(), False)
-        sockets.setdefault(names[place] if place < len(names) else "", []).append(inherited)
+        sockets.setdefault(names[place] if place < len(names) else "", []).append(adopted(FIRST_FD + place))
     return sockets
 
 

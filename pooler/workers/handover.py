@@ -7,9 +7,9 @@ Lives here: to whom, and the way there. Not here: accepting (`doors`), the count
 
 from __future__ import annotations
 
-import os
 import socket
 
+from pooler.ceremony.listen import adopted
 from pooler.workers.board import GIVEN, LOAD, TAKEN, Board
 
 MEANS_NOTHING = 1
@@ -75,9 +75,7 @@ class Handover:
         if not descriptors:
             return None
         self._board.add(TAKEN)
-        os.set_inheritable(descriptors[0], False)
-        client = socket.socket(fileno=descriptors[0])
-        client.setblocking(False)
+        client = adopted(descriptors[0])
         try:
             return client, client.getpeername()
         except OSError:  # gone already

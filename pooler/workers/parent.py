@@ -25,7 +25,7 @@ from pooler.admin.http import serve_http
 from pooler.ceremony import supervisor
 from pooler.ceremony.listen import address_of, close_listener, open_listener
 from pooler.logs import get_logger
-from pooler.serving import first_reason, raise_file_limit
+from pooler.serving import first_reason, raise_file_limit, say_where
 from pooler.workers import board
 from pooler.workers.board import LOAD
 from pooler.workers.http import application
@@ -171,15 +171,8 @@ class Parent:
         return own
 
     def _say_where(self) -> None:
-        for address in dict.fromkeys(address_of(listener) for listener in self.members[0].listeners):
-            log.info(
-                "listening",
-                address=address,
-                databases=sorted(self.config.targets()),
-                tls=self.config.tls,
-                auth=self.config.auth,
-                workers=self.count,
-            )
+        addresses = dict.fromkeys(address_of(listener) for listener in self.members[0].listeners)
+        say_where(self.config, addresses, workers=self.count)
 
     def _close(self) -> None:
         for member in self.members:
@@ -360,7 +353,7 @@ class Parent:
     async def _reload(self) -> None:
         supervisor.reloading()
         try:
-            await self.ask_all("reload")
+            await self.ask_all("command", {"word": "RELOAD", "database": None})
         except PgError:
             pass  # it is in the log
         finally:

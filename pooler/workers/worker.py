@@ -6,7 +6,6 @@ clients (`serving`).
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from functools import partial
@@ -19,7 +18,7 @@ import config
 from pooler import logs
 from pooler.ceremony.cancel import cancel_for_client
 from pooler.ceremony.greeting import number_clients
-from pooler.ceremony.reload import reload
+from pooler.ceremony.listen import adopted
 from pooler.logs import get_logger
 from pooler.service import Service
 from pooler.serving import first_reason, serve_until_stopped
@@ -60,14 +59,14 @@ class Worker:
                 load=partial(self._load, file, orders["flags"]),
                 started=self._started,
                 stopped_by=self.line.lost,
-                listeners=[_inherited(number) for number in orders["listeners"]],
+                listeners=[adopted(number) for number in orders["listeners"]],
                 outlived=orders["outlived"],
                 peers=self.peers,
                 board=self.board,
                 handover=Handover(
                     self.board,
-                    _inherited(orders["inbox"]),
-                    {int(index): _inherited(number) for index, number in orders["outboxes"].items()},
+                    adopted(orders["inbox"]),
+                    {int(index): adopted(number) for index, number in orders["outboxes"].items()},
                 ),
             )
             nursery.cancel_scope.cancel()
@@ -101,20 +100,7 @@ def run(index: int, count: int, line: int, board: int) -> int:
     return status
 
 
-def _inherited(number: int) -> socket.socket:
-    inherited = socket.socket(fileno=number)
-    inherited.setblocking(False)
-    os.set_inheritable(number, False)
-    return inherited
-
-
 @answers("cancel")
 async def _cancel(service: Service, data: Any) -> None:
     """A cancel request for one of this worker's clients has come to another one."""
     await cancel_for_client(service, data["pid"], bytes.fromhex(data["secret"]))
-
-
-@answers("reload")
-async def _reload(service: Service, data: Any) -> list[list[str]]:
-    """SIGHUP has come to the parent."""
-    return [list(outcome) for outcome in await reload(service)]
