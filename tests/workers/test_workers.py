@@ -63,21 +63,29 @@ def test_clients_are_shared_out(house: Callable[..., Pgnear]) -> None:
         assert [client.execute("select 42").fetchone() for client in connected] == [(42,)] * CLIENTS
 
 
+def put_to_sleep(
+    sleepers: list[psycopg.Connection], direct: psycopg.Connection
+) -> tuple[list[threading.Thread], list[str]]:
+    """Have all of them sleep at the origin, until they are cancelled: the threads, and what has become of each."""
+    outcomes: list[str] = []
+
+    def sleep(client: psycopg.Connection) -> None:
+        try:
+            client.execute("select pg_sleep(60), 'sleeper'")
+        except psycopg.errors.QueryCanceled:
+            outcomes.append("canceled")
+
+    threads = [in_a_thread(lambda client=client: sleep(client)) for client in sleepers]  # type: ignore[misc]
+    asleep = "select count(*) from pg_stat_activity where state = 'active' and query like '%''sleeper''%'"
+    until(lambda: direct.execute(asleep + " and pid <> pg_backend_pid()").fetchone() == (len(sleepers),))
+    return threads, outcomes
+
+
 def test_a_cancel_finds_its_way_whichever_worker_hears_of_it(house: Callable[..., Pgnear], origin: Server) -> None:
     """Each of the requests comes in on a connection of its own, to a worker that chance decides."""
     near = house(pool_size=20)
     with clients(near, 16) as connected, origin.connect() as direct:
-        outcomes: list[str] = []
-
-        def sleep(client: psycopg.Connection) -> None:
-            try:
-                client.execute("select pg_sleep(60), 'sleeper'")
-            except psycopg.errors.QueryCanceled:
-                outcomes.append("canceled")
-
-        threads = [in_a_thread(lambda client=client: sleep(client)) for client in connected]  # type: ignore[misc]
-        asleep = "select count(*) from pg_stat_activity where state = 'active' and query like '%''sleeper''%'"
-        until(lambda: direct.execute(asleep + " and pid <> pg_backend_pid()").fetchone() == (16,))
+        threads, outcomes = put_to_sleep(connected, direct)
         for client in connected:
             client.cancel_safe()
         for thread in threads:
@@ -95,17 +103,7 @@ def test_a_cancel_and_a_termination_by_sql_reach_clients_of_other_workers(
         askers = {worker_of(client): client for client in connected}
         assert set(askers) == {0, 1}
         targets = [client for client in connected if client not in askers.values()]
-        outcomes: list[str] = []
-
-        def sleep(client: psycopg.Connection) -> None:
-            try:
-                client.execute("select pg_sleep(60), 'sleeper'")
-            except psycopg.errors.QueryCanceled:
-                outcomes.append("canceled")
-
-        threads = [in_a_thread(lambda client=client: sleep(client)) for client in targets]  # type: ignore[misc]
-        asleep = "select count(*) from pg_stat_activity where state = 'active' and query like '%''sleeper''%'"
-        until(lambda: direct.execute(asleep + " and pid <> pg_backend_pid()").fetchone() == (len(targets),))
+        threads, outcomes = put_to_sleep(targets, direct)
         for client in targets:
             asker = askers[1 - worker_of(client)]
             done = asker.execute("select pg_cancel_backend(%s)", [client.info.backend_pid])
