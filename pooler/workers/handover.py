@@ -15,6 +15,9 @@ from pooler.workers.board import GIVEN, LOAD, TAKEN, Board
 MEANS_NOTHING = 1
 """A difference in clients that nobody is passed on for."""
 
+BY_A_WORKER, BY_THE_PARENT = b"w", b"p"
+"""What comes with a socket: only workers count those on their way."""
+
 
 class Handover:
     """The ways to the other workers, and from them.
@@ -45,7 +48,7 @@ class Handover:
         if receiver is None:
             return False
         try:
-            socket.send_fds(self._outboxes[receiver], [b"c"], [client.fileno()])
+            socket.send_fds(self._outboxes[receiver], [BY_A_WORKER], [client.fileno()])
         except OSError:
             return False  # it has not taken in those it was given before
         self._board.add(GIVEN + receiver)
@@ -71,10 +74,11 @@ class Handover:
         Raises:
           BlockingIOError: there are no more.
         """
-        _, descriptors, _, _ = socket.recv_fds(self.inbox, 1, 1)
+        sender, descriptors, _, _ = socket.recv_fds(self.inbox, 1, 1)
         if not descriptors:
             return None
-        self._board.add(TAKEN)
+        if sender == BY_A_WORKER:
+            self._board.add(TAKEN)
         client = adopted(descriptors[0])
         try:
             return client, client.getpeername()

@@ -28,6 +28,7 @@ from pooler.logs import get_logger
 from pooler.serving import first_reason, raise_file_limit, say_where
 from pooler.workers import board
 from pooler.workers.board import LOAD
+from pooler.workers.handover import BY_THE_PARENT
 from pooler.workers.http import application
 from pooler.workers.line import Line, LineLost
 from protocol.responses import PgError
@@ -234,7 +235,7 @@ class Parent:
             with suppress(OSError):  # somebody has given up
                 client, _ = listener.accept()
                 with client:
-                    socket.send_fds(receiver.outbox, [b"c"], [client.fileno()])
+                    socket.send_fds(receiver.outbox, [BY_THE_PARENT], [client.fileno()])
 
     async def _live(self, member: Member) -> int:
         """One worker's life; its exit status."""
