@@ -119,20 +119,20 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
             return _waits(session, data)
         if session.insists or session.mode == "session":
             return False
-        if statement.sequences and _others_drew(session, origin, statement):
+        if statement.may_draw and _others_drew(session, origin, statement):
             return False
         unit = _link(session, origin, statement)
         if known is not None and session.pool.reuses_statements and statement.plain:
             message = _kept(session, origin, unit, data)
     else:
-        if origin.units or (statement.sequences and _others_drew(session, origin, statement)):
+        if origin.units or (statement.may_draw and _others_drew(session, origin, statement)):
             return False
         unit = _unit(session, origin)
         mind(session, statement, unit)
     if message is data:
         origin.unnamed = None
     unit.simple = True
-    if session.pool.advice is not None:
+    if statement.selects and session.pool.advice is not None:
         study(session, unit, statement, text, ALL_TEXT)
     session.statements.pop(b"", None)  # a simple Query destroys the unnamed statement
     _send(session, origin, data, message)
@@ -186,7 +186,7 @@ def _bind(session: Session, data: bytes, bind_end: int, granted: Origin | None) 
         return session.waiting
     session.bound = name
     unit = _linked_unit(session, origin, prepared.statement)
-    if session.pool.advice is not None:
+    if prepared.statement.selects and session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[name_end + 1 : bind_end]))
     _send(session, origin, data, _renamed(prepared, data, bind_end - name_end, name_end))
     return True
@@ -213,7 +213,7 @@ def _parse(session: Session, data: bytes, parse_end: int, granted: Origin | None
     unit = _link(session, origin, prepared.statement)
     unit.prefix = PARSE_COMPLETE
     unit.again = (prepared, data)
-    if session.pool.advice is not None:
+    if prepared.statement.selects and session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(data[parse_end + 7 : bind_end]))
     session.statements[b""] = prepared
     _send(session, origin, data, _renamed(prepared, data, bind_end - parse_end - 6, parse_end + 6))
@@ -230,10 +230,10 @@ def _parse_in_block(session: Session, origin: Origin, data: bytes, prepared: Pre
     """The same on the connection that a transaction, or a pin, keeps: it goes as it is, and leaves nothing behind."""
     if not _is_ordinary(session, prepared) or origin.units or origin.status == FAILED_TRANSACTION:
         return False
-    if prepared.statement.sequences and _others_drew(session, origin, prepared.statement):
+    if prepared.statement.may_draw and _others_drew(session, origin, prepared.statement):
         return False
     unit = _linked_unit(session, origin, prepared.statement)
-    if session.pool.advice is not None:
+    if prepared.statement.selects and session.pool.advice is not None:
         study(session, unit, prepared.statement, prepared.text, normal_tail(tail))
     session.statements[b""] = origin.unnamed = prepared
     unit.begin_with(prepared)
@@ -281,7 +281,7 @@ def _for_statement(session: Session, data: bytes, prepared: Prepared, granted: O
         return None
     if prepared not in origin.prepared or origin.verified:
         return None
-    if prepared.statement.sequences and _others_drew(session, origin, prepared.statement):
+    if prepared.statement.may_draw and _others_drew(session, origin, prepared.statement):
         return None
     origin.prepared.move_to_end(prepared)
     return origin

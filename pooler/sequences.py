@@ -67,9 +67,8 @@ def draws(statement: Statement, tables: frozenset[str] | None) -> bool:
     Args:
       tables: whose rows get values by themselves; None: it is not known, since tables may just have been made.
     """
-    if statement.draws:
-        return True
-    inserted = (name for (_, name), change in statement.writes if change is Change.INSERT)
+    if statement.draws or not statement.may_draw:
+        return statement.draws
     if tables is None or statement.changes_schema:
-        return any(True for _ in inserted)
-    return any(name in tables for name in inserted)
+        return True
+    return any(name in tables for (_, name), change in statement.writes if change is Change.INSERT)

@@ -25,7 +25,8 @@ _search_path = lru_cache(maxsize=1000)(parse_search_path)
 def reach_of(session: Session, statement: Statement) -> frozenset[int] | None:
     """The tables that a statement may change, as their OIDs; None where that is not known: the whole database."""
     catalog = session.pool.catalog
-    if catalog is None or PinKind.TEMPORARY in session.state.pins:
+    pins = session.state.pins
+    if catalog is None or (pins and PinKind.TEMPORARY in pins):
         return None  # a temporary table may stand before a real one, with triggers of its own
     path, user = names_by(session)
     if session.state.current is not session.state.settings:

@@ -30,6 +30,7 @@ from pooler.sql.statement import (
 from pooler.sql.traces import looks
 
 _WORD = re.compile(rb"[\w\x80-\xff]+")
+MOST_MET_ONCE = 5000
 _MAY_DRAW = re.compile(rb"\b(?:insert|merge|copy|nextval|setval)\b", re.IGNORECASE)
 
 
@@ -72,6 +73,8 @@ class Classifier:
         """None: its texts differ in what they mean."""
         self._by_template: Memory[Statement] = Memory(max_entries, max_bytes // 4)
         """Of texts in which only numbers may differ."""
+        self._met_once: set[int] = set()
+        """Hashes of texts whose template was known and that are not remembered themselves."""
         self.when_changed: Callable[[], None] = _nothing
         """Called when texts that were classified before may mean something else."""
         self.additions = 0
@@ -127,6 +130,10 @@ class Classifier:
         known = self.remembered.get(text)
         if known is not None:
             return known
+        known = self._by_template.known.get(template(text)) if len(text) <= self.LONGEST_REMEMBERED else None
+        if known is not None:
+            self._met(text, known)
+            return known
         statement = self._classify(text)
         self.recalls_seen = self.recalls_seen or statement.recalls_sequences
         self.looks_seen = self.looks_seen or statement.looks
@@ -135,13 +142,21 @@ class Classifier:
             self._texts.keep(text, statement, statement.weight)
         return statement
 
+    def _met(self, text: bytes, known: Statement) -> None:
+        """A text of a known template has come. Only one that comes again is remembered: most have numbers of their own,
+        and to remember and forget each costs more than to look at its template.
+        """
+        mark = hash(text)
+        if mark in self._met_once:
+            self._texts.keep(text, known, known.weight)
+        elif len(self._met_once) < MOST_MET_ONCE:
+            self._met_once.add(mark)
+        else:
+            self._met_once = {mark}
+
     def _classify(self, text: bytes) -> Statement:
         if len(text) > self.LONGEST_REMEMBERED:
             return self._classify_long(text)
-        pattern = template(text)
-        known = self._by_template.known.get(pattern)
-        if known is not None:
-            return known
         form = shape(text)
         if form is None:
             return self._examine(text, screened=self._may_affect_session(text))
@@ -150,7 +165,7 @@ class Classifier:
         if known is None:
             return self._examine(text, screened=self._may_affect_session(form))
         if counts_only(text):
-            self._by_template.keep(pattern, known, known.weight)
+            self._by_template.keep(template(text), known, known.weight)
         return known
 
     def _classify_long(self, text: bytes) -> Statement:

@@ -205,7 +205,8 @@ class Statement:
       changes_schema: after it a name may mean something else: DDL, or what may hide DDL.
       changes_defaults: how it changes what a new connection begins with (ALTER ROLE or DATABASE ... SET).
       sequences: it may give out a sequence's values, which currval and lastval remember.
-      draws: it calls nextval or setval, or nobody has looked and it may insert.
+      draws: it calls nextval or setval, or nobody has looked and it may insert. may_draw: or it inserts, as far as
+        shows; what draws by triggers and functions only is not among them.
       recalls_sequences: it asks for such a value (currval, lastval).
       makes: what it makes that has effects on the session which will not show: functions, and what carries effects.
       leaves: traces that its parts leave, whatever their parameters. looks: it may look at such traces.
@@ -258,6 +259,7 @@ class Statement:
     unknown_reach: bool = False
     locks_rows: bool = False
     selects: bool = False
+    may_draw: bool = field(init=False)
     passes: bool = field(init=False)
     plain: bool = field(init=False)
     weight: int = field(init=False, compare=False)
@@ -267,6 +269,8 @@ class Statement:
             self.has_effects or self.changes_schema or self.changes_defaults or self.recalls_sequences
             or self.makes or self.databases or self.leaves or self.looks or self.shows or self.signal is not None
         )  # fmt: skip
+        inserts = any(change is Change.INSERT for _, change in self.writes)
+        object.__setattr__(self, "may_draw", self.draws or inserts)
         object.__setattr__(self, "passes", passes)
         object.__setattr__(self, "plain", passes and not (self.parts or self.begins or self.isolation))
         object.__setattr__(self, "weight", self._weigh())
