@@ -29,9 +29,9 @@ import config
 from pooler import logs
 from pooler.ceremony.listen import address_of, open_listener
 from pooler.embedded import EmbeddedPostgres, PostgresFailed, installed
+from pooler.histogram import LATENCY_BOUNDS
 from pooler.service import Service
 from pooler.serving import serve
-from pooler.stats import LATENCY_BOUNDS
 
 USER = PASSWORD = DATABASE = "demo"
 """A role without privileges behind a loopback address: easy to type matters more than hard to guess.

@@ -22,13 +22,14 @@ from pooler.breaker import Breaker
 from pooler.concurrency import Limit
 from pooler.defaults import Defaults
 from pooler.greetings import Greetings
+from pooler.histogram import Histogram
 from pooler.logs import get_logger
 from pooler.matching import take_idle
 from pooler.pulse import Pulse
 from pooler.queue import Queued, WaitQueue
 from pooler.refusals import Refusals
 from pooler.sql.traces import shows_others
-from pooler.stats import Histogram, Stats
+from pooler.stats import Stats
 from protocol import errors
 from protocol.responses import PgError
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pooler.sql.functions import READ_ONLY, SAFE
 from pooler.sql.statement import Call, classify
-from pooler.statements import MAX_PARSES
+from pooler.statements import MAX_PARSES, Prepared
 from pooler.unit import Unit
 from protocol import framing
 from protocol.framing import SYNC_FRAME
@@ -25,7 +25,6 @@ from protocol.framing import SYNC_FRAME
 if TYPE_CHECKING:
     from pooler.origin import Origin
     from pooler.session import Session
-    from pooler.statements import Prepared
 
 KEPT_AFTER: Final = 3
 """So many times a text has come the same way before a connection keeps it: to keep it costs a parse of its own."""

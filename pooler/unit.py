@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from pooler.cache.advice import Study
     from pooler.cache.flight import Flight, Flights
     from pooler.cache.policy import Policy
+    from pooler.histogram import Histogram
     from pooler.origin import Origin
     from pooler.session import Session
     from pooler.statements import Prepared
-    from pooler.stats import Histogram
 
 (
     BIND_COMPLETE, CLOSE_COMPLETE, COMMAND_COMPLETE, COPY_BOTH, COPY_IN, COPY_OUT, DATA_ROW, EMPTY_QUERY, ERROR,

@@ -24,7 +24,8 @@ from prometheus_client.registry import Collector
 
 from pooler import __version__, logs
 from pooler.breaker import State
-from pooler.stats import LATENCY_BOUNDS, Histogram, certificate_reloads
+from pooler.histogram import LATENCY_BOUNDS, Histogram
+from pooler.stats import certificate_reloads
 from pooler.workers.peers import answers
 
 if TYPE_CHECKING:

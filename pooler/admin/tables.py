@@ -24,7 +24,7 @@ from pooler.admin.control import CONTROLS
 from pooler.admin.everybody import ask_everybody
 from pooler.admin.rows import Added, Column, Join, Listed, Row, columns
 from pooler.ceremony.reload import RESTART
-from pooler.stats import Histogram
+from pooler.histogram import Histogram
 from pooler.workers.peers import answers
 from protocol import errors
 

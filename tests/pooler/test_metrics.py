@@ -15,8 +15,9 @@ from pooler.addresses import Addresses
 from pooler.admin.metrics import MAX_LABEL_VALUES, registry
 from pooler.cache.policy import Policies
 from pooler.cache.store import Store
+from pooler.histogram import LATENCY_BOUNDS
 from pooler.pool import Pool
-from pooler.stats import LATENCY_BOUNDS, Stats
+from pooler.stats import Stats
 
 SECRET = "s3cr3t-of-the-origin"
 
