@@ -307,6 +307,12 @@ class Config(Section):
         "where generic plans are bad plans and plan_cache_mode cannot be set, or where the origin's log must show "
         "Queries as Queries.",
     )
+    defer_begin: bool = Field(
+        False,
+        description="Whether BEGIN is answered at once and sent to an origin together with the first statement that "
+        "needs one. It spares each transaction a round trip, and one that the cache answers needs no origin at all. "
+        "now() is then the time of that statement, not of BEGIN. Switch it on where the origin is far away.",
+    )
     max_client_statements: Statements = Field(
         5000,
         ge=1,
@@ -488,6 +494,12 @@ class Config(Section):
         theirs = self.databases.get(database)
         own = theirs.reuse_statements if theirs is not None else None
         return self.reuse_statements if own is None else own
+
+    def defers_begin(self, database: str) -> bool:
+        """`defer_begin` of a database."""
+        theirs = self.databases.get(database)
+        own = theirs.defer_begin if theirs is not None else None
+        return self.defer_begin if own is None else own
 
     def deadlines(self, database: str, user: str | None) -> Deadlines:
         """What holds for `user` in `database`; None: for what is nobody's own, as origin connections are."""

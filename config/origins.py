@@ -50,6 +50,12 @@ class Database(Section):
         "level. Set it where one database needs another.",
         examples=[False],
     )
+    defer_begin: bool | None = Field(
+        None,
+        description="Whether BEGIN of its clients waits for the first statement that needs an origin; unset, as at the "
+        "top level. Set it where one database needs another.",
+        examples=[True],
+    )
 
 
 class Replica(Section):

@@ -13,7 +13,7 @@ from pooler.cache.entry import Entry
 from pooler.cache.keys import ALL_TEXT, has_temporal_parameter, in_formats, normal_tail
 from pooler.caching import ask, make_ready
 from pooler.statements import Prepared
-from protocol.framing import BIND_COMPLETE, CLOSE_COMPLETE, PARSE_COMPLETE, READY_IDLE
+from protocol.framing import BIND_COMPLETE, CLOSE_COMPLETE, PARSE_COMPLETE
 
 if TYPE_CHECKING:
     from pooler.operations import Operation
@@ -131,5 +131,5 @@ def answer_locally(session: Session, operations: list[Operation]) -> bool:
             session.remember(operation[3], operation[4])
         elif operation[3] == _STATEMENT:
             session.statements.pop(operation[4], None)
-    session.answer(b"".join(parts) + READY_IDLE)
+    session.answer(b"".join(parts) + session.ready_now)
     return True

@@ -94,7 +94,7 @@ def _instead_of_an_error(session: Session, key: tuple[Any, ...], policy: Policy,
 
 
 def has_told(session: Session, view: View, request: bytes) -> bool:
-    """Answer `request`, all that a client has sent, if that is ready; the client must be outside a transaction."""
+    """Answer `request`, all that a client has sent, if that is ready; the client must have no connection."""
     ready = view.answers.get(request)
     if (
         ready is None
@@ -115,7 +115,7 @@ def has_told(session: Session, view: View, request: bytes) -> bool:
         entry.uses += 1
     entry.hits += 1
     ready.namespace.hits += 1
-    session.tell(ready.response)
+    session.tell(ready.response if not session.deferred else ready.response[:-1] + b"T")
     session.service.stats.hit_latency.observe(perf_counter() - started)
     return True
 
@@ -123,7 +123,7 @@ def has_told(session: Session, view: View, request: bytes) -> bool:
 def make_ready(
     session: Session, request: bytes, response: bytes, entry: Entry, prepared: Prepared, *, prepares: bool = False
 ) -> None:
-    """`request` was answered by `entry` with `response`: the next time it is found by its bytes.
+    """`request` was answered by `entry` with `response`, without a connection: the next time it is found by its bytes.
 
     `prepares`: it has made `prepared` the unnamed statement.
     """
@@ -140,6 +140,8 @@ def make_ready(
         view = session.view = store.shelf.view(
             session.namespace, session.user, session.state.settings, session.reports, catalog
         )
+    if session.deferred:
+        response = response[:-1] + b"I"  # what is told outside a transaction
     store.shelf.put(view, request, Ready(entry, prepared.asked[3].namespace, response, prepared if prepares else None))
 
 

@@ -20,6 +20,7 @@ from pooler import ending, unsent
 from pooler.cache.keys import ALL_TEXT, normal_tail
 from pooler.caching import has_told, study
 from pooler.consequences import draw, mind, must_keep, wants_home
+from pooler.deferral import answered, open_with_query
 from pooler.origin import FAILED_TRANSACTION
 from pooler.repeats import learning, repeated
 from pooler.transport import TransportClosed
@@ -110,6 +111,11 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
     statement = service.classifier(text) if known is None else known
     if not (statement.plain or _only_controls(session, statement)):
         return False
+    defers = not statement.plain and session.pool.defers_begin
+    if defers and origin is None and granted is None and answered(session, text):
+        if service.draining and not session.busy:
+            ending.depart(session)
+        return True
     if statement.cacheable and service.cache is not None and (origin is None or session.only_reads):
         return False
     message = data
@@ -122,7 +128,9 @@ def _query(session: Session, data: bytes, granted: Origin | None) -> bool:
         if statement.may_draw and _others_drew(session, origin, statement):
             return False
         unit = _link(session, origin, statement)
-        if known is not None and session.pool.reuses_statements and statement.plain:
+        if session.deferred:
+            message = open_with_query(session, origin, unit) + data
+        elif known is not None and session.pool.reuses_statements and statement.plain:
             message = _kept(session, origin, unit, data)
     else:
         if origin.units or (statement.may_draw and _others_drew(session, origin, statement)):
@@ -181,6 +189,8 @@ def _bind(session: Session, data: bytes, bind_end: int, granted: Origin | None) 
         and has_told(session, view, prepared.name + data[name_end:])
     ):
         return True
+    if session.deferred:
+        return False
     origin = _for_statement(session, data, prepared, granted)
     if origin is None:
         return session.waiting
@@ -200,7 +210,7 @@ def _parse(session: Session, data: bytes, parse_end: int, granted: Origin | None
     if view is not None and session.origin is granted is None and has_told(session, view, data):
         return True
     prepared = session.scope.parses.get(data[:parse_end])
-    if prepared is None:
+    if prepared is None or session.deferred:
         return False
     bind_end: int = parse_end + 1 + length_at(data, parse_end + 1)[0]
     if bind_end <= parse_end + 6 or data[bind_end:] not in _RESTS or b"" not in session.statements:

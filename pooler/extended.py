@@ -140,7 +140,8 @@ def _send(
     """Send the batch, which is at `place` in `data`, as its connection must have it."""
     start, end = place
     synced = terminator == _SYNC
-    alone = origin.status == IDLE and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
+    outside = origin.status == IDLE and not origin.block_since
+    alone = outside and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pooler import pins
+from pooler import deferral, pins
 from pooler.logs import get_logger
 from pooler.sql.effects import quote_literal, set_config_sql
 from pooler.sql.statement import PinKind
@@ -73,6 +73,8 @@ def attach(session: Session, origin: Origin) -> None:
         session.service.stats.settings_replayed += 1
     if session.insists and not session.traces <= origin.traces:
         _leave_traces(session, origin)
+    if session.deferred:
+        deferral.open_block(session, origin)
     if session.mode == "session":
         pins.pin(session, PinKind.SESSION)
 

@@ -25,7 +25,7 @@ from pooler.statements import ORIGIN_PREFIX
 from pooler.transport import Transport, TransportClosed
 from pooler.unit import ALL, DATA_ROW, ERROR, NOTIFICATION, PARAMETER_STATUS, READY, Unit
 from protocol import errors
-from protocol.framing import BIND_COMPLETE, length_at, parameter_status
+from protocol.framing import PARSE_COMPLETE, length_at, parameter_status
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -190,12 +190,12 @@ class Origin:
         if units:
             notable = units[0].notable
             prefix = units[0].prefix
-            if prefix == BIND_COMPLETE:
-                position = begins = units[0].begin(data)
-                notable = units[0].notable
-            elif prefix:
+            if prefix == PARSE_COMPLETE:
                 out.append(prefix)
                 units[0].prefix = b""
+            elif prefix:
+                position = begins = units[0].begin(data)
+                notable = units[0].notable
         start = begins  # of the run that passes to the client unchanged
         while end - position >= 5:
             kind = data[position]

@@ -156,6 +156,7 @@ class Pool:
         self.max_prepared: int = config.max_prepared_statements
         self.express_bytes: int = min(EXPRESS_BYTES, config.max_message_bytes)
         self.reuses_statements: bool = config.reuses_statements(self.name)
+        self.defers_begin: bool = config.defers_begin(self.name)
 
     # ---- what it looks like ------------------------------------------------------------------------------------------
 

@@ -41,13 +41,11 @@ from pooler.unit import COMMAND_COMPLETE, COPY_BOTH, COPY_IN, ERROR, Capture, Un
 from pooler.walk import PARTIAL_BATCH_BYTES, take, walk
 from pooler.writes import NOTHING, invalidate, schema_changed
 from protocol import errors
-from protocol.framing import READY_IDLE
+from protocol.framing import READY_IDLE, READY_IN_BLOCK
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
     from pooler.service import Service
-
-READY_IN_BLOCK = b"Z\0\0\0\5T"
 
 
 class Session:
@@ -67,6 +65,7 @@ class Session:
       away: its origin connection is a replica's. detour: the request that it is there for, while the primary may still
         be asked. direct: it is to be asked now.
       last_write: the cache's clock of its last write.
+      deferred: it is in a transaction block that no origin has heard of (`deferral`).
       only_reads: its transaction block is READ COMMITTED and has done nothing but read what may be cached.
       copying: the unit in which the origin waits for COPY data, if `copying.is_open`.
       stream_left: bytes that are missing of a CopyData that passes unlooked at. stream_begun: the origin has its head.
@@ -86,8 +85,8 @@ class Session:
 
     __slots__ = (
         "_scope", "_scope_label", "alone", "away", "began", "bound", "chunks", "closed", "copying", "database",
-        "defaults_change", "detour", "direct", "discard", "flight", "holding", "hurried", "inbox", "insists", "key",
-        "landed", "last_write", "leaving", "missing",
+        "defaults_change", "deferred", "detour", "direct", "discard", "flight", "holding", "hurried", "inbox",
+        "insists", "key", "landed", "last_write", "leaving", "missing",
         "mode", "namespace", "only_reads", "origin", "out", "out_bytes", "pending", "pool", "portals", "quiet_since",
         "reach", "reports", "rewritten", "schema_changes", "sequence_home", "service", "signal", "skipping", "state",
         "statements", "stirred", "stream_begun", "stream_left", "to_origin", "traces", "transport", "user",
@@ -130,6 +129,7 @@ class Session:
         self.detour = b""
         self.last_write = 0
         self.only_reads = False
+        self.deferred = False
         self.pending: Capture | None = None
         self.origin: Origin | None = None
         self.waiting = False
@@ -174,7 +174,7 @@ class Session:
     @property
     def ready_now(self) -> bytes:
         """The ReadyForQuery behind an answer that no origin was asked for."""
-        return READY_IDLE if self.origin is None else READY_IN_BLOCK
+        return READY_IDLE if self.origin is None and not self.deferred else READY_IN_BLOCK
 
     def start(self, received: bytes) -> None:
         """Begin traffic; `received` came behind the login already."""
@@ -355,6 +355,10 @@ class Session:
         """The origin takes bytes again."""
         if not self.waiting and self.transport.pending <= self.pool.high_water:
             self.transport.resume()
+
+    def unopened(self, error: PgError) -> None:
+        """The origin has refused to open the block that its client counts on (`deferral`)."""
+        ending.fatal(self, error)
 
     # ---- from the origin ---------------------------------------------------------------------------------------------
 
@@ -571,6 +575,7 @@ class Session:
         origin = self.origin
         return (
             self.waiting
+            or self.deferred
             or self.away
             or self.direct
             or self.flight is not None

@@ -16,7 +16,7 @@ import enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pooler import copying
+from pooler import copying, ending
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.sql.effects import quote_literal
 from pooler.sql.signals import Call, Signal
@@ -318,6 +318,9 @@ def _part(session: Session) -> None:
 def _fail(session: Session, error: PgError) -> None:
     """The answer is an error, and so is the end of what it stands in, up to its ReadyForQuery."""
     origin = session.origin
+    if session.deferred:
+        ending.fatal(session, error)  # see `unsent.fail`
+        return
     if origin is None or origin.status == IDLE:
         session.answer(error.response() + READY_IDLE)
         _part(session)

@@ -190,5 +190,5 @@ def _deallocate(session: Session, name: bytes) -> bool:
         del session.statements[name]
     else:
         session.statements.clear()
-    session.answer(command_complete(b"DEALLOCATE" if name else b"DEALLOCATE ALL") + READY_IDLE)
+    session.answer(command_complete(b"DEALLOCATE" if name else b"DEALLOCATE ALL") + session.ready_now)
     return True

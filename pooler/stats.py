@@ -16,6 +16,8 @@ class Stats:
     """The process's totals. One instance, shared by every session, pool and ceremony."""
 
     __slots__ = (
+        "begins_deferred",
+        "blocks_spared",
         "breaker_refusals",
         "bypass_latency",
         "bytes_from_clients",
@@ -73,6 +75,8 @@ class Stats:
         self.pins: dict[str, int] = {}  # by reason
         self.pool_timeouts = 0
         self.pool_refusals = 0  # refused before their time: the queue was full or too slow
+        self.begins_deferred = 0  # transaction blocks that were opened without an origin, for the time being
+        self.blocks_spared = 0  # those that ended so
         self.breaker_refusals = 0  # refused at once: the origin was not to be tried
         self.query_errors = 0  # ErrorResponses passed from an origin to a client
         self.reload_failures = 0

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from pooler.sql.statement import Part
-from protocol.framing import BIND_COMPLETE as BIND_COMPLETE_FRAME
+from protocol.framing import BEGUN_FRAMES
 from protocol.responses import PgError
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class Unit:
         "study",
         "swallow",
         "synced",
+        "unopened",
     )
 
     def __init__(self, started: float, latency: Histogram | None, *, simple: bool = False) -> None:
@@ -185,6 +186,7 @@ class Unit:
         self.parsed: Prepared | None = None
         self.prefix = b""
         self.again: tuple[Prepared, bytes] | None = None
+        self.unopened: Callable[[], None] | None = None
 
     @classmethod
     def own(cls, done: Callable[[Unit], None] | None = None) -> Unit:
@@ -214,10 +216,15 @@ class Unit:
         self.notable |= PARSED
 
     def begin(self, data: bytes) -> int:
-        """The answer begins with `data`, and its Bind was not the client's: how many bytes of it are not, either."""
-        self.prefix = b""
-        if data[:5] == BIND_COMPLETE_FRAME:
-            return 5
+        """The answer begins with `data`, and what its `prefix` answers was not the client's: how many bytes of it are
+        not, either.
+        """
+        prefix, self.prefix = self.prefix, b""
+        if data[: len(prefix)] == prefix:
+            return len(prefix)
+        if prefix == BEGUN_FRAMES:
+            self.script([(PARSE, False, None, None), (BIND, False, b"", None), (EXECUTE, False, None, self.unopened)])
+            return 0
         self.script([(BIND, False, b"", None), (DESCRIBE, True, None, None), (EXECUTE, True, None, None)])
         return 0
 
@@ -315,7 +322,7 @@ class Unit:
                 session.failed(argument, frame)
             elif kind == BIND:
                 session.bound = argument
-            if kind in (PARSE, UNNAMED) and argument.edits:
+            if kind in (PARSE, UNNAMED) and argument is not None and argument.edits:
                 session.rewritten = (self, argument.said, argument.edits)
         elif self.steps is None and self.parsed is not None:
             if origin.unnamed is self.parsed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pooler import detour
+from pooler import detour, ending
 from pooler.boarding import drop_pending, leave
 from protocol import errors
 from protocol.framing import READY_IDLE, length_at
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def fail(session: Session, error: PgError) -> None:
-    """Answer the message at the head of the inbox with `error`."""
+    """Answer the message at the head of the inbox with `error`. In a block that no origin knows of, nothing could fail
+    what its client sends behind that: there it is the client's end.
+    """
+    if session.deferred:
+        ending.fatal(session, error)
+        return
     data = session.inbox
     session.answer(error.response())
     if data[:1] in (b"Q", b"F"):
@@ -53,6 +58,7 @@ def send_again(session: Session, origin: Origin, data: bytes, reason: str) -> No
     if session.walk_from < 0 or not data:
         origin.lost(f"while sending: {reason}")
         return
+    session.deferred = origin.block_since > 0  # the block that was to be opened there
     origin.session = session.origin = None
     origin.draining = True
     if session.away:

@@ -99,7 +99,7 @@ def walk(session: Session, data: bytes, held: int = PARTIAL_BATCH_BYTES) -> None
         kind = data[position]
         length = length_at(data, position + 1)[0]
         frame_end = position + 1 + length
-        if length > limit and kind in _SKIPPABLE and session.origin is None:
+        if length > limit and kind in _SKIPPABLE and session.origin is None and not session.deferred:
             _skip_message(session, kind, frame_end - end, bad_length(kind, length, limit))
             return
         if not 4 <= length <= limit:

@@ -44,10 +44,14 @@ SYNC_FRAME = b"S\0\0\0\4"
 FLUSH_FRAME = b"H\0\0\0\4"
 TERMINATE_FRAME = b"X\0\0\0\4"
 READY_IDLE = b"Z\0\0\0\5I"
+READY_IN_BLOCK = b"Z\0\0\0\5T"
 PARSE_COMPLETE: Final = b"1\0\0\0\4"
 BIND_COMPLETE: Final = b"2\0\0\0\4"
 CLOSE_COMPLETE: Final = b"3\0\0\0\4"
-"""Whole frames that are always the same; this ReadyForQuery is that outside a transaction."""
+BEGUN_FRAMES: Final = PARSE_COMPLETE + BIND_COMPLETE + b"C\0\0\0\x0aBEGIN\0"
+"""Whole frames that are always the same. READY_IDLE is the ReadyForQuery outside a transaction; BEGUN_FRAMES the answer
+to BEGIN in the extended protocol.
+"""
 
 
 class FrameReader:

@@ -189,6 +189,16 @@ def _queries(service: Service) -> Iterator[Metric]:
         stats.settings_replayed,
     )
     yield _counter(
+        "begins_deferred",
+        "Transaction blocks that were opened without an origin (defer_begin), which hears of them with what needs it.",
+        stats.begins_deferred,
+    )
+    yield _counter(
+        "blocks_spared",
+        "Transaction blocks that ended before an origin had to hear of them.",
+        stats.blocks_spared,
+    )
+    yield _counter(
         "statements_kept",
         "Statements that came again and again without a name, and that a connection keeps prepared from then on.",
         stats.statements_kept,

@@ -159,9 +159,16 @@ def _look_at_query(service: Service, origin: Origin, session: Session, seconds: 
 
 def _look_for_silence(service: Service, session: Session, now: float, wait: float) -> None:
     """Whether a client that does nothing has done so for too long; `wait`: since the last look, seconds."""
-    if session.stirred or (session.busy and session.origin is None):
+    asleep = session.deferred and not session.waiting
+    if session.stirred or (session.busy and session.origin is None and not asleep):
         session.stirred = False
         session.quiet_since = now
+    if asleep:
+        limit = service.deadlines(session.database, session.user).idle_in_transaction_timeout
+        if 0 < limit < now - session.quiet_since - wait:
+            error = errors.idle_in_transaction_timeout(limit)
+            _end(service, session, "idle_in_transaction_timeout", limit, error)
+        return
     if session.busy:  # the look at its connection says how long it is silent inside a transaction
         return
     limit = service.deadlines(session.database, session.user).client_idle_timeout
