@@ -143,7 +143,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=numbers, help="numbers of clients (default 16, for hot also 1)")
     parser.add_argument("--modes", type=among(*load.MODES), default=load.MODES, help="pgbench's query modes")
     parser.add_argument("--workloads", type=among(*CLIENTS), help=f"of {', '.join(CLIENTS)} (default all)")
-    parser.add_argument("--rigs", type=among(*rigs.NAMES), default=rigs.NAMES, help="what is compared")
+    parser.add_argument("--rigs", type=among(*rigs.NAMES), default=rigs.NEAR, help="what is compared")
     parser.add_argument("--name", help="of the files that are written (default latest; quick of --quick)")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where they go")
     arguments = parser.parse_args(argv)

@@ -28,7 +28,7 @@ ROUND_TRIPS = (0, 20, 80, 200)
 LEGS = ("client", "origin")
 """What is far: the client from the pooler, or the pooler from its origin. Without a pooler both are the same."""
 
-RIGS = ("direct", "pgbouncer", "pgnear+cache")
+RIGS = ("direct", "pgbouncer", "pgnear+cache", "pgnear+defer")
 
 
 def _connect_and_ask(driver: Driver) -> None:

@@ -36,8 +36,11 @@ ROOM = 5000
 
 NAMES = (
     "direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-c+cache", "pgnear-2",
-    "pgnear-2+cache",
+    "pgnear-2+cache", "pgnear+defer",
 )  # fmt: skip
+NEAR = NAMES[:-1]
+"""Rigs that are compared where nothing is far: without the one whose gain is a round trip (cache and `defer_begin`)."""
+
 POOLERS = ("pgbouncer", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-2")
 """Rigs that know every `Manner`."""
 
@@ -226,7 +229,8 @@ def _pgnear(postgres: EmbeddedPostgres, clients: int, manner: Manner, name: str)
     said = {
         "auth": "scram-sha-256" if manner.password else "trust",
         "tls": "allow" if manner.tls else "disable",
-        "cache__enabled": "true" if name.endswith("+cache") else "false",
+        "cache__enabled": "true" if name.endswith(("+cache", "+defer")) else "false",
+        **({"defer_begin": "true"} if name.endswith("+defer") else {}),
         **({"workers": "2"} if name.startswith("pgnear-2") else {}),
         **({"cache__invalidation": "writes"} if manner.origin_port else {}),  # a stream has round trips of its own
         **({"max_client_connections": str(clients + 100)} if clients > ROOM else {}),
