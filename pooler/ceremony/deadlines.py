@@ -46,8 +46,8 @@ class DeadlineTable:
     """What holds for each database and user, looked up once.
 
     Attributes:
-      look_seconds: between two looks at what is linked. idle_look_seconds: at all clients; 0 where none may be idle for
-        too long.
+      look_seconds: between two looks at what is linked. idle_look_seconds: at all clients; 0 where none without a
+        connection may be idle for too long.
     """
 
     def __init__(self, config: Config) -> None:
@@ -59,7 +59,8 @@ class DeadlineTable:
         self._known: dict[tuple[str, str], Deadlines] = {}
         watched = config.shortest("query_timeout", "transaction_timeout", "idle_in_transaction_timeout")
         self.look_seconds = max(SHORTEST_LOOK_SECONDS, min(LOOK_SECONDS, watched / 10 or LOOK_SECONDS))
-        idle = config.shortest("client_idle_timeout")
+        defers = config.defer_begin or any(each.defer_begin for each in config.databases.values())
+        idle = config.shortest("client_idle_timeout", *(["idle_in_transaction_timeout"] if defers else []))
         self.idle_look_seconds = max(self.look_seconds, idle / 10) if idle else 0.0
 
     def __call__(self, database: str, user: str) -> Deadlines:

@@ -36,7 +36,7 @@ LATE_SECONDS = 1.0
 PARTING_SECONDS = 0.3
 """How long a client that asks for nothing more is waited for."""
 
-FAREWELL_SECONDS = 1.0
+FAREWELL_SECONDS = 2.0
 """How long a shutdown waits for the end of frames that replication clients are being sent."""
 
 

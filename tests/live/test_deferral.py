@@ -246,16 +246,18 @@ def test_a_block_that_its_origin_loses_ends_the_client(origin: Server, pgnear: S
 
 
 def test_who_sleeps_in_a_block_is_sent_away(pgnear: Start) -> None:
-    near = pgnear(pool_size=1, defer_begin=True, idle_in_transaction_timeout="0.3s")
+    near = pgnear(pool_size=1, defer_begin=True, idle_in_transaction_timeout="0.3s", cache={"enabled": False})
     with WireClient.logged_in(near.port) as client:
         client.query("begin")
+        assert near.metric("begins_deferred_total") == 1
         assert client.fatal()["C"] == "25P03"
 
 
 def test_a_drain_waits_for_an_open_block(pgnear: Start) -> None:
-    near = pgnear(pool_size=1, defer_begin=True)
+    near = pgnear(pool_size=1, defer_begin=True, cache={"enabled": False})
     with WireClient.logged_in(near.port) as client:
         client.query("begin")
+        assert near.metric("begins_deferred_total") == 1
         near.process.terminate()
         near.wait_for_log("stopping")
         assert client.query("commit")[-1] == ("Z", b"I")
