@@ -65,11 +65,9 @@ def answered(session: Session, text: bytes) -> bool:
 
 
 def _may_defer(session: Session) -> bool:
-    """Whether nothing of the session must be brought to a connection before its block, and the cache may answer in it:
-    only under READ COMMITTED does each statement see what was committed before it.
+    """Whether the cache may answer in the block, where there is one: under READ COMMITTED each statement sees what was
+    committed before it.
     """
-    if session.traces or session.insists:
-        return False
     return session.service.cache is None or (
         session.pool.reads_committed and session.settings.get("default_transaction_isolation") is None
     )

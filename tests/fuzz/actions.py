@@ -83,7 +83,8 @@ def scripts(groups: Sequence[str], *, max_steps: int = 30, clients: int = 3) -> 
             chosen += [name for name in ("transaction", "data", "look") if name in groups for _ in range(3)]
         rounds = draw(st.lists(st.lists(step(chosen), min_size=1, max_size=8), min_size=2, max_size=8))
         steps = [each for some in rounds for each in some][:max_steps]  # in rounds, because a list alone stays short
-        return Script(tuple(steps), pool_size, cache, watch=draw(st.sampled_from([False, False, False, True])))
+        watch, defer = draw(st.sampled_from([False, False, False, True])), draw(st.booleans())
+        return Script(tuple(steps), pool_size, cache, watch, defer)
 
     return script()
 

@@ -40,6 +40,8 @@ def _smaller(script: Script, position: int) -> Iterator[Script]:
         yield replace(script, steps=steps[: position + 1])
     if script.watch:
         yield replace(script, watch=False)
+    if script.defer:
+        yield replace(script, defer=False)
     size = len(steps) // 2
     while size:
         for start in range(len(steps) - size, -1, -size):

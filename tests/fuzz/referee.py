@@ -91,7 +91,7 @@ class Referee:
         self._script = script
         self._counts = counts
         self._tolerated = tolerated
-        self._pgnear: Pgnear = rig.pgnear(script.pool_size, script.cache)
+        self._pgnear: Pgnear = rig.pgnear(script.pool_size, script.cache, script.defer)
         self._private: dict[int, Conversation] = {}
         self._pooled: dict[int, Conversation] = {}
         self._position = 0

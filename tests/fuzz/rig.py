@@ -110,14 +110,14 @@ class Rig:
         self.started = time.monotonic()
         self.structure_changed = True
         self._fresh: set[Pgnear] = set()
-        self._pgnears: dict[tuple[int, bool], Pgnear] = {}
+        self._pgnears: dict[tuple[int, bool, bool], Pgnear] = {}
         self._consoles: dict[Pgnear, WireClient] = {}
 
-    def pgnear(self, pool_size: int, cache: bool) -> Pgnear:
+    def pgnear(self, pool_size: int, cache: bool, defer: bool = False) -> Pgnear:
         """The process with these settings, started where it does not run."""
-        running = self._pgnears.get((pool_size, cache))
+        running = self._pgnears.get((pool_size, cache, defer))
         if running is None or running.process.poll() is not None:
-            running = self._pgnears[pool_size, cache] = Pgnear(
+            running = self._pgnears[pool_size, cache, defer] = Pgnear(
                 self.pooled.url(),
                 {
                     "auth": "trust",
@@ -125,6 +125,7 @@ class Rig:
                     "min_pool_size": 0,
                     "strict_custom_settings": True,
                     "pool_wait_timeout": "4s",
+                    "defer_begin": defer,
                     "cache": {"enabled": cache},
                 },
             )

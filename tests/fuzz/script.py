@@ -48,7 +48,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Script:
-    """Steps, and what they run against: a pool of `pool_size` connections, `cache` on or off.
+    """Steps, and what they run against: a pool of `pool_size` connections, `cache` and `defer` (defer_begin) on or off.
 
     `watch`: after every step every client that may is asked for all that it can see.
     """
@@ -57,10 +57,12 @@ class Script:
     pool_size: int = 1
     cache: bool = False
     watch: bool = False
+    defer: bool = False
 
     def text(self) -> str:
         """One line for the circumstances, one for each step."""
-        head = json.dumps({"pool_size": self.pool_size, "cache": self.cache, "watch": self.watch})
+        circumstances = {name: getattr(self, name) for name in ("pool_size", "cache", "watch", "defer")}
+        head = json.dumps(circumstances)
         return "\n".join([head, *(step.line() for step in self.steps)]) + "\n"
 
     def save(self, path: Path) -> None:
