@@ -74,7 +74,7 @@ def submit(session: Session, data: bytes, start: int, batch: list[tuple[int, int
     synced = terminator == _SYNC
     lookup: Any = None
     if session.service.classifier.signals_seen:
-        answered = signals.answer_batch(session, data, operations, synced=synced)
+        answered = signals.answer_batch(session, data, start, operations, synced=synced)
         if answered is not None:
             return answered
     if session.origin is None:

@@ -16,7 +16,8 @@ import enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pooler import copying, ending
+from pooler import copying
+from pooler.link import link
 from pooler.origin import FAILED_TRANSACTION, IDLE
 from pooler.sql.effects import quote_literal
 from pooler.sql.signals import Call, Signal
@@ -86,12 +87,17 @@ def rights_of(rows: list[tuple[str, ...]]) -> Rights:
 # ---- simple queries --------------------------------------------------------------------------------------------------
 
 
-def answer_query(session: Session, statement: Statement) -> bool | None:
-    """Answer a Query that is such a call: True; False where it must wait and be given again; None: not for pgnear."""
+def answer_query(session: Session, statement: Statement, position: int) -> bool | None:
+    """Answer a Query that is such a call: True; False where it must wait and be given again; None: not for pgnear.
+
+    `position`: where it begins in what is being walked.
+    """
     signal = statement.signal
     call = signal.call() if signal is not None else None
     if signal is None or call is None or not _concerns_clients(session, call):
         return None
+    if session.deferred and not link(session, position):
+        return False  # an error must leave the block failed
     outcome = _decide(session, call)
     if outcome is Outcome.UNDER_WAY:
         return False
@@ -123,11 +129,15 @@ class _Batch(NamedTuple):
     call: Call | None
 
 
-def answer_batch(session: Session, data: bytes, operations: list[Operation], *, synced: bool) -> bool | None:
+def answer_batch(
+    session: Session, data: bytes, start: int, operations: list[Operation], *, synced: bool
+) -> bool | None:
     """The same for the messages of a batch, up to a Sync or not."""
     batch = _read(session, data, operations, synced=synced)
     if batch is None:
         return None
+    if session.deferred and not link(session, start):
+        return False
     outcome = _decide(session, batch.call)
     if outcome is Outcome.UNDER_WAY:
         return False
@@ -318,9 +328,6 @@ def _part(session: Session) -> None:
 def _fail(session: Session, error: PgError) -> None:
     """The answer is an error, and so is the end of what it stands in, up to its ReadyForQuery."""
     origin = session.origin
-    if session.deferred:
-        ending.fatal(session, error)  # see `unsent.fail`
-        return
     if origin is None or origin.status == IDLE:
         session.answer(error.response() + READY_IDLE)
         _part(session)

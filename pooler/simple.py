@@ -56,7 +56,7 @@ def submit(session: Session, data: bytes, position: int, frame_end: int) -> bool
     capture: Any = None
     if statement.deallocates is not None and _deallocate(session, statement.deallocates):
         return True
-    if statement.signal is not None and (answered := signals.answer_query(session, statement)) is not None:
+    if statement.signal is not None and (answered := signals.answer_query(session, statement, position)) is not None:
         return answered
     if statement.begins and session.mode == "statement":
         session.answer(errors.no_transaction_blocks().response() + READY_IDLE)

@@ -263,8 +263,9 @@ class Referee:
     def _nothing_left_behind(self, step: Step) -> None:
         """What a closed connection had is gone on both sides."""
         seen: list[list[tuple[str, ...]]] = [[], []]
-        # Of an unfinished batch pgnear may have sent nothing yet, and its transaction shows.
-        uncompared = "open transaction" if any(other.unsynced for other in self._private.values()) else ""
+        # Of an unfinished batch pgnear may have sent nothing yet, nor of a block, and its transaction shows.
+        unheard = self._script.defer or any(other.unsynced for other in self._private.values())
+        uncompared = "open transaction" if unheard else ""
 
         # Version 18 keeps a transaction open that it said is over, where a Query or FunctionCall came before the Sync.
         # pgnear closes such a connection, but for a client that is pinned to it.

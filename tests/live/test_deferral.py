@@ -245,6 +245,20 @@ def test_a_block_that_its_origin_loses_ends_the_client(origin: Server, pgnear: S
             assert client.one("select 3") == b"3"
 
 
+@pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
+def test_a_call_that_is_answered_here_and_fails_leaves_the_block_failed(plain: Pgnear, extended: bool) -> None:
+    with WireClient.logged_in(plain.port) as client, WireClient.logged_in(plain.port) as other:
+        (pid,) = rows(client.query("select pg_backend_pid()"))[0]
+        assert pid is not None
+        text = f"select pg_cancel_backend({pid.decode()})"
+        client.query("begin")
+        told = client.ask(parse(text) + bind() + execute() + SYNC if extended else query(text))
+        assert (error_fields(told[-2][1])["C"], told[-1]) == ("57014", ("Z", b"E"))
+        assert error_fields(client.query("select 1")[0][1])["C"] == "25P02"
+        assert client.query("commit")[0] == ("C", b"ROLLBACK\0")
+        assert other.one("select 1") == b"1"
+
+
 def test_who_sleeps_in_a_block_is_sent_away(pgnear: Start) -> None:
     near = pgnear(pool_size=1, defer_begin=True, idle_in_transaction_timeout="0.3s", cache={"enabled": False})
     with WireClient.logged_in(near.port) as client:
