@@ -54,7 +54,8 @@ CAPTION = """\
 Round trips that each step waits for, between the client and what it is connected to | between the pooler and the
 origin, counted by a proxy; TCP's handshake and TLS are on every leg, and every login asks for a password. Direct, both
 are the same network. A dash: PgBouncer before 1.21 has no prepared statements in transaction mode. PostgreSQL before 18
-does TLS with P-256 only, which costs drivers that propose X25519 one round trip more."""
+does TLS with P-256 only, which costs drivers that propose X25519 one round trip more. pgnear+defer: with
+`defer_begin`, which sends BEGIN with the first statement that needs the origin."""
 
 
 @dataclass(frozen=True)
