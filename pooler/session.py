@@ -8,6 +8,7 @@ what a statement means (`sql`; `consequences` and `aftermath` for the session), 
 States of a session, each seen from two attributes:
 
     unlinked   origin None, not waiting: no transaction, nothing owed; the cache may answer
+    deferred   origin None, deferred: in a transaction block that no origin has heard of; the cache may answer
     waiting    origin None, waiting: in the pool's queue; input is kept, not read past a bound
     linked     origin set: until ReadyForQuery says idle with nothing owed and no pin holds it
     closed     never again

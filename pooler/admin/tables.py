@@ -132,6 +132,8 @@ def _clients(service: Service) -> Iterator[Row]:
 def _client_state(session: Session) -> str:
     if session.waiting:
         return "waiting"
+    if session.deferred:
+        return "deferred"
     return "unlinked" if session.origin is None else "linked"
 
 

@@ -158,6 +158,38 @@ def test_a_query_that_waits_for_a_connection_needs_few_calls_more(near: dict[str
     assert sum(called.values()) <= WAITING_CALLS * SLACK, called
 
 
+BLOCK = (
+    "begin", "update counted set v = v + {} where id = {}", "select v from counted where id = {}",
+    "update counted set v = v - {} where id = {}", "insert into counted values ({}, {})", "rollback",
+)  # fmt: skip
+BLOCK_CALLS = {False: 162, True: 151}
+"""For all of these, most of which come with numbers of their own: BEGIN as it comes, or deferred."""
+
+
+@needs_counting
+@pytest.mark.parametrize("defers", BLOCK_CALLS, ids=["as it comes", "deferred"])
+def test_a_transaction_s_statements_need_few_calls(origin: Server, table: None, defers: bool) -> None:
+    with (
+        running(origin.url(), start=COUNTING, pool_size=1, defer_begin=defers, **WAYS["forwarded"]) as near,
+        WireClient.logged_in(near.port) as client,
+    ):
+        numbers = iter(range(10, 1_000_000))
+
+        def blocks(times: int) -> None:
+            for _ in range(times):
+                for text in BLOCK:
+                    client.query(text.format(next(numbers), next(numbers)))
+
+        blocks(30)
+        counted(near)
+        blocks(QUERIES)
+        functions, _ = counted(near)
+    functions.pop("reactor.run", None)
+    called = {name: round(count / QUERIES, 2) for name, count in functions.items() if count >= QUERIES / 2}
+    print(f"a block: {sum(called.values()):.1f} calls")
+    assert sum(called.values()) <= BLOCK_CALLS[defers] * SLACK, called
+
+
 KEEPS = "update counted set v = v where id = 1"
 SEQUENCE_CALLS = 5
 """What a write costs more, at most, once a client of another application has asked for a sequence's value."""

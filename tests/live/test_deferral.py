@@ -112,6 +112,8 @@ def test_a_block_in_which_nothing_was_asked_holds_no_connection(plain: Pgnear) -
     with WireClient.logged_in(plain.port) as idler, WireClient.logged_in(plain.port) as other:
         assert idler.query("begin")[-1] == ("Z", b"T")
         assert other.one("select 1") == b"1"  # there is one connection
+        with WireClient.logged_in(plain.port, database="pgnear") as console:
+            assert [row[4] for row in rows(console.query("show clients"))].count(b"deferred") == 1
         assert idler.one("select 2") == b"2"
         other.send(query("select 3"))
         assert idler.query("commit")[-1] == ("Z", b"I")
