@@ -13,6 +13,7 @@ from statistics import median
 COLOURS = {
     "direct": "#9aa5b1",
     "pgbouncer": "#c98a2b",
+    "odyssey": "#8a6d3b",
     "pgpool": "#a5488c",
     "pgnear": "#2b6cb0",
     "pgnear+cache": "#2f9e67",
@@ -22,7 +23,7 @@ COLOURS = {
     "pgnear-2+cache": "#7cc49b",
 }
 
-TITLES = {"direct": "direct", "pgbouncer": "PgBouncer", "pgpool": "Pgpool-II"}
+TITLES = {"direct": "direct", "pgbouncer": "PgBouncer", "odyssey": "Odyssey", "pgpool": "Pgpool-II"}
 
 BASES = ("pgbouncer", "direct", "pgpool")
 """What pgnear is compared to."""

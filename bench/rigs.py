@@ -35,7 +35,7 @@ ROOM = 5000
 """Clients that every rig has room for at least."""
 
 NAMES = (
-    "direct", "pgbouncer", "pgpool", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-c+cache", "pgnear-2",
+    "direct", "pgbouncer", "odyssey", "pgpool", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-c+cache", "pgnear-2",
     "pgnear-2+cache", "pgnear+defer",
 )  # fmt: skip
 NEAR = NAMES[:-1]
@@ -47,7 +47,7 @@ POOLERS = ("pgbouncer", "pgnear", "pgnear+cache", "pgnear-c", "pgnear-2")
 COMPILED = ("pgnear-c", "pgnear-c+cache")
 """pgnear with its hot path compiled (`bench.compiled`); left out where that cannot be done."""
 
-BINARIES = ("pgbouncer", "pgpool")
+BINARIES = ("pgbouncer", "odyssey", "pgpool")
 """Rigs that are left out where the program of that name is not installed."""
 
 
@@ -164,6 +164,8 @@ def running(
                 rigs.append(Rig("direct", postgres.port))
             elif name == "pgbouncer":
                 rigs.append(stack.enter_context(_pgbouncer(postgres, clients, manner)))
+            elif name == "odyssey":
+                rigs.append(stack.enter_context(_odyssey(postgres)))
             elif name == "pgpool":
                 rigs.append(stack.enter_context(_pgpool(postgres, clients)))
             elif name not in COMPILED or compiled() is not None:
@@ -297,6 +299,43 @@ def _pgbouncer(postgres: EmbeddedPostgres, clients: int, manner: Manner) -> Iter
         _write(home / "pgbouncer.ini", lines)
         with _process([_binary("pgbouncer") or "", "-q", str(home / "pgbouncer.ini")], port, user=user) as pid:
             yield Rig("pgbouncer", port, pid, f"PgBouncer {version('pgbouncer')}: {_words(settings)}")
+
+
+@contextmanager
+def _odyssey(postgres: EmbeddedPostgres) -> Iterator[Rig]:
+    """With one worker: its threads would take turns with the origin and the load, as pgnear's workers do."""
+    port = free_port()
+    general = {"workers": "1"}
+    route = {
+        "pool": "transaction",
+        "pool_size": "20",
+        "pool_discard": "no",
+        "pool_reserve_prepared_statement": "yes",
+    }
+
+    def words(settings: dict[str, str]) -> list[str]:
+        bare = re.compile(r"yes|no|\d+")
+        return [f"{name} {value}" if bare.fullmatch(value) else f'{name} "{value}"' for name, value in settings.items()]
+
+    with _home() as (home, user):
+        places = {
+            "unix_socket_dir": str(home), "locks_dir": str(home), "daemonize": "no", "log_to_stdout": "no",
+            "log_stats": "no", "log_session": "no",
+        }  # fmt: skip
+        origin = {
+            "authentication": "none", "storage": "origin", "storage_db": "postgres", "storage_user": "postgres",
+            "storage_password": postgres.password,
+        }  # fmt: skip
+        lines = [
+            *words(places | general),
+            'log_format "%p %t %l [%i %s] (%c) %m\\n"',
+            "listen {", *words({"host": "127.0.0.1", "port": str(port)}), "}",
+            'storage "origin" {', *words({"type": "remote", "host": "127.0.0.1", "port": str(postgres.port)}), "}",
+            "database default {", "user default {", *words(origin | route), "}", "}",
+        ]  # fmt: skip
+        _write(home / "odyssey.conf", lines)
+        with _process([_binary("odyssey") or "", str(home / "odyssey.conf")], port, user=user) as pid:
+            yield Rig("odyssey", port, pid, f"Odyssey {version('odyssey')}: {_words(general | route)}")
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def test_a_rig_that_does_not_exist_is_named_with_those_that_do(capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["--rigs", "direct,pgbuoncer"])
     assert (
-        "'pgbuoncer' is none of direct, pgbouncer, pgpool, pgnear, pgnear+cache, pgnear-c, pgnear-c+cache"
+        "'pgbuoncer' is none of direct, pgbouncer, odyssey, pgpool, pgnear, pgnear+cache, pgnear-c, pgnear-c+cache"
         in capsys.readouterr().err
     )
 
@@ -110,10 +110,10 @@ def test_a_rig_that_is_not_installed_is_left_out_with_a_line(
     origin: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rigs, "_binary", lambda name: None)
-    with rigs.running(["direct", "pgbouncer", "pgpool"], origin, 1) as started:
+    with rigs.running(["direct", "pgbouncer", "odyssey", "pgpool"], origin, 1) as started:
         assert [rig.name for rig in started] == ["direct"]
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"{name} is not installed: its column is left out." for name in ("pgbouncer", "pgpool")]
+    assert said == [f"{name} is not installed: its column is left out." for name in ("pgbouncer", "odyssey", "pgpool")]
 
 
 def test_without_a_compiler_the_columns_of_compiled_pgnear_are_left_out_with_a_line(
