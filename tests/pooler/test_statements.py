@@ -12,6 +12,7 @@ from pooler.session import Session
 from pooler.sql.statement import classify
 from pooler.statements import PARSES_BYTES, PreparedStatements
 from protocol.responses import PgError
+from tests.support.compiled import needs_stand_ins
 
 
 def heavy(number: int) -> bytes:
@@ -29,6 +30,7 @@ def test_parse_messages_that_are_remembered_are_bounded_in_bytes() -> None:
     assert scope.parses
 
 
+@needs_stand_ins
 def test_a_clients_statements_are_bounded_by_what_is_known_about_them() -> None:
     known = PreparedStatements()
     scope = known.scope("shop", 0, ())
