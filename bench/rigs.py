@@ -328,6 +328,7 @@ def _odyssey(postgres: EmbeddedPostgres) -> Iterator[Rig]:
         }  # fmt: skip
         lines = [
             *words(places | general),
+            'unix_socket_mode "0644"',
             'log_format "%p %t %l [%i %s] (%c) %m\\n"',
             "listen {", *words({"host": "127.0.0.1", "port": str(port)}), "}",
             'storage "origin" {', *words({"type": "remote", "host": "127.0.0.1", "port": str(postgres.port)}), "}",
