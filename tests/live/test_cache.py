@@ -367,7 +367,8 @@ def test_a_write_that_commits_after_its_client_is_gone_counts(near: Pgnear, clie
     reader, _, past = clients
     with near.connect() as hasty:
         hasty.pgconn.send_query(b"select bump_stubborn()")
-        until(lambda: answer(past, _runs("select bump_stubborn()")), what="the write does not run")
+        sleeps = _runs("select bump_stubborn()") + " and wait_event = 'PgSleep'"  # where it is stubborn
+        until(lambda: answer(past, sleeps), what="the write does not run")
         hasty.pgconn.finish()
     assert keep(near, reader, ITEM) == 30
     until(lambda: answer(past, ITEM) == 63, what="the write does not end")
