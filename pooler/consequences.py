@@ -151,8 +151,7 @@ def look(session: Session, text: bytes) -> None:
 def bring_schema(session: Session, origin: Origin) -> None:
     """Before a statement that may look: a client that has made a temporary schema has one on this connection, too."""
     lacks = TEMPORARY_SCHEMA in session.traces and TEMPORARY_SCHEMA not in origin.traces
-    outside = origin.status == IDLE and not origin.block_since
-    if lacks and outside and all(unit.swallow for unit in origin.units):
+    if lacks and origin.outside_block and all(unit.swallow for unit in origin.units):
         leave_schema(session, origin)
 
 

@@ -36,6 +36,7 @@ _ENDS: Final = {
 _BEGUN: Final = {text: command_complete(tag) + READY_IN_BLOCK for text, tag in _BEGINS.items()}
 _ENDED: Final = {text: command_complete(tag) + READY_IDLE for text, tag in _ENDS.items()}
 
+_BEGIN: Final = query("BEGIN")
 BEGIN_FRAMES: Final = frame(b"P", b"\0BEGIN\0\0\0") + frame(b"B", b"\0" * 8) + frame(b"E", b"\0" * 5)
 """BEGIN without a Sync: PostgreSQL keeps its answer back until that of the Query behind it, so that both are one send
 and one receive on both sides. BEGUN_FRAMES is what it says."""
@@ -82,7 +83,7 @@ def open_block(session: Session, origin: Origin) -> None:
 
     _note(session, origin)
     origin.units.append(Unit.own(done))
-    session.send_later(query("BEGIN"))
+    session.send_later(_BEGIN)
 
 
 def open_with_query(session: Session, origin: Origin, unit: Unit) -> bytes:

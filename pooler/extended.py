@@ -35,7 +35,6 @@ from pooler.consequences import (
 )
 from pooler.link import link
 from pooler.operations import Operation, read, recall_sequences, statement_of, texts_that_look
-from pooler.origin import IDLE
 from pooler.replicas import begins_reading
 from pooler.settings import DEFAULTS
 from pooler.sql.statement import Statement
@@ -140,8 +139,7 @@ def _send(
     """Send the batch, which is at `place` in `data`, as its connection must have it."""
     start, end = place
     synced = terminator == _SYNC
-    outside = origin.status == IDLE and not origin.block_since
-    alone = outside and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
+    alone = origin.outside_block and (not origin.units or (len(origin.units) == 1 and origin.units[0].swallow))
     unit = _open_unit(session, origin)
     if unit.failed:  # the origin skips to the Sync; so do we
         operations = []

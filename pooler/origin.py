@@ -422,6 +422,11 @@ class Origin:
         return home, self.settings, home.schema_epoch
 
     @property
+    def outside_block(self) -> bool:
+        """Whether it is in no transaction block, nor is one to be opened by what is on its way (`deferral`)."""
+        return self.status == IDLE and not self.block_since
+
+    @property
     def mid_frame(self) -> bool:
         """Whether the session has got the beginning of a frame whose end is still to come."""
         return self._stream > 0

@@ -220,10 +220,11 @@ class Unit:
         not, either.
         """
         prefix, self.prefix = self.prefix, b""
+        unopened, self.unopened = self.unopened, None  # it knows its session, which this unit may outlive
         if data[: len(prefix)] == prefix:
             return len(prefix)
         if prefix == BEGUN_FRAMES:
-            self.script([(PARSE, False, None, None), (BIND, False, b"", None), (EXECUTE, False, None, self.unopened)])
+            self.script([(PARSE, False, None, None), (BIND, False, b"", None), (EXECUTE, False, None, unopened)])
             return 0
         self.script([(BIND, False, b"", None), (DESCRIBE, True, None, None), (EXECUTE, True, None, None)])
         return 0
